@@ -1,0 +1,27 @@
+"""Bayesian neural networks on one flat parameter vector."""
+
+from bnn_utils.chain import Chain
+from bnn_utils.data import Data, boxes, default_device, published_summary, square_grid
+from bnn_utils.flat import FlatModule
+from bnn_utils.hmc import HMC
+from bnn_utils.likelihoods import Bernoulli, Likelihood
+from bnn_utils.posterior import NormalPrior, Posterior
+from bnn_utils.sampling import sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HMC",
+    "Bernoulli",
+    "Chain",
+    "Data",
+    "FlatModule",
+    "Likelihood",
+    "NormalPrior",
+    "Posterior",
+    "boxes",
+    "default_device",
+    "published_summary",
+    "sample",
+    "square_grid",
+]

@@ -1,0 +1,180 @@
+"""Chain: the draws of one run, with their statistics, timing and tables."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_utils import diagnostics
+from bnn_utils._arviz import arviz
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from arviz import InferenceData
+
+QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chain:
+    """Draws of one run of `sample`.
+
+    Attributes:
+        draws: shape ``(chains, draws, D)``.
+        stats: ArviZ name -> values of shape ``(chains, draws)``: lp, acceptance_rate, is_accept, n_steps, step_size,
+            energy, energy_error, diverging.
+        names: label of each parameter, D of them.
+        kernel: the sampler and its settings, in words.
+        engine: which engine drew.
+        device: where it drew, such as "cpu".
+        seed: seed of the run; None if a generator was passed.
+        warmup: transitions per chain that were thrown away before the first draw.
+        wall_time: seconds from the call of `sample` to its return.
+        sampling_time: seconds of it spent on the transitions that were kept.
+    """
+
+    draws: Tensor
+    stats: dict[str, Tensor]
+    names: list[str]
+    kernel: str
+    engine: str
+    device: str
+    seed: int | None
+    warmup: int
+    wall_time: float
+    sampling_time: float
+
+    @property
+    def num_chains(self) -> int:
+        return self.draws.shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Draws per chain."""
+        return self.draws.shape[1]
+
+    @property
+    def dim(self) -> int:
+        return self.draws.shape[2]
+
+    def best_draw(self) -> tuple[int, int]:
+        """(chain, draw) of the highest log density; ``chain.draws[chain.best_draw()]`` is its theta."""
+        return divmod(int(self.stats["lp"].argmax()), self.num_draws)
+
+    def summary(self) -> pd.DataFrame:
+        """Moments and diagnostics of every parameter, one row each, under ArviZ's names.
+
+        Columns: mean, sd, mcse (of the mean), ess_bulk, ess_tail, r_hat (rank-normalised split R-hat, the larger of
+        bulk and tail; Vehtari et al. 2021) and ess_per_sec (bulk ESS per second of sampling).
+        """
+        import pandas as pd
+
+        flat = self.draws.flatten(0, 1).double()
+        bulk = diagnostics.ess(self.draws, "bulk")
+        columns = {
+            "mean": flat.mean(0),
+            "sd": flat.std(0),
+            "mcse": diagnostics.mcse(self.draws),
+            "ess_bulk": bulk,
+            "ess_tail": diagnostics.ess(self.draws, "tail"),
+            "r_hat": diagnostics.rhat(self.draws),
+            "ess_per_sec": bulk / self.sampling_time,
+        }
+        index = pd.Index(self.names, name="parameter")
+        return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}, index=index)
+
+    def quantiles(self) -> pd.DataFrame:
+        """Quantiles of every parameter over all chains, one row each, one column per percentage."""
+        import pandas as pd
+
+        values = np.percentile(self.draws.reshape(-1, self.dim).cpu().numpy(), QUANTILES, axis=0).T
+        index = pd.Index(self.names, name="parameter")
+        return pd.DataFrame(values, index=index, columns=[f"{q:g}%" for q in QUANTILES])
+
+    def to_arviz(self) -> InferenceData:
+        """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats."""
+        return arviz().from_dict(
+            posterior={"theta": self.draws.cpu().numpy()},
+            sample_stats={name: value.cpu().numpy() for name, value in self.stats.items()},
+            coords={"parameter": self.names},
+            dims={"theta": ["parameter"]},
+            posterior_attrs=self._attributes(),
+        )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the chain to a netCDF file, which holds data and no code; an existing file is replaced."""
+        self.to_arviz().to_netcdf(str(path), engine="h5netcdf")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Chain:
+        """Read a chain that `save` wrote; its draws are on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is none of `save`'s.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}")
+        try:
+            data = arviz().from_netcdf(str(path), engine="h5netcdf")
+            theta, stats = data["posterior"]["theta"], data["sample_stats"]
+            chain = cls(
+                draws=torch.from_numpy(theta.to_numpy().copy()),
+                stats={str(name): torch.from_numpy(stats[name].to_numpy().copy()) for name in stats.data_vars},
+                names=[str(name) for name in theta.coords["parameter"].to_numpy()],
+                **{name: read(data["posterior"].attrs[name]) for name, read in _ATTRIBUTES.items()},
+            )
+            data.close()
+        except (OSError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} does not hold a chain written by Chain.save: {error}") from error
+        return chain
+
+    def _attributes(self) -> dict[str, str | int | float]:
+        # netCDF attributes can't be empty, so a missing seed is -1.
+        return {name: -1 if getattr(self, name) is None else getattr(self, name) for name in _ATTRIBUTES}
+
+    def _facts(self) -> dict[str, str]:
+        chains, draws, dim = self.draws.shape
+        rate, diverging = self.stats["acceptance_rate"], int(self.stats["diverging"].sum())
+        return {
+            "sampler": self.kernel,
+            "engine": f"{self.engine}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
+            "chains": f"{chains}",
+            "draws per chain": f"{draws:,} after {self.warmup:,} of warmup",
+            "wall duration": f"{self.wall_time:.2f} s, sampling {self.sampling_time:.2f} s",
+            "acceptance rate": f"{rate.double().mean():.3f} on average, {diverging} divergences",
+            "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
+            "internals": ", ".join(self.stats),
+            "seed": f"{'taken from a generator' if self.seed is None else self.seed}",
+        }
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        width = max(map(len, facts))
+        return "Chain\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{html.escape(value)}</td></tr>'
+            for name, value in self._facts().items()
+        )
+        return f"<table><caption>Chain</caption><tbody>{rows}</tbody></table>"
+
+
+# What travels with the draws as attributes of the file, and how each is read back.
+_ATTRIBUTES = {
+    "kernel": str,
+    "engine": str,
+    "device": str,
+    "seed": lambda value: None if value == -1 else int(value),
+    "warmup": int,
+    "wall_time": float,
+    "sampling_time": float,
+}

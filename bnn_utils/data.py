@@ -1,0 +1,122 @@
+"""Data sets, the grid they are looked at on, and the device they live on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BOX_SIDE = 4.5
+# Lower-left corners; the first two boxes are class 1, the last two class 0.
+BOX_CORNERS = ((0.5, 0.5), (-5.0, -5.0), (0.5, -5.0), (-5.0, 0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Inputs and targets of one data set.
+
+    Args:
+        x: inputs, shape ``(N, ...)``, one row per point.
+        y: targets, shape ``(N,)`` or ``(N, ...)``; which values are allowed is the likelihood's business.
+
+    Raises:
+        ValueError: if x and y differ in length or device, are empty, or hold NaN or infinite values.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in (("x", self.x), ("y", self.y)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
+            if value.ndim == 0 or len(value) == 0:
+                raise ValueError(f"{name} holds no points: its shape is {tuple(value.shape)}")
+            bad = ~torch.isfinite(value)
+            if bad.any():
+                first = bad.nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name} has {int(bad.sum())} NaN or infinite values, the first at {first}; "
+                    "remove those points or fill them in"
+                )
+        if len(self.x) != len(self.y):
+            raise ValueError(f"x has {len(self.x)} points and y has {len(self.y)}; they must be equally many")
+        if self.x.device != self.y.device:
+            raise ValueError(f"x lies on {self.x.device} and y on {self.y.device}; move both with data.to(device)")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, *args: Any, **kwargs: Any) -> Data:
+        """The same data in another dtype or on another device; arguments as for ``torch.Tensor.to``.
+
+        Integer tensors (class labels, token numbers) keep their dtype.
+        """
+
+        def move(value: Tensor) -> Tensor:
+            moved = value.to(*args, **kwargs)
+            return moved if value.is_floating_point() else moved.to(value.dtype)
+
+        return Data(move(self.x), move(self.y))
+
+
+def boxes(n: int = 80, seed: int = 1234) -> Data:
+    """Four boxes of points, one per quadrant; opposite quadrants share a class (a noisy XOR).
+
+    Args:
+        n: number of points, a positive multiple of 4.
+        seed: seed of NumPy's generator; the same seed gives the same points on every machine.
+
+    Returns:
+        Data with ``x`` of shape ``(n, 2)`` and ``y`` of shape ``(n,)`` in {0, 1}, float64 on the CPU.
+        The first half of the points is class 1.
+    """
+    if n <= 0 or n % 4:
+        raise ValueError(f"n must be a positive multiple of 4 (four boxes of equal size), got {n}")
+    rng = np.random.default_rng(seed)
+    points = [
+        np.stack([rng.random(n // 4) * BOX_SIDE + left, rng.random(n // 4) * BOX_SIDE + bottom], axis=1)
+        for left, bottom in BOX_CORNERS
+    ]
+    labels = np.repeat([1.0, 0.0], n // 2)
+    return Data(torch.from_numpy(np.concatenate(points)), torch.from_numpy(labels))
+
+
+def square_grid(num: int = 25, limit: float = 6.0, like: Tensor | None = None) -> Tensor:
+    """A regular grid over ``[-limit, limit]^2``.
+
+    Returns:
+        shape ``(num * num, 2)``, first coordinate fastest, in the dtype and on the device of ``like``
+        (float64 on the CPU without it).
+    """
+    if num < 2 or limit <= 0:
+        raise ValueError(f"a grid needs num >= 2 and limit > 0, got num={num}, limit={limit}")
+    like = torch.empty(0, dtype=torch.float64) if like is None else like
+    axis = torch.linspace(-limit, limit, num, dtype=like.dtype, device=like.device)
+    x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x1.flatten(), x2.flatten()], dim=1)
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def published_summary() -> pd.DataFrame:
+    """The summary table that the original tutorial published for its chain, one row per parameter.
+
+    Columns: mean, sd, mcse, ess_bulk, ess_tail, r_hat, ess_per_sec and the quantiles q2.5 ... q97.5. The rows are in
+    Lux's parameter order and weights have symmetric copies, so compare ranges, not rows.
+    """
+    import pandas as pd
+
+    with files("bnn_utils.resources").joinpath("published_chain.csv").open() as file:
+        table = pd.read_csv(file, index_col="parameter")
+    return table.rename(columns={"std": "sd", "rhat": "r_hat"})

@@ -1,0 +1,89 @@
+"""Convergence diagnostics of any quantity, in weight space or in function space."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_utils._arviz import arviz
+
+FEWEST_DRAWS = 4  # two in each half of a chain
+
+
+def rhat(draws: Tensor) -> Tensor:
+    """Rank-normalised split R-hat, the larger of bulk and tail (Vehtari et al. 2021, sections 3 and 4).
+
+    Each chain is cut in half, so that one chain suffices to see a drift; that different chains ended in different
+    places only several can show.
+
+    Args:
+        draws: shape ``(chains, draws, ...)``: parameters, predictions, or anything else computed from each draw.
+
+    Returns:
+        shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed.
+    """
+    halves = _split(_as_array(draws))
+    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
+    return torch.from_numpy(np.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))))
+
+
+def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tensor:
+    """Effective sample size by ArviZ: how many independent draws would estimate as well.
+
+    Args:
+        draws: shape ``(chains, draws, ...)``.
+        method: "bulk" for the centre (ranks), "tail" for the 5 % and 95 % quantiles, "mean" for the mean.
+
+    Returns:
+        shape ``(...)``, float64 on the CPU.
+    """
+    return torch.from_numpy(_by_arviz("ess", draws, method=method))
+
+
+def mcse(draws: Tensor) -> Tensor:
+    """Monte Carlo standard error of the mean by ArviZ: ``(chains, draws, ...)`` -> ``(...)``."""
+    return torch.from_numpy(_by_arviz("mcse", draws, method="mean"))
+
+
+def _by_arviz(function: str, draws: Tensor, method: str) -> np.ndarray:
+    az = arviz()
+    data = az.convert_to_dataset({"v": _as_array(draws)})
+    return np.asarray(getattr(az, function)(data, method=method)["v"].to_numpy())
+
+
+def _as_array(draws: Tensor) -> np.ndarray:
+    array = torch.as_tensor(draws).detach().cpu().double().numpy()
+    if array.ndim < 2 or array.shape[1] < FEWEST_DRAWS:
+        raise ValueError(
+            f"diagnostics need draws of shape (chains, draws, ...) with at least {FEWEST_DRAWS} draws per chain, "
+            f"got {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} of the values are NaN or infinite")
+    return array
+
+
+def _split(array: np.ndarray) -> np.ndarray:
+    """Halves of chains as chains; the middle draw of an odd number is left out."""
+    half = array.shape[1] // 2
+    return np.concatenate([array[:, :half], array[:, -half:]])
+
+
+def _normal_scores(array: np.ndarray) -> np.ndarray:
+    """Ranks over all chains as quantiles of the standard normal (Blom 1958)."""
+    from scipy.stats import norm, rankdata  # half a second to import
+
+    chains, draws = array.shape[:2]
+    ranks = rankdata(array.reshape(chains * draws, -1), axis=0).reshape(array.shape)
+    return norm.ppf((ranks - 3 / 8) / (chains * draws + 1 / 4))
+
+
+def _rhat(array: np.ndarray) -> np.ndarray:
+    draws = array.shape[1]
+    within = array.var(axis=1, ddof=1).mean(axis=0)
+    between = draws * array.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 for a quantity that never changed
+        return np.sqrt((between / within + draws - 1) / draws)

@@ -1,0 +1,113 @@
+"""hamiltorch (Cobb, Baydin, Markham and Roberts 2019) as an engine.
+
+Written for version 0.4.1 at commit 19b627b. Its `sample` is called for one transition at a time: all it knows between
+transitions is the position, so the draws are the same as in one call, and that way an interruption loses nothing and
+its burn-in (which, on a rejection, can go back to the starting point) is never used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from types import ModuleType
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_utils.hmc import HMC, HMCInfo
+from bnn_utils.posterior import Posterior
+from bnn_utils.random import lend_to_torch
+
+INSTALL = "pip install 'bnn-utils[hamiltorch]'"
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("hamiltorch") is not None
+
+
+def transitions(
+    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, HMCInfo]]:
+    """Transitions of all chains from theta ``(C, D)``, one chain after the other; see `bnn_utils.engines`.
+
+    Raises:
+        ModuleNotFoundError: if hamiltorch is not installed.
+    """
+    hamiltorch = _import_quietly()
+    log_prob = posterior.log_prob(theta).detach()
+    while True:
+        steps = []
+        for row in theta:
+            with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
+                steps.append(_transition(hamiltorch, posterior, kernel, row))
+        theta = torch.stack([end for end, _, _ in steps])
+        start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
+        is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
+        log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
+        yield theta, log_prob, kernel.info(start_energy, end_energy, is_accept)
+
+
+def _transition(
+    hamiltorch: ModuleType, posterior: Posterior, kernel: HMC, theta: Tensor
+) -> tuple[Tensor, tuple[float, float], bool]:
+    """One transition from theta ``(D,)``: where it ends, the energies at its two ends, and whether it was accepted."""
+    energies: list[float] = []
+    hamiltonian = hamiltorch.samplers.hamiltonian
+
+    def listen(*args: object, **kwargs: object) -> Tensor:
+        energy = hamiltonian(*args, **kwargs)
+        energies.append(float(energy))
+        return energy
+
+    # hamiltorch computes the energies at both ends of a trajectory, and returns neither.
+    with patch.object(hamiltorch.samplers, "hamiltonian", listen):
+        start, end = hamiltorch.sample(
+            log_prob_func=posterior.log_prob,
+            params_init=theta,
+            num_samples=1,
+            num_steps_per_sample=int(kernel.num_steps),
+            step_size=kernel.step_size,
+            inv_mass=kernel.inv_mass,
+            burn=-1,
+            verbose=False,
+        )
+    # Where an energy is not finite it raises an error of its own and rejects.
+    start_energy, end_energy = (*energies, math.inf, math.inf)[:2]
+    return end, (start_energy, end_energy), not torch.equal(start, end)
+
+
+def _import_quietly() -> ModuleType:
+    """hamiltorch, without what its import does: seeding Python's, NumPy's and torch's global generators."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (guarded, not used)
+    try:
+        with torch.random.fork_rng():
+            import hamiltorch
+    except ModuleNotFoundError as error:
+        if error.name != "hamiltorch":
+            raise
+        raise ModuleNotFoundError(
+            f"engine='hamiltorch' needs hamiltorch, which is not installed; get it with: {INSTALL}\n"
+            "or leave engine='builtin', which draws from the same distribution",
+            name="hamiltorch",
+        ) from error
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+    return hamiltorch
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """hamiltorch draws its uniforms in the default dtype; they should have theta's."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,195 @@
+"""Hamiltonian Monte Carlo on a flat parameter vector, many lanes at once: state, info, kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Energy error at which a trajectory counts as divergent, as in Stan (Betancourt 2017, section 6.2).
+MAX_ENERGY_ERROR = 1000.0
+
+LogProbAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class HMCState(NamedTuple):
+    """Where each lane is. The gradient is kept so that no transition computes it twice."""
+
+    theta: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    grad: Tensor  # (C, D), gradient of log_prob at theta
+
+
+class HMCInfo(NamedTuple):
+    """What happened in one transition, one entry per lane, under ArviZ's names."""
+
+    acceptance_rate: Tensor  # (C,), min(1, exp(-energy_error))
+    is_accept: Tensor  # (C,), bool
+    n_steps: Tensor  # (C,), leapfrog steps
+    step_size: Tensor  # (C,)
+    energy: Tensor  # (C,), H of the state that was kept, with the momentum it was reached with
+    energy_error: Tensor  # (C,), H at the end of the trajectory minus H at its start
+    diverging: Tensor  # (C,), bool, energy error above 1000 or not finite
+
+
+Kernel = Callable[[torch.Generator, HMCState], tuple[HMCState, HMCInfo]]
+
+
+class Metric(NamedTuple):
+    """The kinetic energy ``p' M^-1 p / 2``, by its two uses: p ~ Normal(0, M) and the velocity M^-1 p."""
+
+    momentum: Callable[[Tensor], Tensor]  # standard normal noise (C, D) -> momentum (C, D)
+    velocity: Callable[[Tensor], Tensor]  # momentum (C, D) -> velocity (C, D)
+
+
+def metric(inv_mass: Tensor | None) -> Metric:
+    """The metric of an inverse mass: None (identity), ``(D,)`` (diagonal) or ``(D, D)`` (dense)."""
+    if inv_mass is None:
+        return Metric(lambda noise: noise, lambda p: p)
+    if inv_mass.ndim == 1:
+        sd = inv_mass.rsqrt()
+        return Metric(lambda noise: noise * sd, lambda p: inv_mass * p)
+    factor = torch.linalg.cholesky(torch.linalg.inv(inv_mass))
+    return Metric(lambda noise: noise @ factor.mT, lambda p: p @ inv_mass)
+
+
+def leapfrog(
+    state: HMCState,
+    p: Tensor,
+    log_prob_and_grad: LogProbAndGrad,
+    step_size: float,
+    num_steps: int,
+    velocity: Callable[[Tensor], Tensor] = lambda p: p,
+) -> tuple[HMCState, Tensor]:
+    r"""Integrate Hamilton's equations for ``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``.
+
+    One step: p <- p + eps/2 grad;  theta <- theta + eps M^-1 p;  p <- p + eps/2 grad   (Neal 2011, eq. 5.18-5.20)
+
+    The two half steps between neighbouring positions are one full step, so ``num_steps`` steps cost ``num_steps``
+    gradients.
+
+    Args:
+        state: where the lanes are, with the gradient there.
+        p: momentum, shape ``(C, D)``.
+
+    Returns:
+        the state and the momentum at the end of the trajectory.
+    """
+    theta, log_prob, grad = state
+    p = p + step_size / 2 * grad
+    for step in range(num_steps):
+        theta = theta + step_size * velocity(p)
+        log_prob, grad = log_prob_and_grad(theta)
+        p = p + (step_size if step < num_steps - 1 else step_size / 2) * grad
+    return HMCState(theta, log_prob, grad), p
+
+
+@dataclass(frozen=True, eq=False)
+class HMC:
+    """Hamiltonian Monte Carlo with a fixed step size and number of steps (Neal 2011).
+
+    Args:
+        step_size: leapfrog step, in units of theta where the mass is the identity.
+        num_steps: leapfrog steps in one transition.
+        inv_mass: inverse mass: None for the identity, ``(D,)`` for its diagonal, or ``(D, D)``; best near the
+            posterior's covariance.
+
+    Raises:
+        ValueError: if a step size or number of steps is not positive, or ``inv_mass`` is not positive definite.
+    """
+
+    step_size: float
+    num_steps: int
+    inv_mass: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size < float("inf"):
+            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
+        if self.num_steps != int(self.num_steps) or self.num_steps < 1:
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
+        if self.inv_mass is not None:
+            _check_inv_mass(self.inv_mass)
+
+    def init(self, log_prob_and_grad: LogProbAndGrad, theta: Tensor) -> HMCState:
+        """The state of lanes at theta, shape ``(C, D)``."""
+        return HMCState(theta, *log_prob_and_grad(theta))
+
+    def kernel(self, log_prob_and_grad: LogProbAndGrad) -> Kernel:
+        """One transition, ``(generator, state) -> (state, info)``, that leaves ``exp(log_prob)`` invariant.
+
+        p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p);  accept with probability min(1, exp(H - H*))
+
+        Per transition it draws a normal ``(C, D)``, then a uniform ``(C,)``, from the generator.
+
+        Args:
+            log_prob_and_grad: ``(C, D) -> (C,), (C, D)``, each row on its own.
+        """
+        step_size, num_steps = self.step_size, int(self.num_steps)
+        momentum, velocity = metric(self.inv_mass)
+
+        def energy(state: HMCState, p: Tensor) -> Tensor:
+            return (p * velocity(p)).sum(-1) / 2 - state.log_prob
+
+        def transition(generator: torch.Generator, state: HMCState) -> tuple[HMCState, HMCInfo]:
+            theta = state.theta
+            noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype, device=theta.device)
+            p = momentum(noise)
+            proposal, p_end = leapfrog(state, p, log_prob_and_grad, step_size, num_steps, velocity)
+            start, end = energy(state, p), energy(proposal, p_end)
+            u = torch.rand(len(theta), generator=generator, dtype=theta.dtype, device=theta.device)
+            is_accept = _log_ratio(start, end) >= u.log()
+            return _where(is_accept, proposal, state), self.info(start, end, is_accept)
+
+        return transition
+
+    def info(self, start: Tensor, end: Tensor, is_accept: Tensor) -> HMCInfo:
+        """What happened, from the energies at the two ends of each trajectory, ``(C,)`` each."""
+        error = end - start
+        return HMCInfo(
+            acceptance_rate=_log_ratio(start, end).exp(),
+            is_accept=is_accept,
+            n_steps=torch.full_like(is_accept, self.num_steps, dtype=torch.int64),
+            step_size=torch.full_like(error, self.step_size),
+            energy=torch.where(is_accept, end, start),
+            energy_error=error,
+            diverging=~(error <= MAX_ENERGY_ERROR),
+        )
+
+    def __repr__(self) -> str:
+        mass = "" if self.inv_mass is None else f", inv_mass={'diagonal' if self.inv_mass.ndim == 1 else 'dense'}"
+        return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{mass})"
+
+
+def _log_ratio(start: Tensor, end: Tensor) -> Tensor:
+    """Log of the Metropolis acceptance probability; an energy that is not a number is never accepted."""
+    ratio = start - end
+    return torch.where(ratio.isnan(), -torch.inf, ratio).clamp(max=0)
+
+
+def _where(condition: Tensor, a: HMCState, b: HMCState) -> HMCState:
+    """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
+    rows = condition.unsqueeze(-1)
+    return HMCState(
+        torch.where(rows, a.theta, b.theta),
+        torch.where(condition, a.log_prob, b.log_prob),
+        torch.where(rows, a.grad, b.grad),
+    )
+
+
+def _check_inv_mass(inv_mass: Tensor) -> None:
+    if not isinstance(inv_mass, Tensor) or inv_mass.ndim not in (1, 2):
+        got = tuple(inv_mass.shape) if isinstance(inv_mass, Tensor) else type(inv_mass).__name__
+        raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {got}")
+    if inv_mass.ndim == 1:
+        bad = inv_mass[~((inv_mass > 0) & inv_mass.isfinite())]
+        if len(bad):
+            raise ValueError(f"a diagonal inv_mass must be positive and finite, but it holds {bad[0].item():g}")
+        return
+    if inv_mass.shape[0] != inv_mass.shape[1] or not torch.allclose(inv_mass, inv_mass.mT):
+        raise ValueError(f"a dense inv_mass must be a symmetric matrix, got shape {tuple(inv_mass.shape)}")
+    if torch.linalg.cholesky_ex(inv_mass).info:
+        lowest = torch.linalg.eigvalsh(inv_mass)[0].item()
+        raise ValueError(f"a dense inv_mass must be positive definite, but its smallest eigenvalue is {lowest:g}")

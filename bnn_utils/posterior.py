@@ -1,0 +1,254 @@
+"""The posterior over the flat parameter vector: prior, likelihood, log joint and its gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from bnn_utils.backprop import LinearChain
+from bnn_utils.data import Data
+from bnn_utils.flat import FlatModule
+from bnn_utils.likelihoods import Likelihood
+from bnn_utils.random import lend_to_torch
+
+# Elements of one batch of network outputs in `predict`: bounds its memory to some hundred megabytes.
+PREDICT_ELEMENTS = 2**21
+
+
+class DiagonalNormal(Independent):
+    """Independent normals with mean 0, one precision per element, shape ``(D,)``, with the gradient in closed form."""
+
+    def __init__(self, precision: Tensor) -> None:
+        self.precision = precision
+        self.log_normalizer = float(0.5 * (precision / (2 * math.pi)).log().sum())
+        super().__init__(Normal(torch.zeros_like(precision), precision.rsqrt(), validate_args=False), 1)
+
+    def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        grad = -self.precision * theta
+        return 0.5 * (theta * grad).sum(-1) + self.log_normalizer, grad
+
+
+class Prior(Protocol):
+    """What `Posterior` asks of a prior: a distribution over the flat vectors of a given module."""
+
+    def distribution(self, flat: FlatModule) -> Distribution:
+        """A distribution with event shape ``(D,)``, in the dtype and on the device of ``flat.ravel()``."""
+        ...
+
+
+class NormalPrior:
+    """Independent normals with mean 0: ``theta_d ~ Normal(0, precision_d^(-1/2))``.
+
+    Args:
+        precision: one number for all elements; or pattern -> number, matched against parameter names as in
+            ``{"*.weight": 0.09, "*.bias": 1.0}``, first match first; or a tensor of shape ``(D,)``.
+
+    Raises:
+        ValueError: if a precision is not positive and finite, and, once the module is known, if a pattern matches
+            nothing, a parameter is matched by no pattern, or a tensor has the wrong length.
+    """
+
+    def __init__(self, precision: float | Mapping[str, float] | Tensor) -> None:
+        values = precision.values() if isinstance(precision, Mapping) else [precision]
+        for value in values:
+            value = torch.as_tensor(value, dtype=torch.float64)
+            bad = value[~((value > 0) & value.isfinite())]
+            if len(bad):
+                raise ValueError(f"a precision (1 / variance) must be positive and finite, got {bad[0].item():g}")
+        self.precision = precision
+
+    def distribution(self, flat: FlatModule) -> DiagonalNormal:
+        like = flat.ravel()
+        if isinstance(self.precision, Mapping):
+            precision = torch.empty_like(like)
+            unused = set(self.precision)
+            for name, place in flat.slices.items():
+                pattern = next((p for p in self.precision if fnmatchcase(name, p)), None)
+                if pattern is None:
+                    raise ValueError(
+                        f"no pattern of {list(self.precision)} matches parameter {name}; add one, or '*' for the rest"
+                    )
+                unused.discard(pattern)
+                precision[place] = self.precision[pattern]
+            if unused:
+                raise ValueError(
+                    f"the pattern {sorted(unused)[0]!r} sets no parameter of this network ({', '.join(flat.shapes)})"
+                )
+        else:
+            precision = torch.as_tensor(self.precision, dtype=like.dtype, device=like.device)
+            if precision.ndim and precision.shape != like.shape:
+                raise ValueError(
+                    f"precision has shape {tuple(precision.shape)}, but this network has {flat.dim} parameters: "
+                    f"pass one number, ({flat.dim},), or a mapping from name patterns"
+                )
+            precision = precision.expand(flat.dim).clone()
+        return DiagonalNormal(precision)
+
+    def __repr__(self) -> str:
+        is_vector = isinstance(self.precision, Tensor) and self.precision.ndim == 1
+        return f"NormalPrior(precision={f'tensor of {len(self.precision)}' if is_vector else self.precision})"
+
+
+class Posterior:
+    """The unnormalised posterior of a network's flat parameter vector given data.
+
+    ``log_prob(theta) = log prior(theta) + sum_i log p(y_i | f(theta, x_i))``, the log joint density with every constant
+    kept, so that only the evidence is missing.
+
+    The posterior works on a copy of the module, in the dtype of ``data.x`` and on its device; the module passed in is
+    never changed.
+
+    Args:
+        module: any network that maps ``data.x`` to one output row per point.
+        data: inputs and targets.
+        prior: such as ``NormalPrior(precision=0.09)``.
+        likelihood: such as ``Bernoulli()``.
+        gradient: "closed-form" for chains of Linear layers and elementwise activations, "autograd" for every module, or
+            "auto": the first where it applies.
+
+    Raises:
+        ValueError: if the module has dropout or batch normalisation in training mode (its output would be random, or
+            depend on the batch), if targets or outputs don't fit the likelihood, or if "closed-form" does not apply.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Data,
+        prior: Prior,
+        likelihood: Likelihood,
+        gradient: Literal["auto", "closed-form", "autograd"] = "auto",
+    ) -> None:
+        _check_deterministic(module)
+        if gradient not in ("auto", "closed-form", "autograd"):
+            raise ValueError(f"gradient must be 'auto', 'closed-form' or 'autograd', got {gradient!r}")
+        dtype = data.x.dtype if data.x.is_floating_point() else None
+        self.flat = FlatModule(copy.deepcopy(module).to(device=data.x.device, dtype=dtype))
+        self.prior, self.likelihood = prior, likelihood
+        self.prior_distribution = prior.distribution(self.flat)
+        with torch.no_grad():
+            outputs = self.flat(self.flat.ravel(), data.x)
+        self.data = Data(data.x, likelihood.targets(data.y, outputs))
+        self._chain = None if gradient == "autograd" or data.x.ndim != 2 else LinearChain.of(self.flat)
+        if gradient == "closed-form" and self._chain is None:
+            raise ValueError(
+                "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers with Tanh, Sigmoid or "
+                f"ReLU between them; this {type(module).__name__} is something else: use gradient='auto'"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters, D."""
+        return self.flat.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.flat.ravel().dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.x.device
+
+    @property
+    def gradient(self) -> str:
+        """The gradient in use: "closed-form" or "autograd"."""
+        return "autograd" if self._chain is None else "closed-form"
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
+        self.flat.check(theta)
+        return self.prior_distribution.log_prob(theta)
+
+    def log_likelihood(self, theta: Tensor) -> Tensor:
+        """Log likelihood of all points, a sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
+        return self.likelihood.log_prob(self.outputs(theta, self.data.x), self.data.y)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
+        return self.log_prior(theta) + self.log_likelihood(theta)
+
+    def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log joint density and its gradient: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``."""
+        if self._chain is None:
+            return value_and_grad(self.log_prob, theta)
+        self.flat.check(theta)
+        lanes = theta.detach().reshape(-1, self.dim)
+        outputs, kept = self._chain.forward(lanes, self.data.x)
+        log_likelihood, grad = self.likelihood.log_prob_and_grad(outputs, self.data.y)
+        log_prior, prior_grad = self._log_prior_and_grad(lanes)
+        grad = self._chain.backward(lanes, kept, grad) + prior_grad
+        return (log_prior + log_likelihood).view(theta.shape[:-1]), grad.view(theta.shape)
+
+    def _log_prior_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.prior_distribution, DiagonalNormal):
+            return self.prior_distribution.log_prob_and_grad(theta)
+        return value_and_grad(self.prior_distribution.log_prob, theta)
+
+    def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+        """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
+        if self._chain is None or theta.ndim == 1:
+            return self.flat(theta, x)
+        self.flat.check(theta)
+        return self._chain.forward(theta, x)[0]
+
+    @torch.no_grad()
+    def predict(self, draws: Tensor, x: Tensor) -> Tensor:
+        """Expected target (for Bernoulli: probability of class 1) at inputs x under each draw.
+
+        Args:
+            draws: shape ``(..., D)``, such as ``chain.draws`` with its ``(chains, draws, D)``.
+            x: inputs, shape ``(M, ...)``.
+
+        Returns:
+            shape ``(..., M)``.
+        """
+        draws = draws.to(dtype=self.dtype, device=self.device)
+        x = x.to(self.data.x)
+        if draws.ndim == 0 or draws.shape[-1] != self.dim:
+            self.flat.check(draws)
+        lanes = draws.reshape(-1, self.dim)
+        batches = lanes.split(max(1, PREDICT_ELEMENTS // len(x)))
+        means = torch.cat([self.likelihood.mean(self.outputs(batch, x)) for batch in batches])
+        return means.reshape(*draws.shape[:-1], *means.shape[1:])
+
+    def sample_prior(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draws from the prior, shape ``(num, D)``."""
+        with lend_to_torch(generator):
+            return self.prior_distribution.sample((num,))
+
+    def __repr__(self) -> str:
+        return (
+            f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
+            f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
+        )
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
+    """``function`` at theta and its gradient by autograd; rows of a batched theta must not depend on each other."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        value = function(theta)
+        # Each value depends on its own row alone, so the gradient of the sum holds the gradients of all rows.
+        (grad,) = torch.autograd.grad(value.sum(), theta)
+    return value.detach(), grad
+
+
+def _check_deterministic(module: nn.Module) -> None:
+    """Refuse modules whose output is random or depends on the rest of the batch."""
+    for name, part in module.named_modules():
+        rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
+        is_random = isinstance(rate, float) and rate > 0
+        depends_on_batch = isinstance(part, nn.modules.batchnorm._BatchNorm)
+        if part.training and (is_random or depends_on_batch):
+            why = "random" if is_random else "dependent on the batch"
+            raise ValueError(
+                f"{type(part).__name__} ({name or 'the module itself'}) is in training mode, which makes the network's "
+                f"output {why}: call module.eval() first"
+            )
