@@ -1,0 +1,39 @@
+# `make notebooks` and `make test` set up all that they need in .venv from the locked requirements.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: notebooks test lab refresh lock clean
+
+notebooks: $(READY)
+	$(BIN)/python tools/notebooks.py build
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -n 2 --dist loadscope
+	TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadscope --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout=600 notebooks
+
+lab: $(READY)
+	$(BIN)/jupytext-config set-default-viewer python
+	$(BIN)/jupyter lab notebooks/01_data.ipynb
+
+refresh: $(READY)
+	$(BIN)/python tools/notebooks.py refresh
+
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --extra notebooks --extra test \
+		--custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
+
+clean:
+	rm -rf .venv build
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $(READY)

@@ -1,0 +1,107 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. Four boxes of points
+#
+# These notebooks build a **Bayesian neural network**: instead of one trained network they keep
+# thousands, each one as credible as the data allow, and read off how far they agree. The whole
+# story needs a problem that is small enough to see. This notebook makes it: 80 points on a
+# plane, in two classes.
+#
+# You will see
+# - the data set and why no straight line solves it,
+# - how the data say in which precision and on which device everything later is computed,
+# - what happens to bad data.
+
+# %%
+import torch
+
+from bnn_utils import Data, boxes, default_device, plots
+
+# %% [markdown]
+# ## The data
+# Each of the four boxes gets the same number of points, spread evenly. Boxes that lie
+# diagonally opposite share a class. The seed makes the same points on every machine.
+
+# %%
+data = boxes(n=80, seed=1234)
+
+print("inputs ", tuple(data.x.shape), data.x.dtype)
+print(
+    "labels ",
+    tuple(data.y.shape),
+    "class 1:",
+    int(data.y.sum()),
+    "class 0:",
+    int((1 - data.y).sum()),
+)
+
+# %% [markdown]
+# Look at the two diagonals, and at the empty cross between the boxes. The boxes are easy. What
+# should a network say in the cross, where nobody has ever been?
+
+# %%
+plots.points(data, title="Opposite boxes share a class")
+
+# %% [markdown]
+# ## Why a network?
+# A straight line puts one class on each side. How many of the points can the best of all
+# straight lines get right? Guess before you run the next cell. It turns a line through all
+# directions and slides it past every point.
+
+# %%
+angles = torch.arange(0, 360) * torch.pi / 180
+directions = torch.stack([angles.cos(), angles.sin()]).to(data.x)  # (2, 360)
+position = data.x @ directions  # (80, 360): how far each point lies along each direction
+
+says_one = position[:, None, :] >= position[None, :, :]  # (point, threshold, direction)
+right = (says_one == data.y.bool()[:, None, None]).sum(0)
+best = int(right.max())
+
+print(f"the best straight line gets {best} of {len(data)} points right")
+assert best == 58
+
+# %% [markdown]
+# It fences off one box, not even cleanly, and gives up the one diagonally opposite. So the
+# model has to bend, and a small neural network will do.
+#
+# ## Precision and device
+# Everything later is computed in the **dtype of the data**, on the **device of the data**.
+# There is no other switch: the posterior copies the network to where the data are. `boxes`
+# gives float64 on the CPU; a network of this size is no faster on a GPU, but nothing stops you.
+
+# %%
+half_as_precise = data.to(torch.float32)
+moved = data.to(default_device())  # CUDA where there is one, else the CPU
+
+assert half_as_precise.x.dtype == torch.float32 and data.x.dtype == torch.float64
+assert moved.x.device == moved.y.device
+print("float32 has half the bytes:", half_as_precise.x.nbytes, "against", data.x.nbytes)
+
+# %% [markdown]
+# ## Bad data are refused
+# A single NaN would make every log density NaN, and a sampler that sees NaN everywhere simply
+# never moves. So data are checked where they enter.
+
+# %%
+broken = data.x.clone()
+broken[17, 1] = torch.nan
+try:
+    Data(broken, data.y)
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## What to remember
+# - 80 points, two classes, four boxes: no straight line gets more than three quarters of them
+#   right.
+# - Between the boxes there are no data. A model that is certain there knows something that it
+#   was never told.
+#
+# **Next:** [2. One network, one vector](02_model.ipynb)

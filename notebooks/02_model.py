@@ -1,0 +1,218 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. One network, one vector
+#
+# A sampler wants a function of **one flat vector**: give it `theta`, get back a log density. A
+# network wants weights and biases in their shapes. This notebook joins the two, and with that a
+# network can be handed to any package that expects a flat vector.
+#
+# You will see
+# - the network's 20 parameters as one vector, and the way there and back,
+# - the prior, the likelihood, and their sum, the log joint density,
+# - what the prior believes before it has seen a single point,
+# - the best single network (MAP), found by an optimiser, beside the best draw of a sampler.
+
+# %%
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, FlatModule, NormalPrior, Posterior, boxes, default_device
+from bnn_utils import plots, sample, square_grid
+from torch.nn.functional import logsigmoid
+from torch.nn.utils import vector_to_parameters
+
+device = default_device()
+data = boxes(n=80, seed=1234).to(device)
+
+# %% [markdown]
+# ## The network
+# Two inputs, a layer of three tanh units, a layer of two, one output. The output is a
+# **logit**: any real number, which the sigmoid turns into the probability of class 1. The
+# network itself has no sigmoid at its end; you will see why below.
+
+# %%
+net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+flat = FlatModule(net)
+
+print(flat)
+print("parameters:", flat.dim, "from", flat.names[0], "to", flat.names[-1])
+assert flat.dim == (2 * 3 + 3) + (3 * 2 + 2) + (2 * 1 + 1) == 20
+
+# %% [markdown]
+# Each weight matrix, laid out row by row, is one slice of the vector; each bias is another. The
+# numbers in the cells are positions in `theta`.
+
+# %%
+plots.parameter_layout(
+    flat, title="20 parameters, one vector: each slice is one layer's weight or bias"
+)
+
+# %% [markdown]
+# ## There and back
+# `ravel` collects the network's current parameters into a vector. `unravel` cuts a vector into
+# named pieces. The pieces are **views**: they share the vector's memory, so nothing is copied
+# and gradients flow through.
+
+# %%
+theta = flat.ravel()
+params = flat.unravel(theta)
+
+print({name: tuple(p.shape) for name, p in params.items()})
+assert torch.equal(flat.ravel(params), theta)
+assert params["0.weight"].data_ptr() == theta.data_ptr(), "a view, not a copy"
+assert torch.equal(flat(theta, data.x.float().cpu()), net(data.x.float().cpu()))
+
+# %% [markdown]
+# A vector of the wrong length is an error, and the error says what the network has:
+
+# %%
+try:
+    flat.unravel(torch.zeros(19))
+except ValueError as error:
+    print(error)
+
+# %% [markdown]
+# ## Why not `vector_to_parameters`?
+# PyTorch ships a function of that name. It is made for something else: it *writes* a vector
+# into a network. For us that fails in three ways. Predict each before you run the cell: does a
+# gradient reach `theta`? Does a vector that is five elements too long raise an error? And can
+# it take many vectors at once?
+
+# %%
+copy = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+vector = torch.zeros(20, requires_grad=True)
+vector_to_parameters(vector, copy.parameters())
+(reaches_theta,) = torch.autograd.grad(copy(torch.ones(1, 2)).sum(), vector, allow_unused=True)
+print("gradient that reaches theta:", reaches_theta)
+
+vector_to_parameters(torch.zeros(25), copy.parameters())
+print("a vector of 25 for 20 parameters: no error")
+
+many = torch.zeros(7, 20)
+print("FlatModule, 7 vectors at once:", tuple(flat(many, torch.ones(1, 2)).shape))
+assert reaches_theta is None
+
+# %% [markdown]
+# ## Prior, likelihood, log joint
+# The **prior** says what we believe about the weights before any data: independent normals with
+# mean 0 and precision 0.09. (Precision is one over variance.) The **likelihood** says how
+# probable the labels are for given weights: each label is a coin flip with the network's
+# probability. Bayes' rule multiplies the two, so their logarithms add up to the **log joint**,
+# the log posterior density but for a constant.
+
+# %%
+posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=Bernoulli())
+theta = posterior.sample_prior(1, torch.Generator(device).manual_seed(0))[0]
+
+sd = 0.09**-0.5
+logits = posterior.flat(theta, data.x)[:, 0]
+log_prior = torch.distributions.Normal(0, sd).log_prob(theta).sum()
+log_likelihood = torch.where(data.y == 1, logsigmoid(logits), logsigmoid(-logits)).sum()
+
+torch.testing.assert_close(posterior.log_prob(theta), log_prior + log_likelihood)
+print(f"prior standard deviation {sd:.2f}; log joint = log prior + log likelihood: checked")
+
+# %% [markdown]
+# Why logits? A network that is sure of itself gives, say, a logit of 40. Through a sigmoid that
+# rounds to a probability of exactly 1, and the log probability of the other class becomes minus
+# infinity. The logit still knows it was 40.
+
+# %%
+sure = torch.tensor(40.0, dtype=torch.float64)
+print("log(1 - sigmoid(40))  :", torch.log(1 - torch.sigmoid(sure)).item())
+print("from the logit itself :", logsigmoid(-sure).item())
+
+# %% [markdown]
+# ## What the prior believes
+# Eight networks drawn from the prior, before any data. Look at how sharp their edges are, and
+# how strong their colours: a weight of typical size 3 drives tanh to its ends, so a prior
+# network is a patchwork of flat pieces, most of them near 0 or 1.
+
+# %%
+grid = square_grid(num=25, limit=6.0, like=data.x)
+prior_draws = posterior.sample_prior(1000, torch.Generator(device).manual_seed(1))
+prior_p = posterior.predict(prior_draws, grid)
+
+maps = {f"prior draw {k}": prior_p[k] for k in range(8)}
+plots.decision_maps(maps, grid, title="Before any data: each network sure of something else")
+
+# %%
+sure_of_itself = ((prior_p < 0.05) | (prior_p > 0.95)).double().mean()
+balanced = (prior_p.mean(0) - 0.5).abs().max()
+print(f"a prior network is more than 95% sure on {sure_of_itself:.1f} of the plane")
+print("yet their average is undecided everywhere: 0.5 to within 0.1")
+assert 0.4 < sure_of_itself < 0.95 and balanced < 0.1
+
+# %% [markdown]
+# Each one is confident, all together they know nothing. Keep this picture for later: averaging
+# over networks turns disagreement into doubt.
+#
+# ## The best single network
+# Ordinary training looks for one good `theta`. With the log joint as its goal that is the
+# **maximum a posteriori** (MAP) estimate. We start Adam at 16 draws from the prior, all at once
+# as rows of one batch. Do they all climb the same hill?
+
+# %%
+starts = posterior.sample_prior(16, torch.Generator(device).manual_seed(2))
+climbers = starts.clone().requires_grad_()
+optimiser = torch.optim.Adam([climbers], lr=0.05)
+for _ in range(3000):
+    log_joint, gradient = posterior.log_prob_and_grad(climbers)
+    climbers.grad = -gradient
+    optimiser.step()
+
+tops = posterior.log_prob(climbers).detach()
+theta_map = climbers.detach()[tops.argmax()]
+
+# %% tags=["nbval-ignore-output"]
+print(
+    "log joint at the tops, best first:",
+    [f"{v:.1f}" for v in tops.sort(descending=True).values.tolist()],
+)
+
+# %%
+assert tops.max() - tops.min() > 1, "the starts end on hills of different height"
+print("verdict: the log joint has several hills; which one is found depends on the start")
+
+# %% [markdown]
+# The original tutorial calls something else its MAP: of all the draws that a sampler made, the
+# one with the highest log density. Here are both, side by side. (How the sampler works is the
+# next notebook's story.)
+
+# %%
+chain = sample(posterior, HMC(step_size=0.05, num_steps=4), num_samples=5000, seed=1)
+theta_best = chain.draws[chain.best_draw()]
+
+maps = {"MAP by optimiser": theta_map, "best of 5,000 draws": theta_best}
+maps = {name: posterior.predict(theta, grid) for name, theta in maps.items()}
+plots.decision_maps(maps, grid, data, title="Two good networks, and how far they differ")
+
+# %%
+later = chain.stats["lp"][0, 1500:]
+gap_best = tops.max() - later.max()
+gap_typical = tops.max() - later.mean()
+assert gap_best > 0, "no draw is as good as the optimiser's point"
+assert posterior.dim / 4 < gap_typical < posterior.dim * 1.5
+print("verdict: the best draw lies below the MAP, and a typical draw still further,")
+print("by about half a unit for each of the", posterior.dim, "dimensions")
+
+# %% [markdown]
+# That is no failure of the sampler. In 20 dimensions almost all of the posterior's volume lies
+# *around* a peak, not on it: for a normal distribution a typical draw lies half a unit of log
+# density below the top for every dimension. The MAP is the most probable point and a most
+# untypical one. Predictions should come from the many, not from the one.
+#
+# ## What to remember
+# - A network is a function of one flat vector, and the log joint is a function of the same
+#   vector.
+# - Keep logits: probabilities round to 0 and 1, logits don't.
+# - A single best network is one point of a large, rugged posterior.
+#
+# **Next:** [3. Hamiltonian Monte Carlo](03_hmc.ipynb)

@@ -1,0 +1,213 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. Should we believe the chain?
+#
+# A sampler always returns numbers. Whether they come from the posterior is a separate question,
+# and there are instruments for it. Each sees one kind of trouble and is blind to others. This
+# notebook points all of them at the tutorial's chain, which fails most of them, and at a
+# **specimen that passes**: independent random numbers.
+#
+# You will see
+# - traces, rank plots, autocorrelation and energy: what good and bad look like,
+# - R-hat and effective sample size, from one chain and from four,
+# - the same judgement in weight space and in function space, and a verdict.
+
+# %%
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, default_device
+from bnn_utils import plots, sample, square_grid
+from bnn_utils.diagnostics import ess, rhat
+
+device = default_device()
+data = boxes(n=80, seed=1234).to(device)
+net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=Bernoulli())
+
+# %% [markdown]
+# ## Four chains instead of one
+# One chain can only be compared with itself. Four chains, started at four draws from the prior,
+# can be compared with each other: if 5,000 draws are enough, nobody can tell afterwards which
+# chain a draw came from. The first 1,500 draws of each are left out, as the way from the start.
+
+# %%
+chain = sample(
+    posterior, HMC(step_size=0.05, num_steps=4), num_samples=5000, num_chains=4, seed=1
+)
+draws = chain.draws[:, 1500:]
+specimen = torch.randn(
+    4, 3500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+)
+
+print("chains, draws, parameters:", tuple(draws.shape))
+
+# %% [markdown]
+# ## Traces
+# A trace plots a quantity against the draw's number. A good one looks like a hairy caterpillar:
+# noise around one level, the same for all colours. The top row is the log density: after a
+# climb of some hundred draws, or many, it keeps to one band. Now look at the weights, and for
+# flat pieces, where nothing was accepted for a while.
+
+# %%
+watched = [0, 9, 17]  # one weight of each layer
+plots.traces(
+    chain,
+    watched,
+    title="The log density finds its level; the weights wander and keep to different ones",
+)
+
+# %% [markdown]
+# A trace shows a chain that drifts or gets stuck. It cannot show places that no chain has
+# visited.
+#
+# ## R-hat and effective sample size
+# **R-hat** asks whether chains, and halves of chains, agree: spread of all draws together over
+# spread inside each. The limit in use today is 1.01. **Bulk ESS** says how many independent
+# draws would estimate the centre as well, **tail ESS** the same for the 5 % and 95 % quantiles;
+# 400 is a common least number for four chains.
+
+# %% tags=["nbval-ignore-output"]
+for name, values in (("specimen", specimen), ("weights", draws)):
+    r_hat, bulk, tail = rhat(values), ess(values), ess(values, "tail")
+    print(f"{name:9} R-hat    {r_hat.min():9.2f} to {r_hat.max():9.2f}")
+    print(f"{name:9} bulk ESS {bulk.min():9.0f} to {bulk.max():9.0f}")
+    print(f"{name:9} tail ESS {tail.min():9.0f} to {tail.max():9.0f}")
+
+# %%
+r_hat_weights = rhat(draws)
+assert rhat(specimen).max() < 1.01 and ess(specimen).min() > 10_000
+assert r_hat_weights.max() > 1.2 and ess(draws).min() < 100
+print("verdict: the specimen passes, the weights fail:")
+print("the worst has R-hat above 1.2 and less than 100 effective draws")
+
+# %% [markdown]
+# Could one chain have told? Its two halves can be compared, which shows a drift. But a chain
+# that sits happily in one place has halves that agree. Count the weights that a single chain
+# would have let pass:
+
+# %% tags=["nbval-ignore-output"]
+alone = torch.stack([rhat(draws[k : k + 1]) for k in range(4)])
+for k in range(4):
+    passed = alone[k] < 1.05
+    print(f"chain {k} alone lets {int(passed.sum())} of 20 weights pass at 1.05;", end=" ")
+    print(f"all four chains together, {int((passed & (r_hat_weights < 1.05)).sum())} of these")
+
+# %% [markdown]
+# ## Rank plots
+# Put the draws of all chains in order and ask, chain by chain, which ranks it holds. Chains
+# that agree share all ranks evenly: flat bars at the dashed line. The specimen first.
+
+# %%
+plots.ranks(
+    specimen[..., :2],
+    ["independent numbers", "more of them"],
+    title="Chains that agree: flat bars",
+)
+
+# %%
+plots.ranks(
+    draws[..., watched],
+    [chain.names[k] for k in watched],
+    title="Chains that don't: each holds its own ranks",
+)
+
+# %% [markdown]
+# A rank plot shows *how* chains disagree: another level, or another width. Like R-hat it
+# compares chains with each other and knows nothing of what all of them missed.
+#
+# ## Autocorrelation
+# How long does a chain remember? The specimen forgets at once. Guess at which lag the weights
+# have forgotten, before you look.
+
+# %%
+plots.autocorrelations(
+    torch.cat([draws[..., watched].cpu(), specimen[..., :1]], dim=-1),
+    [*(chain.names[k] for k in watched), "specimen"],
+    title="One draw is nearly a copy of the one before",
+)
+
+# %%
+steps = draws.diff(dim=1)
+moved = steps.square().mean((0, 1)) / draws.var((0, 1))
+assert moved.max() < 0.5, "independent draws would give 2"
+print("verdict: the mean squared step of every weight is less than half its variance;")
+print("between independent draws it is twice the variance")
+
+# %% [markdown]
+# ## Energy
+# Each fresh push changes the energy. If these changes are as wide as the energy's own
+# distribution, the pushes can reach all levels. The ratio of the two is the BFMI; below 0.3 it
+# warns of trouble.
+
+# %%
+plots.energies(
+    chain, starts=1500, title="How far one push moves the energy, against how far it varies"
+)
+
+# %% tags=["nbval-ignore-output"]
+energy = chain.stats["energy"][:, 1500:]
+bfmi = energy.diff(dim=1).square().mean(1) / energy.var(1)
+print("BFMI by chain:", [f"{value:.2f}" for value in bfmi.tolist()])
+
+# %% [markdown]
+# This instrument tells whether a chain climbs up and down freely. It does not tell whether it
+# gets *around*: a chain that never leaves one of two valleys can have a perfect BFMI.
+#
+# ## Weights or functions?
+# Perhaps we ask too much. Weights have names, but the network does not care about them: swap
+# two hidden units, or flip the sign of one and of what follows it, and every prediction stays
+# the same. Chains may disagree about the weights and agree about everything that matters. So
+# ask again about the **predictions**, at each of 625 points. Guess before you run it: will the
+# weights fail? Will the predictions?
+
+# %%
+grid = square_grid(num=25, limit=6.0, like=data.x)
+p = posterior.predict(draws, grid)  # (chains, draws, 625)
+r_hat_function = rhat(p)
+plots.rhat_comparison(
+    r_hat_weights,
+    r_hat_function,
+    title="Predictions agree better than weights, and still not well enough",
+)
+
+# %% [markdown]
+# And where do they disagree? Look for the dark places, and at what the data have to say there.
+
+# %%
+plots.rhat_map(
+    r_hat_function, grid, data, title="Where the chains disagree about the prediction"
+)
+
+# %% tags=["nbval-ignore-output"]
+worst = grid[r_hat_function.argmax()].tolist()
+print(f"worst place: ({worst[0]:.1f}, {worst[1]:.1f}) with R-hat {r_hat_function.max():.2f}")
+
+# %%
+failing = (r_hat_function > 1.01).double().mean()
+assert r_hat_function.median() < r_hat_weights.median()
+assert failing > 0.5 and r_hat_function.max() > 1.05
+print("verdict: not converged, in weights or in predictions; most of the plane is above 1.01")
+
+# %% [markdown]
+# So part of the failure is only names: predictions do agree better than weights. The rest is
+# real. The four chains give four different answers to questions that we want to ask, and
+# averaging them does not tell which is right.
+#
+# Why they cannot agree, and what to do about it, needs a look at the landscape itself. Until
+# then: these chains are a picture of the posterior, not a measurement of it.
+#
+# ## What to remember
+# - Run several chains. One chain can look well on its own.
+# - Judge what you will use: predictions, not only weights.
+# - Every instrument compares the chain with itself. None can see a place that no chain has been
+#   to.
+#
+# **Next:** [5. What the network predicts](05_predictions.ipynb)

@@ -1,0 +1,159 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. What the network predicts
+#
+# Thousands of networks have been drawn. Each one is a map of the plane with sharp edges.
+# Together they say something that none of them can say alone: *here I know, there I don't*.
+#
+# You will see
+# - the map of the single best draw, and the average map over many draws,
+# - uncertainty taken apart: noise in the labels, or networks that disagree,
+# - the sampler at work, as an animation, and a slider to stop it anywhere.
+#
+# One warning goes with all of it. The chain has not converged ([notebook
+# 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
+
+# %%
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, default_device
+from bnn_utils import animate, plots, sample, square_grid, widgets
+from bnn_utils.predict import entropy, predictive_mean, split_uncertainty
+
+device = default_device()
+data = boxes(n=80, seed=1234).to(device)
+net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=Bernoulli())
+
+chain = sample(posterior, HMC(step_size=0.05, num_steps=4), num_samples=5000, seed=1)
+grid = square_grid(num=25, limit=6.0, like=data.x)
+p = posterior.predict(chain.draws[0], grid)  # (draws, 625)
+print("a probability for each draw and grid point:", tuple(p.shape))
+
+# %% [markdown]
+# ## One network
+# The draw with the highest log density. It gets the boxes right, and it is certain nearly
+# everywhere else too. Who told it what lies in the cross between the boxes, or outside of them?
+
+# %%
+_, best = chain.best_draw()
+plots.decision_maps(
+    {"highest log density": p[best]}, grid, data, title="One network: a firm answer everywhere"
+)
+
+# %% [markdown]
+# ## Many networks
+# The posterior predictive probability is the average over draws. The original tutorial takes
+# every 10th of the first 1,500. We show that first, and then all draws after those 1,500. Look
+# at the cross between the boxes, and at how wide the pale region gets.
+
+# %%
+as_published = p[:1500:10]
+mean_published, mean = predictive_mean(as_published), predictive_mean(p[1500:])
+maps = {f"every 10th of the first 1,500 ({len(as_published)} draws)": mean_published,
+        f"all after the first 1,500 ({len(p) - 1500:,} draws)": mean}  # fmt: skip
+plots.decision_maps(
+    maps, grid, data, title="The average is pale where the networks have no data to agree on"
+)
+
+# %%
+distance = grid.abs().min(dim=1).values  # from the nearer axis
+box = ((grid.abs() >= 0.5) & (grid.abs() <= 5)).all(dim=1)
+between = distance < 0.5
+
+assert entropy(mean[between]).mean() > 0.7 and entropy(mean[box]).mean() < 0.5
+assert entropy(p[best][between]).mean() < entropy(mean[between]).mean()
+print("verdict: in the boxes the average is sure; between them it is close to a coin flip,")
+print("and one network alone is not")
+
+# %% [markdown]
+# The thinned average includes the chain's way from its start, and thinning throws draws away
+# without making the others any better. There is no reason to thin but memory.
+#
+# ## Two kinds of not knowing
+# A prediction of one half can mean two things. Every network says "a coin flip": the labels are
+# noisy, and more data won't help (**aleatoric**). Or half of the networks say "surely 1" and
+# half "surely 0": they disagree, and data would settle it (**epistemic**). Entropy tells them
+# apart, in bits:
+#
+# entropy of the mean = mean of the entropies + mutual information of label and parameters
+
+# %%
+split = split_uncertainty(p[1500:])
+plots.uncertainty_maps(
+    split, grid, data, title="Between the boxes the uncertainty is mostly disagreement"
+)
+
+# %%
+torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
+assert split.epistemic[between].mean() > split.epistemic[box].mean()
+share = (split.epistemic[between].mean() / split.total[between].mean()).item()
+print("verdict: the parts add up, and disagreement is larger between the boxes than in them")
+
+# %% tags=["nbval-ignore-output"]
+print(f"between the boxes, disagreement is {share:.0%} of the uncertainty")
+
+# %% [markdown]
+# ## The sampler at work
+# Draws 1, 251, 501 and so on, as in the original. Watch the edges swing through the empty cross
+# while the boxes hold still. The animation is saved as `results.gif` beside this notebook.
+
+# %% tags=["nbval-ignore-output"]
+numbers = [*range(0, 5000, 250), 4999]
+animation = animate.contours(
+    p[numbers], grid, data, [f"Iteration: {k + 1}" for k in numbers],
+    alt="Animated contours over draws: edges move between the boxes, the boxes hold still",
+)  # fmt: skip
+animation.save("results.gif")
+animation
+
+# %% [markdown]
+# Its companion shows the average over all draws so far. Single maps jump; the average settles,
+# slowly, as the ever smaller changes show. A chain that mixes well would settle within a few
+# frames.
+
+# %% tags=["nbval-ignore-output"]
+ends = range(250, 5001, 250)
+running = torch.stack([predictive_mean(p[:end]) for end in ends])
+companion = animate.contours(
+    running, grid, data, [f"Average of the first {end:,} draws" for end in ends],
+    alt="Animated contours of the running average: it settles, pale between the boxes",
+)  # fmt: skip
+companion
+
+# %%
+assert len(animation.gif) + len(companion.gif) < 1_000_000
+change = (running[1:] - running[:-1]).abs().mean(1)
+assert change[-5:].mean() < change[:5].mean()
+print(
+    "verdict: the running average moves less and less; both animations together are under 1 MB"
+)
+
+# %% [markdown]
+# ## In your hands
+# Drag the slider, or focus it and use the arrow keys. (Without a running kernel you see the
+# picture below it only.)
+
+# %%
+widgets.draw_slider(chain, posterior, grid)
+
+# %%
+maps = {f"draw {k + 1:,}": p[k] for k in (999, 1999, 2999, 3999)}
+plots.decision_maps(maps, grid, data, title="Four positions of the slider")
+
+# %% [markdown]
+# ## What to remember
+# - One network is sure everywhere. The average of many is sure where there are data.
+# - Epistemic uncertainty is disagreement between networks, and more data would remove it.
+# - The pictures are convincing, and the chain behind them has not converged. Pictures don't
+#   show that; diagnostics do.
+#
+# **Back to the start:** [1. Four boxes of points](01_data.ipynb)

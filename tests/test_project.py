@@ -1,0 +1,138 @@
+"""The project as a whole: notebooks and their pairs, versions in one tune, a light import."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Where a package is called otherwise on conda-forge.
+CONDA_NAMES = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def requirements(*extras):
+    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    return {requirement.name: requirement for requirement in map(Requirement, lines)}
+
+
+def test_every_notebook_has_its_pair():
+    texts = sorted((ROOT / "notebooks").glob("*.py"))
+    assert [path.stem for path in NOTEBOOKS] == [path.stem for path in texts]
+    assert len(NOTEBOOKS) >= 5
+
+
+@each_notebook
+def test_pair_says_the_same(path):
+    settings = ROOT / "jupytext.toml"
+    config = jupytext.config.load_jupytext_configuration_file(str(settings))
+    notebook = jupytext.read(path, config=config)
+    text = jupytext.writes(notebook, fmt="py:percent", config=config)
+    as_cells = [
+        (cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in jupytext.reads(text, "py:percent").cells
+    ]
+    stored = jupytext.read(path.with_suffix(".py"), config=config)
+    assert as_cells == [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in stored.cells], (
+        f"{path.name} and {path.stem}.py differ; edit the .py and run `make refresh`"
+    )
+
+
+@each_notebook
+def test_stored_outputs_are_whole(path):
+    """nbval passes a notebook without stored outputs, so this is checked apart."""
+    cells = code_cells(path)
+    assert all(cell.execution_count for cell in cells), "a cell was never executed"
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert str(ROOT.parent) + "/" not in path.read_text(), "a path of this machine"
+    assert path.stat().st_size < 1_500_000
+
+
+@each_notebook
+def test_pictures_have_alternative_text(path):
+    pictures = [
+        output.data["text/html"]
+        for cell in code_cells(path)
+        for output in cell.outputs
+        if "<img" in output.get("data", {}).get("text/html", "")
+    ]
+    assert pictures
+    assert all('alt="' in picture and 'alt=""' not in picture for picture in pictures)
+
+
+@each_notebook
+def test_reading_goes_on(path):
+    """A first heading, what to remember, and links to notebooks that exist."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].source.startswith("# ")
+    assert "What to remember" in cells[-1].source
+    targets = [
+        part.split(")")[0] for cell in cells if cell.cell_type == "markdown" for part in cell.source.split("](")[1:]
+    ]
+    local = [target for target in targets if "://" not in target]
+    assert local
+    assert all((path.parent / target).is_file() for target in local)
+
+
+@each_notebook
+def test_claims_beside_what_is_not_compared(path):
+    """Every notebook asserts something: outputs that are not compared don't stand alone."""
+    assert sum("assert" in cell.source for cell in code_cells(path)) >= 2
+
+
+def test_lock_fits_the_project():
+    lock = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate():
+                lock[requirement.name] = next(iter(requirement.specifier)).version
+    assert lock["torch"] == "2.13.0"
+    for name, requirement in requirements("notebooks", "test").items():
+        assert requirement.specifier.contains(Version(lock[name])), f"{name}: run `make lock`"
+
+
+def test_environment_has_the_versions_of_the_project():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    conda = {
+        Requirement(line).name: line
+        for line in environment["dependencies"]
+        if isinstance(line, str) and line != "python=3.11"
+    }
+    for name, requirement in requirements("notebooks").items():
+        line = Requirement(conda[CONDA_NAMES.get(name, name)])
+        assert line.specifier == requirement.specifier, name
+    (pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    assert pip == ["-e .", *PROJECT["optional-dependencies"]["hamiltorch"]]
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.11")
+
+
+def test_import_is_light():
+    heavy = ["matplotlib", "arviz", "ipywidgets", "pandas", "scipy", "hamiltorch"]
+    code = f"import sys, json, bnn_utils; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []
+
+
+def test_readme_pictures_exist_and_are_small():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("docs/posterior.png", "docs/results.gif"):
+        assert name in readme
+        assert (ROOT / name).stat().st_size < 1_000_000
