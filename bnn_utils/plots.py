@@ -20,6 +20,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.contour import QuadContourSet
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from bnn_utils.chain import Chain
@@ -236,7 +237,7 @@ def ranks(draws: Tensor, names: Sequence[str], bins: int = 20, title: str = "") 
     )
     axes = figure.subplots(chains, quantities, sharex=True, sharey=True, squeeze=False)
     flat = draws.reshape(chains * length, quantities).cpu().numpy()
-    rank = rankdata(flat, axis=0).reshape(chains, length, quantities) / (chains * length)
+    rank = (rankdata(flat, axis=0) - 0.5).reshape(chains, length, quantities) / (chains * length)
     for (row, column), ax in np.ndenumerate(axes):
         counts, edges = np.histogram(rank[row, :, column], bins=bins, range=(0, 1))
         ax.bar(
@@ -303,8 +304,9 @@ def rhat_comparison(weights: Tensor, function: Tensor, title: str = "") -> Figur
     ax.axvline(RHAT_LIMIT, color=INK, ls="--", lw=1, label=f"limit {RHAT_LIMIT}")
     ax.set_yticks([0, 1], [f"{len(function)} predictions", f"{len(weights)} weights"])
     ax.set(xlabel="R-hat", ylim=(-0.5, 1.5), xscale="log")
-    ax.xaxis.set_major_formatter("{x:.2f}")
-    ax.xaxis.set_minor_formatter("{x:.1f}")
+    ax.xaxis.set_major_locator(FixedLocator([1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5]))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(fontsize=9, loc="upper right")
     return figure
 
@@ -313,13 +315,14 @@ def rhat_map(values: Tensor, grid: Tensor, data: Data, title: str = "") -> Figur
     """R-hat of the prediction at every grid point, with the worst point marked."""
     figure = Figure(figsize=(5.8, 4.6), title=title, alt="Map of R-hat of the predictions, worst point marked")
     ax = figure.subplots()
-    shown = ax.contourf(*_mesh(grid, values), levels=20, cmap=RHAT_MAP)
+    levels = np.linspace(1, max(RHAT_LIMIT, values.max().item()), 21)
+    shown = ax.contourf(*_mesh(grid, values.clamp(min=1)), levels=levels, cmap=RHAT_MAP)
     scatter(ax, data, size=20)
     worst = grid[values.argmax()].cpu()
     ax.plot(*worst, "*", color="white", mec=INK, ms=18, label="worst point", clip_on=False, zorder=4)
     _square(ax, limit=float(grid.max()))
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    figure.colorbar(shown, label="R-hat of the prediction")
+    figure.colorbar(shown, label="R-hat of the prediction", format="%.2f")
     return figure
 
 

@@ -23,15 +23,21 @@ def lend_to_torch(generator: torch.Generator) -> Iterator[None]:
 
     Needed for torch.distributions and for hamiltorch, which take no generator.
     """
-    device = generator.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        get, put = (
-            (lambda: torch.cuda.get_rng_state(device), lambda state: torch.cuda.set_rng_state(state, device))
-            if device.type == "cuda"
-            else (torch.get_rng_state, torch.set_rng_state)
-        )
-        put(generator.get_state())
-        try:
-            yield
-        finally:
-            generator.set_state(get())
+    if generator.device.type == "cuda":
+        # Such code also draws on the CPU, whose stream starts from a number drawn here: left alone, it would be put
+        # back afterwards and give the same numbers each time.
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[generator.device]):
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            torch.cuda.set_rng_state(generator.get_state(), generator.device)
+            try:
+                yield
+            finally:
+                generator.set_state(torch.cuda.get_rng_state(generator.device))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator.get_state())
+            try:
+                yield
+            finally:
+                generator.set_state(torch.get_rng_state())

@@ -19,7 +19,7 @@ def draw_slider(chain: Chain, posterior: Posterior, grid: Tensor, step: int = 50
         step: draws from one position of the slider to the next.
     """
     slider = ipywidgets.IntSlider(value=0, min=0, max=chain.num_draws - 1, step=step, description="draw")
-    image = ipywidgets.Image(format="png")
+    image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="560px", max_width="100%"))
 
     def show(change: dict[str, int]) -> None:
         number = change["new"]

@@ -27,6 +27,7 @@ from torch import nn
 from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, default_device
 from bnn_utils import plots, published_summary, sample
 from bnn_utils.engines import available
+from bnn_utils.engines.hamiltorch import INSTALL
 from bnn_utils.hmc import HMCState, leapfrog
 
 device = default_device()
@@ -126,9 +127,7 @@ chain = sample(
 )
 
 other = (
-    "engine='builtin' is the other one"
-    if engine == "hamiltorch"
-    else "pip install 'bnn-utils[hamiltorch]' gets the other"
+    "the other one is engine='builtin'" if engine == "hamiltorch" else f"hamiltorch: {INSTALL}"
 )
 print(f"drawn by {chain.engine} on {chain.device}; {other}")
 

@@ -1,6 +1,7 @@
 """The project as a whole: notebooks and their pairs, versions in one tune, a light import."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from bnn_utils.engines import hamiltorch
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -122,6 +125,18 @@ def test_environment_has_the_versions_of_the_project():
     (pip,) = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
     assert pip == ["-e .", *PROJECT["optional-dependencies"]["hamiltorch"]]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.11")
+
+
+def test_install_command_is_the_pinned_one():
+    assert PROJECT["optional-dependencies"]["hamiltorch"][0] in hamiltorch.INSTALL
+
+
+def test_readme_example_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "0.weight[0,0]" in capsys.readouterr().out
+    assert (tmp_path / "run.nc").is_file()
 
 
 def test_import_is_light():

@@ -24,7 +24,9 @@ from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import lend_to_torch
 
-INSTALL = "pip install 'bnn-utils[hamiltorch]'"
+INSTALL = (
+    "pip install 'hamiltorch @ git+https://github.com/AdamCobb/hamiltorch@19b627b2aabc77c1b4b78db0f860372eb1bf9778'"
+)
 
 
 def is_installed() -> bool:
