@@ -11,6 +11,7 @@ from torch import Tensor
 from bnn_utils._arviz import arviz
 
 FEWEST_DRAWS = 4  # two in each half of a chain
+BLOCK_ELEMENTS = 2**20  # ranked at once: bounds the memory of many quantities to some ten megabytes
 
 
 def rhat(draws: Tensor) -> Tensor:
@@ -25,9 +26,11 @@ def rhat(draws: Tensor) -> Tensor:
     Returns:
         shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed.
     """
-    halves = _split(_as_array(draws))
-    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
-    return torch.from_numpy(np.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))))
+    array = _as_array(draws)
+    columns = array.reshape(*array.shape[:2], -1)
+    width = max(1, BLOCK_ELEMENTS // (array.shape[0] * array.shape[1]))
+    blocks = [_rank_rhat(columns[:, :, start : start + width]) for start in range(0, columns.shape[2], width)]
+    return torch.from_numpy(np.concatenate(blocks).reshape(array.shape[2:]))
 
 
 def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tensor:
@@ -64,6 +67,12 @@ def _as_array(draws: Tensor) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(array))} of the values are NaN or infinite")
     return array
+
+
+def _rank_rhat(array: np.ndarray) -> np.ndarray:
+    halves = _split(array)
+    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
+    return np.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
 
 
 def _split(array: np.ndarray) -> np.ndarray:

@@ -92,13 +92,13 @@ def parameter_layout(flat: FlatModule, theta: Tensor | None = None, title: str =
     for number, (name, place) in enumerate(flat.slices.items()):
         ax.axvspan(place.start, place.stop, color=ramp(number % 8))
         ax.text((place.start + place.stop) / 2, 1.06, name, ha="center", va="bottom", fontsize=9)
-        shape = " x ".join(map(str, flat.shapes[name])) or "1"
-        ax.text((place.start + place.stop) / 2, -0.32, shape, ha="center", va="top", fontsize=9, color=INK)
     for position in range(flat.dim if flat.dim <= 60 else 0):
         ax.axvline(position, color="white", lw=1)
         label = position if theta is None else f"{theta[position]:.1f}"
         ax.text(position + 0.5, 0.5, label, ha="center", va="center", fontsize=8)
-    ax.set(xlim=(0, flat.dim), ylim=(0, 1), yticks=[], xticks=[])
+    middles = [(place.start + place.stop) / 2 for place in flat.slices.values()]
+    ax.set_xticks(middles, [" x ".join(map(str, shape)) or "1" for shape in flat.shapes.values()])
+    ax.set(xlim=(0, flat.dim), ylim=(0, 1), yticks=[])
     ax.spines[:].set_visible(False)
     return figure
 
