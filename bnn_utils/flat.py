@@ -96,7 +96,7 @@ class FlatModule:
         """
         self.check(theta)
         lead = theta.shape[:-1]
-        return {name: theta[..., self.slices[name]].view(*lead, *shape) for name, shape in self.shapes.items()}
+        return {name: theta[..., self.slices[name]].view((*lead, *shape)) for name, shape in self.shapes.items()}
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """The module's output for inputs x at theta.
@@ -110,13 +110,14 @@ class FlatModule:
         """
         params = self.unravel(theta)
         if theta.ndim == 1:
-            return self._output(params, x)
-        return vmap(self._output, in_dims=(0, None))(params, x)
+            return self._output(params, dict(self.module.named_buffers()), x)
+        buffers = {name: b.expand(len(theta), *b.shape) for name, b in self.module.named_buffers()}
+        return vmap(self._output, in_dims=(0, 0, None))(params, buffers, x)
 
-    def _output(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        # Modules may write to their buffers in place (running means, counters); they get copies to write to.
-        buffers = {name: b.clone() for name, b in self.module.named_buffers()}
-        return functional_call(self.module, {**params, **buffers}, (x,))
+    def _output(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        # Modules may write to their buffers in place (running means, counters); each row gets copies to write to.
+        copies = {name: b.clone() for name, b in buffers.items()}
+        return functional_call(self.module, {**params, **copies}, (x,))
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())

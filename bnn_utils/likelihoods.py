@@ -79,5 +79,6 @@ class Bernoulli(Likelihood):
 
     def log_prob_and_grad(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = outputs.squeeze(-1)
-        log_prob = (logits * y - F.softplus(logits)).sum(-1)
+        # Not softplus, which torch rounds to its asymptote from 20 on, an error of 2e-9.
+        log_prob = (logits * y + F.logsigmoid(-logits)).sum(-1)
         return log_prob, (y - torch.sigmoid(logits)).unsqueeze(-1)
