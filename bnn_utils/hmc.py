@@ -155,7 +155,7 @@ class HMC:
             step_size=torch.full_like(error, self.step_size),
             energy=torch.where(is_accept, end, start),
             energy_error=error,
-            diverging=~(error <= MAX_ENERGY_ERROR),
+            diverging=~(error.isfinite() & (error <= MAX_ENERGY_ERROR)),
         )
 
     def __repr__(self) -> str:
@@ -164,9 +164,8 @@ class HMC:
 
 
 def _log_ratio(start: Tensor, end: Tensor) -> Tensor:
-    """Log of the Metropolis acceptance probability; an energy that is not a number is never accepted."""
-    ratio = start - end
-    return torch.where(ratio.isnan(), -torch.inf, ratio).clamp(max=0)
+    """Log of the Metropolis acceptance probability; a density that is infinite or not a number is never accepted."""
+    return (start - end).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf).clamp(max=0)
 
 
 def _where(condition: Tensor, a: HMCState, b: HMCState) -> HMCState:

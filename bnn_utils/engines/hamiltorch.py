@@ -63,7 +63,7 @@ def _transition(
     hamiltonian = hamiltorch.samplers.hamiltonian
 
     def listen(*args: object, **kwargs: object) -> Tensor:
-        energy = hamiltonian(*args, **kwargs)
+        energy = hamiltonian(*args, **kwargs).detach()  # with its graph, torch warns when hamiltorch reads its value
         energies.append(float(energy))
         return energy
 

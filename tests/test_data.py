@@ -1,0 +1,95 @@
+"""Data sets and their checks."""
+
+import pytest
+import torch
+
+from bnn_utils import Data, boxes, published_summary, square_grid
+
+X, Y = torch.zeros(3, 2), torch.zeros(3)
+
+
+def test_boxes_are_the_tutorials_data(golden):
+    data = boxes()
+    assert torch.equal(data.x, golden["x"])
+    assert torch.equal(data.y, golden["t"])
+    assert len(data) == 80
+
+
+def test_boxes_follow_the_seed():
+    assert torch.equal(boxes(40, seed=3).x, boxes(40, seed=3).x)
+    assert not torch.equal(boxes(40, seed=3).x, boxes(40, seed=4).x)
+
+
+def test_classes_of_boxes_are_opposite_quadrants():
+    data = boxes(400, seed=5)
+    assert torch.equal(data.y, (data.x.prod(1) > 0).double())
+    assert data.x.abs().max() < 5
+    assert data.x.abs().min() > 0.5 - 1e-9
+
+
+@pytest.mark.parametrize("n", [0, -4, 6])
+def test_boxes_need_a_multiple_of_four(n):
+    with pytest.raises(ValueError, match=f"multiple of 4.*got {n}"):
+        boxes(n)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "message"),
+    [
+        (X, Y[:2], ValueError, "x has 3 points and y has 2"),
+        (X[:0], Y[:0], ValueError, r"x holds no points: its shape is \(0, 2\)"),
+        (X, torch.tensor(1.0), ValueError, r"y holds no points: its shape is \(\)"),
+        (X, [0, 0, 0], TypeError, "y must be a torch.Tensor, got list"),
+    ],
+)
+def test_data_that_do_not_fit(x, y, error, message):
+    with pytest.raises(error, match=message):
+        Data(x, y)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_data_with_holes(value):
+    x = X.clone()
+    x[1, 0] = value
+    with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \[1, 0\]"):
+        Data(x, Y)
+    y = Y.clone()
+    y[2] = value
+    with pytest.raises(ValueError, match=r"y has 1 NaN or infinite values, the first at \[2\]"):
+        Data(X, y)
+
+
+@pytest.mark.parametrize("labels", [torch.int64, torch.bool])
+def test_to_keeps_the_dtype_of_labels(labels):
+    data = Data(X, Y.to(labels)).to(torch.float64)
+    assert (data.x.dtype, data.y.dtype) == (torch.float64, labels)
+
+
+def test_to_changes_the_dtype_of_numbers():
+    data = boxes().to(torch.float32)
+    assert (data.x.dtype, data.y.dtype) == (torch.float32, torch.float32)
+
+
+def test_grid_runs_along_the_first_coordinate():
+    expected = torch.tensor([[-1.0, -1], [0, -1], [1, -1], [-1, 0], [0, 0], [1, 0], [-1, 1], [0, 1], [1, 1]])
+    grid = square_grid(3, limit=1)
+    assert grid.dtype == torch.float64
+    assert torch.equal(grid, expected.double())
+
+
+def test_grid_takes_the_dtype_of_another_tensor():
+    assert square_grid(like=X).dtype == X.dtype
+    assert square_grid(like=X).shape == (625, 2)
+
+
+@pytest.mark.parametrize("arguments", [{"num": 1}, {"limit": 0.0}])
+def test_grid_needs_an_area(arguments):
+    with pytest.raises(ValueError, match="num >= 2 and limit > 0"):
+        square_grid(**arguments)
+
+
+def test_published_summary_is_the_tutorials_table():
+    table = published_summary()
+    assert len(table) == 20
+    assert (table["ess_bulk"].min().round(1), table["ess_bulk"].max().round(1)) == (14.3, 76.1)
+    assert (table["r_hat"].min(), table["r_hat"].max()) == (1.0004, 1.3708)

@@ -1,0 +1,315 @@
+"""The posterior: its density and gradient against formulas and plain autograd, and what it refuses."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+from torch import nn
+from torch.func import functional_call
+
+from bnn_utils import Bernoulli, Data, Likelihood, NormalPrior, Posterior, boxes
+from bnn_utils import posterior as posterior_module
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def by_autograd(posterior, module, theta):
+    """Log joint and gradient of a 0.09 prior and Bernoulli labels from the plain module, without the package."""
+    theta = theta.clone().requires_grad_()
+    pieces, start = {}, 0
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            pieces[name] = theta[start : start + p.numel()].reshape(p.shape)
+            start += p.numel()
+    logits = functional_call(copy.deepcopy(module).double(), pieces, (posterior.data.x,))[:, 0]
+    value = torch.distributions.Bernoulli(logits=logits).log_prob(posterior.data.y).sum()
+    value = value - 0.09 / 2 * theta.square().sum() + len(theta) / 2 * math.log(0.09 / (2 * math.pi))
+    (grad,) = torch.autograd.grad(value, theta)
+    return value.detach(), grad
+
+
+def test_log_joint_by_hand(posterior, theta):
+    row = theta[0]
+    w1, b1, w2, b2, w3, b3 = row.split([6, 3, 6, 2, 2, 1])
+    h = torch.tanh(posterior.data.x @ w1.reshape(3, 2).T + b1)
+    z = torch.tanh(h @ w2.reshape(2, 3).T + b2) @ w3 + b3
+    log_likelihood = (posterior.data.y * z - torch.log1p(torch.exp(z))).sum()
+    log_prior = -0.09 / 2 * row.square().sum() + 20 / 2 * math.log(0.09 / (2 * math.pi))
+    torch.testing.assert_close(posterior.log_likelihood(row), log_likelihood)
+    torch.testing.assert_close(posterior.log_prior(row), log_prior)
+    torch.testing.assert_close(posterior.log_prob(row), log_prior + log_likelihood)
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_many_vectors_are_one_by_one(make_posterior, theta, gradient):
+    posterior = make_posterior(gradient=gradient)
+    values, grads = posterior.log_prob_and_grad(theta)
+    torch.testing.assert_close(values, posterior.log_prob(theta), rtol=1e-13, atol=0)
+    for row, value, grad in zip(theta, values, grads, strict=True):
+        one_value, one_grad = posterior.log_prob_and_grad(row)
+        assert one_value.shape == ()
+        torch.testing.assert_close(one_value, value, rtol=1e-13, atol=0)
+        torch.testing.assert_close(one_grad, grad, rtol=1e-10, atol=1e-12)
+
+
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=0, max_size=3),
+    activations=st.lists(st.sampled_from([nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Identity]), min_size=4, max_size=4),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_closed_form_gradient_is_autograds(widths, activations, bias, seed):
+    layers = []
+    for (a, b), activation in zip(itertools.pairwise([2, *widths]), activations, strict=False):
+        layers += [nn.Linear(a, b, bias), activation()]
+    net = nn.Sequential(*layers, nn.Sequential(nn.Linear(([2, *widths])[-1], 1)))
+    posterior = Posterior(net, boxes(n=12), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
+    theta = torch.randn(3, posterior.dim, generator=generator(seed), dtype=torch.float64)
+    values, grads = posterior.log_prob_and_grad(theta)
+    for row, value, grad in zip(theta, values, grads, strict=True):
+        expected_value, expected_grad = by_autograd(posterior, net, row)
+        torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.outer(x + torch.tanh(self.inner(x)))
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv1d(1, 2, 2), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.out(self.conv(x[:, None, :]).flatten(1))
+
+
+def tied():
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(2, 1))
+
+
+def frozen():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return net
+
+
+def batch_norm():
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).eval()
+
+
+@pytest.mark.parametrize("make", [Residual, Convolution, tied, frozen, hooked, batch_norm])
+def test_other_modules_go_by_autograd(make):
+    module = make()
+    posterior = Posterior(module, boxes(n=12), NormalPrior(0.09), Bernoulli())
+    assert posterior.gradient == "autograd"
+    theta = torch.randn(3, posterior.dim, generator=generator(), dtype=torch.float64)
+    values, grads = posterior.log_prob_and_grad(theta)
+    for row, value, grad in zip(theta, values, grads, strict=True):
+        expected_value, expected_grad = by_autograd(posterior, module, row)
+        torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match=r"needs an nn\.Sequential of trainable nn\.Linear"):
+        Posterior(module, boxes(n=12), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
+
+
+def test_twice_the_data_twice_the_log_likelihood(make_posterior, theta):
+    data = boxes()
+    twice = make_posterior(data=Data(data.x.repeat(2, 1), data.y.repeat(2)))
+    torch.testing.assert_close(
+        twice.log_likelihood(theta), 2 * make_posterior().log_likelihood(theta), rtol=1e-12, atol=0
+    )
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def expected_precision(net, weight, bias):
+    return torch.cat([torch.full((p.numel(),), weight if name.endswith("weight") else bias, dtype=torch.float64)
+                      for name, p in net.named_parameters()])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("precision", "weight", "bias"),
+    [
+        (0.09, 0.09, 0.09),
+        ({"*": 0.5}, 0.5, 0.5),
+        ({"*.bias": 4.0, "*": 0.25}, 0.25, 4.0),
+        (torch.full((20,), 2.0), 2.0, 2.0),
+    ],
+)
+def test_normal_prior(make_posterior, net, theta, precision, weight, bias):
+    sd = expected_precision(net, weight, bias) ** -0.5
+    posterior = make_posterior(prior=NormalPrior(precision))
+    expected = torch.distributions.Normal(0, sd).log_prob(theta).sum(-1)
+    torch.testing.assert_close(posterior.log_prior(theta), expected, rtol=1e-13, atol=0)
+    value, grad = posterior.prior_distribution.log_prob_and_grad(theta)
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(grad, -theta / sd**2, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("precision", [0.0, -1.0, math.nan, math.inf, {"*": -2.0}, torch.tensor([1.0, 0.0])])
+def test_precision_is_positive(precision):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        NormalPrior(precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        (torch.ones(19), r"shape \(19,\), but this network has 20 parameters"),
+        ({"*.weight": 1.0}, "no pattern of .* matches parameter 0.bias"),
+        ({"*": 1.0, "head.*": 2.0}, "'head.*' sets no parameter of this network"),
+    ],
+)
+def test_precision_that_does_not_fit(make_posterior, precision, message):
+    with pytest.raises(ValueError, match=message):
+        make_posterior(prior=NormalPrior(precision))
+
+
+def test_prior_draws(posterior):
+    """Mean and variance of 40,000 normals, within two-sided 1e-4 limits; fails when sd and precision are mixed up."""
+    before = torch.get_rng_state()
+    draws = posterior.sample_prior(2000, generator(5)) * 0.09**0.5
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(draws, posterior.sample_prior(2000, generator(5)) * 0.09**0.5)
+    limit = norm.isf(1e-4 / 2 / 2)
+    count = draws.numel()
+    assert abs(draws.mean().item()) < limit * count**-0.5
+    assert abs(draws.square().mean().item() - 1) < limit * (2 / count) ** 0.5
+
+
+def test_prior_draws_go_on_where_the_generator_is(posterior):
+    one, two = generator(5), generator(5)
+    both = torch.cat([posterior.sample_prior(1, one), posterior.sample_prior(1, one)])
+    expected = torch.stack([torch.randn(20, generator=two, dtype=torch.float64) for _ in range(2)]) * 0.09**-0.5
+    torch.testing.assert_close(both, expected)
+
+
+# --- parts that others bring ------------------------------------------------------------------------------------------
+
+
+class LaplacePrior:
+    def distribution(self, flat):
+        scale = torch.ones_like(flat.ravel())
+        return torch.distributions.Independent(torch.distributions.Laplace(0 * scale, scale), 1)
+
+
+class Poisson(Likelihood):
+    def targets(self, y, outputs):
+        return y.to(outputs.dtype)
+
+    def distribution(self, outputs):
+        return torch.distributions.Poisson(outputs.squeeze(-1).exp(), validate_args=False)
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_other_priors_and_likelihoods_plug_in(make_posterior, theta, gradient):
+    theta = theta / 10
+    posterior = make_posterior(prior=LaplacePrior(), likelihood=Poisson(), gradient=gradient)
+    rate = posterior.flat(theta, posterior.data.x)[..., 0]
+    expected = (posterior.data.y * rate - rate.exp()).sum(-1) - theta.abs().sum(-1) - 20 * math.log(2)
+    values, grads = posterior.log_prob_and_grad(theta)
+    torch.testing.assert_close(values, expected)
+    nudge = 1e-6 * torch.eye(20, dtype=torch.float64)[3]
+    slope = (posterior.log_prob(theta + nudge) - posterior.log_prob(theta - nudge)) / 2e-6
+    torch.testing.assert_close(grads[:, 3], slope, rtol=1e-6, atol=1e-6)
+    assert posterior.sample_prior(7, generator()).shape == (7, 20)
+
+
+# --- what is left alone, and what is refused --------------------------------------------------------------------------
+
+
+def test_the_readers_module_is_not_changed(net, theta):
+    before = copy.deepcopy(net.state_dict())
+    posterior = Posterior(net.train(), boxes(), NormalPrior(0.09), Bernoulli())
+    posterior.log_prob_and_grad(theta)
+    assert net.training
+    assert all(p.grad is None and p.dtype == torch.float32 for p in net.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
+    with torch.no_grad():
+        net[0].weight.zero_()  # and what the reader does to it later changes nothing
+    assert posterior.flat.module[0].weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_everything_is_in_the_datas_dtype(make_posterior, dtype):
+    posterior = make_posterior(data=boxes().to(dtype))
+    theta = posterior.sample_prior(2, generator())
+    values, grads = posterior.log_prob_and_grad(theta)
+    assert {theta.dtype, values.dtype, grads.dtype, posterior.predict(theta, posterior.data.x).dtype} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [(nn.Dropout(0.1), "random"), (nn.BatchNorm1d(3), "dependent on the batch")],
+)
+def test_training_mode(layer, why):
+    net = nn.Sequential(nn.Linear(2, 3), layer, nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} \(1\) is in training mode.*{why}.*module\.eval\(\)"):
+        Posterior(net, boxes(), NormalPrior(0.09), Bernoulli())
+    assert Posterior(net.eval(), boxes(), NormalPrior(0.09), Bernoulli()).dim >= 13
+
+
+def test_dropout_of_nothing_is_no_randomness():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.0), nn.Linear(3, 1))
+    assert Posterior(net, boxes(), NormalPrior(0.09), Bernoulli()).dim == 13
+
+
+def test_labels_and_outputs_are_checked(make_posterior):
+    data = boxes()
+    with pytest.raises(ValueError, match="needs labels 0 and 1, but y also holds 2"):
+        make_posterior(data=Data(data.x, 2 * data.y))
+    with pytest.raises(ValueError, match=r"one logit per point.*gives \(80, 3\)"):
+        make_posterior(module=nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="gradient must be"):
+        make_posterior(gradient="numeric")
+
+
+@pytest.mark.parametrize("shape", [(19,), (5, 21), (2, 5, 20), ()])
+def test_theta_of_another_shape(posterior, shape):
+    theta = torch.zeros(shape, dtype=torch.float64)
+    for function in (posterior.log_prob, posterior.log_prior, posterior.log_likelihood, posterior.log_prob_and_grad):
+        with pytest.raises(ValueError, match="this network has 20 parameters"):
+            function(theta)
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+def test_predict(posterior, monkeypatch, lead):
+    draws = 3 * torch.randn(*lead, 20, generator=generator(), dtype=torch.float64)
+    x = posterior.data.x[:11]
+    p = posterior.predict(draws, x)
+    assert p.shape == (*lead, 11)
+    expected = torch.stack([torch.sigmoid(posterior.flat(row, x)[:, 0]) for row in draws.reshape(-1, 20)])
+    torch.testing.assert_close(p, expected.reshape(*lead, 11))
+    monkeypatch.setattr(posterior_module, "PREDICT_ELEMENTS", 23)
+    torch.testing.assert_close(posterior.predict(draws, x), p)
+    assert not p.requires_grad
+
+
+def test_predict_checks_the_draws(posterior):
+    with pytest.raises(ValueError, match="this network has 20 parameters"):
+        posterior.predict(torch.zeros(2, 3, 19), posterior.data.x)
