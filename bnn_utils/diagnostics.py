@@ -24,7 +24,8 @@ def rhat(draws: Tensor) -> Tensor:
         draws: shape ``(chains, draws, ...)``: parameters, predictions, or anything else computed from each draw.
 
     Returns:
-        shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed.
+        shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed, infinite
+        for one that only differs between chains.
     """
     array = _as_array(draws)
     columns = array.reshape(*array.shape[:2], -1)
@@ -94,5 +95,5 @@ def _rhat(array: np.ndarray) -> np.ndarray:
     draws = array.shape[1]
     within = array.var(axis=1, ddof=1).mean(axis=0)
     between = draws * array.mean(axis=1).var(axis=0, ddof=1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 for a quantity that never changed
+    with np.errstate(divide="ignore", invalid="ignore"):  # a quantity that never changed within its chains
         return np.sqrt((between / within + draws - 1) / draws)

@@ -1,0 +1,109 @@
+"""The hamiltorch engine against the real hamiltorch; the reference chains are in test_reference_chains.py."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bnn_utils import HMC, sample
+from bnn_utils.engines import hamiltorch as engine
+
+pytestmark = pytest.mark.skipif(not engine.is_installed(), reason="hamiltorch is not installed")
+
+
+def draw(posterior, num_samples, kernel=None, **kwargs):
+    return sample(posterior, kernel or HMC(0.05, 4), num_samples, engine="hamiltorch", progress=False, **kwargs)
+
+
+@pytest.fixture
+def hamiltorch():
+    return engine._import_quietly()
+
+
+def test_import_seeds_nothing():
+    code = """
+import random, numpy, torch
+random.seed(1); numpy.random.seed(1); torch.random.default_generator.manual_seed(1)
+expected = random.random(), numpy.random.random(), torch.rand(1).item()
+random.seed(1); numpy.random.seed(1); torch.random.default_generator.manual_seed(1)
+from bnn_utils.engines import hamiltorch
+hamiltorch._import_quietly()
+assert (random.random(), numpy.random.random(), torch.rand(1).item()) == expected
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_global_states_are_left_alone_and_nothing_is_printed(posterior, capsys):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    draw(posterior, 5)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert random.getstate() == before[2]
+    assert torch.get_default_dtype() == torch.float32
+    assert capsys.readouterr() == ("", "")
+
+
+def test_same_draws_and_statistics_as_the_builtin_engine(posterior):
+    theirs = draw(posterior, 50, kernel=HMC(0.1, 4), seed=3)
+    ours = sample(posterior, HMC(0.1, 4), 50, seed=3, progress=False)
+    assert 0 < ours.stats["is_accept"].sum() < 50, "the comparison needs both outcomes"
+    torch.testing.assert_close(theirs.draws, ours.draws, rtol=0, atol=1e-8)
+    assert list(theirs.stats) == list(ours.stats)
+    for name, value in ours.stats.items():
+        torch.testing.assert_close(theirs.stats[name], value, rtol=0, atol=1e-8)
+
+
+def test_several_chains(posterior):
+    chain = draw(posterior, 6, num_chains=3, warmup=2)
+    assert chain.draws.shape == (3, 6, 20)
+    torch.testing.assert_close(chain.stats["lp"], posterior.log_prob(chain.draws.reshape(-1, 20)).reshape(3, 6))
+
+
+def test_divergences_are_rejected_and_flagged(posterior, capsys):
+    init = torch.ones(20, dtype=torch.float64)
+    chain = draw(posterior, 5, kernel=HMC(1e200, 3), init=init)
+    assert chain.stats["diverging"].all()
+    assert not chain.stats["is_accept"].any()
+    assert torch.equal(chain.draws[0, -1], init)
+    assert capsys.readouterr().out == ""
+
+
+def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
+    whole = draw(posterior, 9, num_chains=2)
+    original, rounds = engine._transition, 0
+
+    def stopping(*args):
+        nonlocal rounds
+        rounds += 1
+        if rounds > 2 * 4 + 1:  # in the middle of the fifth draw, with the first chain's already made
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(engine, "_transition", stopping)
+    with pytest.warns(RuntimeWarning, match="holds the 4 draws made so far, of 9"):
+        chain = draw(posterior, 9, num_chains=2)
+    assert torch.equal(chain.draws, whole.draws[:, :4])
+
+
+def test_burn_in_is_not_thrown_back(posterior, hamiltorch, golden):
+    """hamiltorch's own burn-in can end where it began: a rejection right after it restores the starting point."""
+    start, kernel, seeds = golden["tutorial_f64"][0], HMC(0.15, 4), range(12)
+    thrown_back = 0
+    for seed in seeds:
+        with engine.lend_to_torch(torch.Generator().manual_seed(seed)):
+            kept = hamiltorch.sample(
+                posterior.log_prob,
+                start,
+                num_samples=60,
+                num_steps_per_sample=4,
+                step_size=0.15,
+                burn=50,
+                verbose=False,
+            )
+        thrown_back += torch.equal(kept[1], start)
+        chain = draw(posterior, 1, kernel=kernel, init=start, warmup=50, seed=seed)
+        assert not torch.equal(chain.draws[0, 0], start)
+    assert thrown_back > 0, "hamiltorch no longer has the defect that this engine works around"

@@ -1,0 +1,221 @@
+"""The front door: seeds, starts, interruptions, progress, and errors that help."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample, sampling
+from bnn_utils.engines import hamiltorch
+
+KERNEL = HMC(0.05, 4)
+
+
+def draw(posterior, num_samples=20, progress=False, **kwargs):
+    return sample(posterior, kwargs.pop("kernel", KERNEL), num_samples, progress=progress, **kwargs)
+
+
+def failing(posterior, monkeypatch, after, error):
+    """A posterior whose log density raises after a number of calls."""
+    calls, original = 0, posterior.log_prob_and_grad
+
+    def log_prob_and_grad(theta):
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise error
+        return original(theta)
+
+    monkeypatch.setattr(posterior, "log_prob_and_grad", log_prob_and_grad)
+    return posterior
+
+
+# --- seeds and starts -------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_draws(posterior):
+    one, two, other = (draw(posterior, num_chains=3, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(one.draws, two.draws)
+    assert not torch.equal(one.draws, other.draws)
+
+
+def test_a_generator_goes_on(posterior):
+    stream = torch.Generator().manual_seed(5)
+    first, second = draw(posterior, seed=stream), draw(posterior, seed=stream)
+    assert torch.equal(first.draws, draw(posterior, seed=5).draws)
+    assert not torch.equal(first.draws, second.draws)
+    assert first.seed is None
+
+
+def test_global_random_states_are_left_alone(posterior):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    draw(posterior)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+def test_chains_start_at_draws_from_the_prior(posterior):
+    """With a step size of almost nothing the first draw is the start."""
+    chain = draw(posterior, 1, num_chains=4, seed=3, kernel=HMC(1e-12, 1))
+    prior = posterior.sample_prior(4, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(chain.draws[:, 0], prior, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_chains", "chains"), [((20,), 1, 1), ((20,), 3, 3), ((4, 20), 1, 4), ((4, 20), 4, 4)]
+)
+def test_starting_points(posterior, shape, num_chains, chains):
+    init = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    chain = draw(posterior, 1, num_chains=num_chains, init=init, kernel=HMC(1e-12, 1))
+    assert chain.draws.shape == (chains, 1, 20)
+    torch.testing.assert_close(chain.draws[:, 0], init.double().expand(chains, 20), rtol=0, atol=1e-9)
+
+
+def test_warmup_is_thrown_away(posterior):
+    long, short = draw(posterior, 30, seed=1), draw(posterior, 20, warmup=10, seed=1)
+    assert torch.equal(long.draws[:, 10:], short.draws)
+    assert torch.equal(long.stats["energy"][:, 10:], short.stats["energy"])
+    assert short.warmup == 10
+
+
+def test_shapes_names_and_statistics(posterior):
+    chain = draw(posterior, 7, num_chains=3)
+    assert chain.draws.shape == (3, 7, 20)
+    assert list(chain.stats) == [
+        "lp", "acceptance_rate", "is_accept", "n_steps", "step_size", "energy", "energy_error", "diverging",
+    ]  # fmt: skip
+    assert all(value.shape == (3, 7) for value in chain.stats.values())
+    torch.testing.assert_close(chain.stats["lp"], posterior.log_prob(chain.draws.reshape(-1, 20)).reshape(3, 7))
+    assert chain.names == posterior.flat.names
+    assert 0 < chain.sampling_time <= chain.wall_time
+
+
+def test_mass_comes_in_any_dtype(posterior):
+    mass = torch.linspace(0.5, 1.5, 20)
+    one = draw(posterior, kernel=HMC(0.05, 4, mass))
+    two = draw(posterior, kernel=HMC(0.05, 4, mass.double()))
+    assert torch.equal(one.draws, two.draws)
+    assert one.draws.dtype == torch.float64
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
+    whole = draw(posterior, 20, num_chains=2)
+    stopping = failing(posterior, monkeypatch, after=1 + 4 * 8 + 2, error=KeyboardInterrupt())
+    with pytest.warns(RuntimeWarning, match="interrupted: the chain holds the 8 draws made so far, of 20"):
+        chain = draw(stopping, 20, num_chains=2)
+    assert torch.equal(chain.draws, whole.draws[:, :8])
+    assert torch.equal(chain.stats["lp"], whole.stats["lp"][:, :8])
+
+
+def test_interruption_before_the_first_draw(posterior, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        draw(failing(posterior, monkeypatch, after=10, error=KeyboardInterrupt()), warmup=5)
+
+
+def test_errors_bring_the_draws_so_far(posterior, monkeypatch):
+    with pytest.raises(ZeroDivisionError) as caught:
+        draw(failing(posterior, monkeypatch, after=1 + 4 * 8 + 2, error=ZeroDivisionError("inside the network")), 20)
+    assert caught.value.chain.num_draws == 8
+    assert "The 8 draws made before this error" in caught.value.__notes__[0]
+
+
+def test_threads_are_given_back(posterior, monkeypatch):
+    before, inside = torch.get_num_threads(), []
+    original = posterior.log_prob_and_grad
+
+    def watched(theta):
+        inside.append(torch.get_num_threads())
+        return original(theta)
+
+    monkeypatch.setattr(posterior, "log_prob_and_grad", watched)
+    torch.set_num_threads(2)
+    try:
+        draw(posterior, 2)
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            draw(failing(posterior, monkeypatch, after=3, error=ZeroDivisionError()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_report(monkeypatch):
+    monkeypatch.setattr(sampling, "SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+
+
+def test_progress_shows_speed_acceptance_and_divergences(posterior, every_report, capsys):
+    draw(posterior, 30, warmup=10, progress=True)
+    shown = capsys.readouterr().err
+    for word in ("40/40", "draw/s", "acceptance 0.", "divergences 0"):
+        assert word in shown
+
+
+def test_progress_counts_divergences(posterior, every_report, capsys):
+    chain = draw(posterior, 10, num_chains=2, progress=True, kernel=HMC(5.0, 4))
+    assert chain.stats["diverging"].sum() == 20
+    assert "divergences 20" in capsys.readouterr().err
+
+
+def test_silence(posterior, every_report, capsys, monkeypatch):
+    draw(posterior, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "stan"}, "unknown engine 'stan'; there are 'builtin', 'hamiltorch'"),
+        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+        ({"num_samples": 2.5}, "got 2.5"),
+        ({"num_chains": -1}, "num_chains must be a whole number of at least 1, got -1"),
+        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
+        ({"kernel": HMC(0.1, 4, torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20 parameters"),
+        ({"init": torch.zeros(19)}, "this network has 20 parameters"),
+        ({"init": torch.zeros(3, 20), "num_chains": 2}, "init has 3 starting points, but num_chains is 2"),
+        ({"init": torch.full((20,), torch.nan)}, "chain 0 starts where the log density is nan; start it elsewhere"),
+        (
+            {"init": torch.tensor([[0.0], [1e200]], dtype=torch.float64).expand(2, 20)},
+            "chain 1 starts where .* is -inf",
+        ),
+    ],
+)
+def test_errors(posterior, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        draw(posterior, **arguments)
+
+
+def test_missing_hamiltorch(posterior, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hamiltorch", None)
+    with pytest.raises(
+        ModuleNotFoundError, match="needs hamiltorch, which is not installed; get it with: pip install"
+    ) as caught:
+        draw(posterior, engine="hamiltorch")
+    assert hamiltorch.INSTALL in str(caught.value)
+
+
+# --- any module -------------------------------------------------------------------------------------------------------
+
+
+def test_modules_without_closed_form_are_sampled_too():
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.GELU(), nn.Linear(3, 1))
+    posterior = Posterior(net, boxes(n=12), NormalPrior(1.0), Bernoulli())
+    chain = draw(posterior, 10, num_chains=2)
+    assert posterior.gradient == "autograd"
+    assert not chain.draws.requires_grad
+    assert chain.stats["is_accept"].any()
