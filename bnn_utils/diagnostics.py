@@ -24,8 +24,8 @@ def rhat(draws: Tensor) -> Tensor:
         draws: shape ``(chains, draws, ...)``: parameters, predictions, or anything else computed from each draw.
 
     Returns:
-        shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed, infinite
-        for one that only differs between chains.
+        shape ``(...)``, float64 on the CPU: 1 when halves of chains agree, NaN for a quantity that never changed,
+        infinite for one that differs between chains only.
     """
     array = _as_array(draws)
     columns = array.reshape(*array.shape[:2], -1)

@@ -88,6 +88,7 @@ def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
     assert torch.equal(chain.draws, whole.draws[:, :4])
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_burn_in_is_not_thrown_back(posterior, hamiltorch, golden):
     """hamiltorch's own burn-in can end where it began: a rejection right after it restores the starting point."""
     start, kernel, seeds = golden["tutorial_f64"][0], HMC(0.15, 4), range(12)
