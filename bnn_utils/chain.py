@@ -137,8 +137,8 @@ class Chain:
         return chain
 
     def _attributes(self) -> dict[str, str | int | float]:
-        # netCDF attributes can't be empty, so a missing seed is -1.
-        return {name: -1 if getattr(self, name) is None else getattr(self, name) for name in _ATTRIBUTES}
+        # netCDF attributes can't be empty, so the seed, which may be missing, is written in words.
+        return {name: getattr(self, name) for name in _ATTRIBUTES} | {"seed": str(self.seed)}
 
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
@@ -173,7 +173,7 @@ _ATTRIBUTES = {
     "kernel": str,
     "engine": str,
     "device": str,
-    "seed": lambda value: None if value == -1 else int(value),
+    "seed": lambda value: None if value == "None" else int(value),
     "warmup": int,
     "wall_time": float,
     "sampling_time": float,

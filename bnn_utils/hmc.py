@@ -108,7 +108,7 @@ class HMC:
     def __post_init__(self) -> None:
         if not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
-        if self.num_steps != int(self.num_steps) or self.num_steps < 1:
+        if not (1 <= self.num_steps < float("inf") and self.num_steps == int(self.num_steps)):
             raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
         if self.inv_mass is not None:
             _check_inv_mass(self.inv_mass)
@@ -182,10 +182,12 @@ def _check_inv_mass(inv_mass: Tensor) -> None:
     if not isinstance(inv_mass, Tensor) or inv_mass.ndim not in (1, 2):
         got = tuple(inv_mass.shape) if isinstance(inv_mass, Tensor) else type(inv_mass).__name__
         raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {got}")
+    bad = inv_mass[~inv_mass.isfinite() | ((inv_mass <= 0) & (inv_mass.ndim == 1))]
+    if len(bad):
+        raise ValueError(
+            f"inv_mass must be {'positive and ' * (inv_mass.ndim == 1)}finite, but it holds {bad[0].item():g}"
+        )
     if inv_mass.ndim == 1:
-        bad = inv_mass[~((inv_mass > 0) & inv_mass.isfinite())]
-        if len(bad):
-            raise ValueError(f"a diagonal inv_mass must be positive and finite, but it holds {bad[0].item():g}")
         return
     if inv_mass.shape[0] != inv_mass.shape[1] or not torch.allclose(inv_mass, inv_mass.mT):
         raise ValueError(f"a dense inv_mass must be a symmetric matrix, got shape {tuple(inv_mass.shape)}")

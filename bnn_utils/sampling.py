@@ -163,7 +163,7 @@ def _one_thread() -> Iterator[None]:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         lowest = 0 if name == "warmup" else 1
-        if value != int(value) or value < lowest:
+        if not (lowest <= value < float("inf") and value == int(value)):
             raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
 
 

@@ -1,0 +1,177 @@
+"""Chains: tables against ArviZ, files that come back as they were, files that are something else."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from bnn_utils import HMC, Chain, boxes, sample
+from bnn_utils._arviz import arviz
+
+
+def draw(posterior, num_chains=3, **kwargs):
+    return sample(posterior, HMC(0.1, 5), 40, num_chains, warmup=5, progress=False, **kwargs)
+
+
+@pytest.fixture
+def chain(posterior):
+    return draw(posterior, seed=3)
+
+
+def test_shape_and_statistics(chain):
+    assert (chain.num_chains, chain.num_draws, chain.dim) == chain.draws.shape == (3, 40, 20)
+    names = "lp acceptance_rate is_accept n_steps step_size energy energy_error diverging"
+    assert sorted(chain.stats) == sorted(names.split())
+    assert {value.shape for value in chain.stats.values()} == {(3, 40)}
+    assert (chain.names[0], len(chain.names)) == ("0.weight[0,0]", 20)
+    assert chain.wall_time >= chain.sampling_time > 0
+
+
+def test_lp_is_the_density_of_the_draws(chain, posterior):
+    torch.testing.assert_close(chain.stats["lp"].flatten(), posterior.log_prob(chain.draws.flatten(0, 1)))
+
+
+def test_best_draw(chain, posterior):
+    best = posterior.log_prob(chain.draws[chain.best_draw()])
+    torch.testing.assert_close(best, posterior.log_prob(chain.draws.flatten(0, 1)).max())
+    chain.stats["lp"][2, 7] = 0.0
+    assert chain.best_draw() == (2, 7)
+
+
+def test_summary_is_arvizs(chain):
+    mine, theirs = chain.summary(), arviz().summary(chain.to_arviz(), round_to="none")
+    assert list(mine) == ["mean", "sd", "mcse", "ess_bulk", "ess_tail", "r_hat", "ess_per_sec"]
+    assert list(mine.index) == chain.names
+    same = {"mean": "mean", "sd": "sd", "mcse": "mcse_mean", "ess_bulk": "ess_bulk", "ess_tail": "ess_tail"}
+    for name, their_name in {**same, "r_hat": "r_hat"}.items():
+        np.testing.assert_allclose(mine[name], theirs[their_name], rtol=1e-10, err_msg=name)
+    np.testing.assert_allclose(mine["ess_per_sec"] * chain.sampling_time, theirs["ess_bulk"], rtol=1e-10)
+
+
+def test_summary_of_one_chain_has_an_r_hat(posterior):
+    assert np.isfinite(draw(posterior, num_chains=1).summary()).all(axis=None)
+
+
+def test_quantiles(chain):
+    table = chain.quantiles()
+    assert list(table) == ["2.5%", "25%", "50%", "75%", "97.5%"]
+    levels = torch.tensor([0.025, 0.25, 0.5, 0.75, 0.975], dtype=torch.float64)
+    np.testing.assert_allclose(table.T, chain.draws.flatten(0, 1).quantile(levels, dim=0), rtol=1e-12)
+
+
+def test_arviz_structure(chain):
+    data = chain.to_arviz()
+    assert data.posterior["theta"].dims == ("chain", "draw", "parameter")
+    assert list(data.posterior.coords["parameter"].to_numpy()) == chain.names
+    assert set(data.sample_stats) == set(chain.stats)
+    one = data.posterior["theta"].sel(chain=1, draw=7, parameter="2.bias[1]")
+    assert one.item() == chain.draws[1, 7, chain.names.index("2.bias[1]")]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "seed", [3, 0, -1, 2**63 - 1, 2**64 - 1, None], ids=["3", "0", "-1", "2^63-1", "2^64-1", "generator"]
+)
+def test_file_round_trip(make_posterior, tmp_path, dtype, seed):
+    chain = draw(make_posterior(data=boxes().to(dtype)), seed=torch.Generator() if seed is None else seed)
+    chain.save(tmp_path / "run.nc")
+    loaded = Chain.load(tmp_path / "run.nc")
+    for field in dataclasses.fields(Chain):
+        mine, theirs = getattr(chain, field.name), getattr(loaded, field.name)
+        if field.name not in ("draws", "stats"):
+            assert (theirs, type(theirs)) == (mine, type(mine)), field.name
+    assert loaded.seed == seed
+    assert set(loaded.stats) == set(chain.stats)
+    pairs = [(chain.draws, loaded.draws)] + [(chain.stats[name], loaded.stats[name]) for name in chain.stats]
+    for mine, theirs in pairs:
+        torch.testing.assert_close(theirs, mine, rtol=0, atol=0)  # the dtype too
+    assert loaded.draws.dtype == dtype
+    assert loaded.stats["is_accept"].dtype == torch.bool
+
+
+def test_save_replaces_a_file(chain, posterior, tmp_path):
+    draw(posterior, num_chains=1).save(tmp_path / "run.nc")
+    chain.save(str(tmp_path / "run.nc"))
+    assert Chain.load(str(tmp_path / "run.nc")).num_chains == 3
+
+
+def test_save_over_the_file_a_chain_came_from(chain, tmp_path):
+    """Fails when a loaded chain keeps its file open."""
+    path = tmp_path / "run.nc"
+    chain.save(path)
+    loaded = Chain.load(path)
+    loaded.save(path)
+    assert torch.equal(Chain.load(path).draws, chain.draws)
+    path.unlink()
+    assert torch.equal(loaded.draws, chain.draws)
+
+
+def write_other_netcdf(path):
+    arviz().from_dict(posterior={"mu": np.zeros((1, 5))}).to_netcdf(str(path), engine="h5netcdf")
+
+
+def write_without_statistics(path):
+    data = arviz().from_dict(posterior={"theta": np.zeros((1, 5, 2))}, dims={"theta": ["parameter"]})
+    data.to_netcdf(str(path), engine="h5netcdf")
+
+
+def write_prior_only(path):
+    arviz().from_dict(prior={"theta": np.zeros((1, 5))}).to_netcdf(str(path), engine="h5netcdf")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_other_netcdf,
+        write_without_statistics,
+        write_prior_only,
+        lambda path: path.write_bytes(pickle.dumps({"draws": [1, 2, 3]})),
+        lambda path: path.write_text("parameter,mean\n"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)),
+    ],
+    ids=["another model", "no statistics", "no posterior", "pickle", "text", "empty", "torn"],
+)
+def test_files_that_are_something_else(tmp_path, write):
+    path = tmp_path / "run.nc"
+    write(path)
+    with pytest.raises(ValueError, match=r"run\.nc' does not hold a chain written by Chain\.save"):
+        Chain.load(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*run\.nc'"):
+        Chain.load(tmp_path / "run.nc")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        Chain.load(tmp_path)
+
+
+# --- how a chain shows itself -----------------------------------------------------------------------------------------
+
+
+def test_repr(chain):
+    lines = repr(chain).splitlines()
+    assert lines[0] == "Chain"
+    shown = {line[2:].split("  ")[0]: line.split("  ")[-1] for line in lines[1:]}
+    assert shown["sampler"] == "HMC(step_size=0.1, num_steps=5)"
+    assert shown["engine"].strip() == "builtin, float64 on cpu"
+    assert shown["chains"].strip() == "3"
+    assert shown["draws per chain"].strip() == "40 after 5 of warmup"
+    rate = chain.stats["acceptance_rate"].mean()
+    assert (
+        shown["acceptance rate"].strip() == f"{rate:.3f} on average, {int(chain.stats['diverging'].sum())} divergences"
+    )
+    assert shown["seed"].strip() == "3"
+
+
+def test_html_repr_shows_the_same_and_escapes_it(chain):
+    page = dataclasses.replace(chain, kernel="<script>&", seed=None)._repr_html_()
+    assert "&lt;script&gt;&amp;" in page
+    assert "<script" not in page
+    assert "taken from a generator" in page
+    assert page.count("<tr>") == len(repr(chain).splitlines()) - 1

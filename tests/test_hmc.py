@@ -1,0 +1,254 @@
+"""The HMC kernel: geometry of the integrator, exactness of the draws, independence of the lanes."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binom, chi2, norm
+
+from bnn_utils import HMC
+from bnn_utils.hmc import MAX_ENERGY_ERROR, leapfrog, metric
+
+FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
+
+
+# Standard deviations 6, 1 and 0.5 along rotated axes: a condition number of 144.
+ROTATION = torch.linalg.qr(normal(3, 3, seed=1))[0]
+COVARIANCE = ROTATION @ torch.diag(torch.tensor([36.0, 1.0, 0.25], dtype=torch.float64)) @ ROTATION.T
+
+
+def gaussian(theta):
+    """Log density, without its constant, and gradient of Normal(0, COVARIANCE)."""
+    grad = -theta @ torch.linalg.inv(COVARIANCE)
+    return (theta * grad).sum(-1) / 2, grad
+
+
+def bumpy(theta):
+    """A density that is not Gaussian: trajectories in it are no ellipses."""
+    return (theta.cos() - theta.square() / 2).sum(-1), -theta.sin() - theta
+
+
+# Steps so long that a tenth to a half of the proposals is rejected: a sampler that forgets to reject is far off.
+KERNELS = {
+    "identity": HMC(0.8, 11),
+    "diagonal": HMC(0.8, 11, torch.tensor([1.2, 0.7, 1.1], dtype=torch.float64)),
+    "dense": HMC(1.5, 3, COVARIANCE),
+}
+kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+def run(kernel, log_prob_and_grad, theta, num, seed=0):
+    """State and info after each of ``num`` transitions."""
+    transition, stream = kernel.kernel(log_prob_and_grad), generator(seed)
+    state = kernel.init(log_prob_and_grad, theta)
+    for _ in range(num):
+        state, info = transition(stream, state)
+        yield state, info
+
+
+# --- the integrator ---------------------------------------------------------------------------------------------------
+
+
+@kernels
+def test_leapfrog_is_reversible(kernel):
+    """Fails when a half step is left out or made whole."""
+    velocity = metric(kernel.inv_mass).velocity
+    start, p = kernel.init(bumpy, normal(5, 3)), normal(5, 3, seed=1)
+    end, p_end = leapfrog(start, p, bumpy, 0.05, 20, velocity)
+    back, p_back = leapfrog(end, -p_end, bumpy, 0.05, 20, velocity)
+    assert (end.theta - start.theta).abs().min() > 1e-3
+    torch.testing.assert_close(back.theta, start.theta, rtol=0, atol=1e-10)
+    torch.testing.assert_close(back.log_prob, start.log_prob, rtol=0, atol=1e-10)
+    torch.testing.assert_close(-p_back, p, rtol=0, atol=1e-10)
+
+
+@kernels
+def test_energy_error_is_of_second_order(kernel):
+    """Half the step, a quarter of the error; fails when the integrator is only of first order."""
+    errors = []
+    for halvings in range(3):
+        finer = HMC(0.04 / 2**halvings, 20 * 2**halvings, kernel.inv_mass)
+        ((_, info),) = run(finer, bumpy, normal(200, 3), 1)
+        errors.append(info.energy_error.square().mean().sqrt())
+    slopes = [torch.log2(a / b).item() for a, b in itertools.pairwise(errors)]
+    assert slopes == pytest.approx([2, 2], abs=0.1)
+
+
+def test_a_step_costs_one_gradient():
+    calls = []
+
+    def counted(theta):
+        calls.append(len(theta))
+        return bumpy(theta)
+
+    list(run(HMC(0.1, 7), counted, normal(4, 3), 10))
+    assert calls == [4] * (1 + 10 * 7)
+
+
+# --- the draws --------------------------------------------------------------------------------------------------------
+
+
+@kernels
+def test_draws_of_a_gaussian(kernel):
+    """Where 4,000 lanes are after 100 transitions from one point: independent draws from the target.
+
+    Each direction's mean is normal and its sum of squares chi-squared, both exactly. Fails when the Metropolis
+    correction is left out, when momenta are drawn from the inverse mass, and when a rejected lane keeps its end point.
+    """
+    lanes = 4000
+    states = run(kernel, gaussian, torch.tensor([[6.0, -3.0, 3.0]], dtype=torch.float64).expand(lanes, -1), 100)
+    *_, (state, info) = states
+    assert 0.1 < 1 - info.is_accept.double().mean() < 0.5
+    standardised = state.theta @ ROTATION / torch.tensor([6.0, 1.0, 0.5], dtype=torch.float64)
+    one_test = FALSE_ALARM / 6  # two tests of three directions
+    z = standardised.mean(0) * lanes**0.5
+    assert z.abs().max() < norm.isf(one_test / 2)
+    squares = standardised.square().sum(0)
+    assert chi2.ppf(one_test / 2, lanes) < squares.min()
+    assert squares.max() < chi2.isf(one_test / 2, lanes)
+
+
+def test_rejection_keeps_state_and_gradient(posterior, theta):
+    """Fails when a rejected lane keeps the gradient or the density of its proposal."""
+    before, rejected = theta, 0
+    for state, info in run(HMC(0.12, 10), posterior.log_prob_and_grad, theta, 40):
+        stays = ~info.is_accept
+        assert torch.equal(state.theta[stays], before[stays])
+        assert not (state.theta == before)[~stays].any()
+        log_prob, grad = posterior.log_prob_and_grad(state.theta)
+        torch.testing.assert_close(state.log_prob, log_prob, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state.grad, grad, rtol=1e-10, atol=1e-10)
+        before, rejected = state.theta, rejected + int(stays.sum())
+    assert 20 < rejected < 180
+
+
+def test_info_is_about_this_transition(posterior, theta):
+    before = posterior.log_prob(theta)
+    for state, info in run(HMC(0.05, 6), posterior.log_prob_and_grad, theta, 20):
+        torch.testing.assert_close(info.acceptance_rate, (-info.energy_error).exp().clamp(max=1))
+        start = torch.where(info.is_accept, info.energy - info.energy_error, info.energy)
+        # The kinetic energy at both ends of the trajectory is positive.
+        assert (start + before > 0).all()
+        assert (info.energy + state.log_prob > 0).all()
+        assert info.n_steps.tolist() == [6] * 5
+        assert info.step_size.tolist() == [0.05] * 5
+        before = state.log_prob
+
+
+# --- lanes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_lanes_do_not_influence_each_other(make_posterior, theta, gradient):
+    """To the bit: fails when anything is summed or decided across lanes."""
+    log_prob_and_grad = make_posterior(gradient=gradient).log_prob_and_grad
+    moved = theta.clone()
+    moved[2] += 1
+    others = [0, 1, 3, 4]
+    runs = (run(HMC(0.1, 5), log_prob_and_grad, start, 30, seed=3) for start in (theta, moved))
+    for (state, info), (other_state, other_info) in zip(*runs, strict=True):
+        for one, other in zip((*state, *info), (*other_state, *other_info), strict=True):
+            assert torch.equal(one[others], other[others])
+        assert not (state.theta[2] == other_state.theta[2]).any()
+
+
+def test_each_lane_tosses_its_own_coin():
+    """Proposals that halve the density are accepted half of the time; fails when lanes share their uniform number."""
+    lanes, heights = 4000, iter([0.0, -math.log(2)])
+
+    def halves(theta):
+        return torch.full((len(theta),), next(heights), dtype=theta.dtype), torch.zeros_like(theta)
+
+    ((_, info),) = run(HMC(0.1, 1), halves, normal(lanes, 2), 1)
+    torch.testing.assert_close(info.acceptance_rate, torch.full((lanes,), 0.5, dtype=torch.float64))
+    accepted = int(info.is_accept.sum())
+    assert binom.ppf(FALSE_ALARM / 2, lanes, 0.5) <= accepted <= binom.isf(FALSE_ALARM / 2, lanes, 0.5)
+
+
+# --- divergences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf, -2 * MAX_ENERGY_ERROR])
+def test_divergence_is_flagged_and_rejected(value):
+    """The first lane steps to where the density is ``value``, the second to a good place."""
+    values = iter([[0.0, 0.0], [value, 0.0]])
+
+    def cliff(theta):
+        return torch.tensor(next(values), dtype=theta.dtype), torch.zeros_like(theta)
+
+    start = normal(2, 3)
+    ((state, info),) = run(HMC(0.1, 1), cliff, start, 1)
+    assert info.diverging.tolist() == [True, False]
+    assert info.is_accept.tolist() == [False, True]
+    assert info.acceptance_rate.tolist() == [0, 1]
+    assert state.log_prob.tolist() == [0, 0]
+    assert torch.equal(state.theta[0], start[0])
+
+
+def test_gradient_that_is_not_a_number():
+    def cliff(theta):
+        return torch.zeros(len(theta), dtype=theta.dtype), torch.where(theta.abs() > 1, math.nan, 0 * theta)
+
+    start = torch.zeros(3, 2, dtype=torch.float64)
+    ((state, info),) = run(HMC(10.0, 2), cliff, start, 1)
+    assert info.diverging.all()
+    assert torch.equal(state.theta, start)
+    assert torch.equal(state.grad, torch.zeros_like(start))
+
+
+@pytest.mark.parametrize(("drop", "diverges"), [(0.99, False), (1.01, True)])
+def test_limit_of_the_energy_error(drop, diverges):
+    values = iter([0.0, -drop * MAX_ENERGY_ERROR])
+
+    def cliff(theta):
+        return torch.tensor([next(values)], dtype=theta.dtype), torch.zeros_like(theta)
+
+    ((_, info),) = run(HMC(0.1, 1), cliff, normal(1, 3), 1)
+    assert info.diverging.item() is diverges
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step_size", [0.0, -0.1, math.nan, math.inf])
+def test_step_size(step_size):
+    with pytest.raises(ValueError, match=f"step_size must be positive and finite, got {step_size}"):
+        HMC(step_size, 4)
+
+
+@pytest.mark.parametrize("num_steps", [0, -3, 2.5, math.nan, math.inf])
+def test_num_steps(num_steps):
+    with pytest.raises(ValueError, match=f"num_steps must be a whole number of at least 1, got {num_steps}"):
+        HMC(0.1, num_steps)
+
+
+@pytest.mark.parametrize(
+    ("inv_mass", "message"),
+    [
+        ([1.0, 2.0], r"a tensor of shape \(D,\) or \(D, D\), got list"),
+        (torch.ones(2, 2, 2), r"got \(2, 2, 2\)"),
+        (torch.tensor([1.0, -2.0]), "positive and finite, but it holds -2"),
+        (torch.tensor([1.0, math.nan]), "positive and finite, but it holds nan"),
+        (torch.ones(2, 3), r"symmetric matrix, got shape \(2, 3\)"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "must be a symmetric matrix"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "positive definite, but its smallest eigenvalue is -1"),
+        (torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), "nan"),
+    ],
+)
+def test_inv_mass(inv_mass, message):
+    with pytest.raises(ValueError, match=message):
+        HMC(0.1, 4, inv_mass)
+
+
+def test_repr_shows_the_settings():
+    assert repr(HMC(0.05, 4)) == "HMC(step_size=0.05, num_steps=4)"
+    assert repr(KERNELS["diagonal"]) == "HMC(step_size=0.8, num_steps=11, inv_mass=diagonal)"
+    assert repr(KERNELS["dense"]) == "HMC(step_size=1.5, num_steps=3, inv_mass=dense)"
