@@ -73,7 +73,8 @@ def _as_array(draws: Tensor) -> np.ndarray:
 def _rank_rhat(array: np.ndarray) -> np.ndarray:
     halves = _split(array)
     folded = np.abs(halves - np.median(halves, axis=(0, 1)))
-    return np.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+    # Where all values lie equally far from the median, the folded ones never change and say nothing.
+    return np.fmax(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
 
 
 def _split(array: np.ndarray) -> np.ndarray:

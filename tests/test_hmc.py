@@ -1,5 +1,6 @@
 """The HMC kernel: geometry of the integrator, exactness of the draws, independence of the lanes."""
 
+import itertools
 import math
 
 import pytest
