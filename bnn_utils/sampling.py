@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -118,8 +119,9 @@ class _Report:
     """A progress bar with transitions per second, acceptance and divergences."""
 
     def __init__(self, total: int, progress: bool) -> None:
-        # A disable=False would overrule the environment's TQDM_DISABLE, so silence is all that is ever asked for.
-        self.bar = tqdm(total=total, unit="draw", **({} if progress else {"disable": True}))
+        # tqdm's bar for notebooks does not look at this variable of tqdm's.
+        silenced = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+        self.bar = tqdm(total=total, unit="draw", disable=silenced or not progress)
         self.recent: list[HMCInfo] = []
         self.divergences = 0
         self.reported = time.perf_counter()

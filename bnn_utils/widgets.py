@@ -10,7 +10,14 @@ from bnn_utils.plots import decision_maps
 from bnn_utils.posterior import Posterior
 
 
-def draw_slider(chain: Chain, posterior: Posterior, grid: Tensor, step: int = 50) -> ipywidgets.Widget:
+class Explorer(ipywidgets.VBox):
+    """Controls above a picture; where no kernel runs, a line of text."""
+
+    def __repr__(self) -> str:
+        return "(Controls and a picture: they need a running kernel.)"
+
+
+def draw_slider(chain: Chain, posterior: Posterior, grid: Tensor, step: int = 50) -> Explorer:
     """A slider over the draws of the first chain that shows the network at each.
 
     Args:
@@ -29,4 +36,4 @@ def draw_slider(chain: Chain, posterior: Posterior, grid: Tensor, step: int = 50
 
     slider.observe(show, names="value")
     show({"new": slider.value})
-    return ipywidgets.VBox([slider, image])
+    return Explorer([slider, image])

@@ -126,6 +126,7 @@ def test_slider_redraws(chain, posterior, grid):
     box = widgets.draw_slider(chain, posterior, grid, step=1)
     slider, image = box.children
     assert isinstance(slider, ipywidgets.IntSlider)
+    assert "need a running kernel" in repr(box)
     before = bytes(image.value)
     slider.value = 40
     assert bytes(image.value).startswith(b"\x89PNG")
