@@ -14,7 +14,7 @@ def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Gen
         if seed.device.type != device.type:
             raise ValueError(f"the generator lies on {seed.device}, but the data on {device}")
         return seed
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def sample(
         Exception: whatever the network raises while sampling, with the draws made so far as its attribute ``chain``.
     """
     called = time.perf_counter()
-    _check_counts(num_samples=num_samples, num_chains=num_chains, warmup=warmup)
+    num_samples, num_chains = _whole("num_samples", num_samples, 1), _whole("num_chains", num_chains, 1)
+    warmup = _whole("warmup", warmup, 0)
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; there are {', '.join(map(repr, ENGINES))}")
     kernel = _fit_mass(kernel, posterior)
@@ -81,7 +82,7 @@ def sample(
             kernel=repr(kernel),
             engine=engine,
             device=str(posterior.device),
-            seed=None if isinstance(seed, torch.Generator) else seed,
+            seed=None if isinstance(seed, torch.Generator) else int(seed),
             warmup=warmup,
             wall_time=now - called,
             sampling_time=finished - started,
@@ -162,11 +163,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        lowest = 0 if name == "warmup" else 1
-        if not (lowest <= value < float("inf") and value == int(value)):
-            raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
+def _whole(name: str, value: float, lowest: int) -> int:
+    if not (lowest <= value < float("inf") and value == int(value)):
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
+    return int(value)
 
 
 def _fit_mass(kernel: HMC, posterior: Posterior) -> HMC:
