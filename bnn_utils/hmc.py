@@ -117,7 +117,7 @@ class HMC:
         """The state of lanes at theta, shape ``(C, D)``."""
         return HMCState(theta, *log_prob_and_grad(theta))
 
-    def kernel(self, log_prob_and_grad: LogProbAndGrad) -> Kernel:
+    def build_kernel(self, log_prob_and_grad: LogProbAndGrad) -> Kernel:
         """One transition, ``(generator, state) -> (state, info)``, that leaves ``exp(log_prob)`` invariant.
 
         p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p);  accept with probability min(1, exp(H - H*))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Gen
         if seed.device.type != device.type:
             raise ValueError(f"the generator lies on {seed.device}, but the data on {device}")
         return seed
-    return torch.Generator(device).manual_seed(int(seed))
+    return torch.Generator(device).manual_seed(operator.index(seed))
 
 
 @contextmanager

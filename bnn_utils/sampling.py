@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 import warnings
@@ -82,7 +83,7 @@ def sample(
             kernel=repr(kernel),
             engine=engine,
             device=str(posterior.device),
-            seed=None if isinstance(seed, torch.Generator) else int(seed),
+            seed=None if isinstance(seed, torch.Generator) else operator.index(seed),
             warmup=warmup,
             wall_time=now - called,
             sampling_time=finished - started,

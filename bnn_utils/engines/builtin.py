@@ -17,7 +17,7 @@ def transitions(
 ) -> Iterator[tuple[Tensor, Tensor, HMCInfo]]:
     """Transitions of all chains from theta ``(C, D)``; see `bnn_utils.engines`."""
     state = kernel.init(posterior.log_prob_and_grad, theta)
-    transition = kernel.kernel(posterior.log_prob_and_grad)
+    transition = kernel.build_kernel(posterior.log_prob_and_grad)
     while True:
         state, info = transition(generator, state)
         yield state.theta, state.log_prob, info
