@@ -49,6 +49,7 @@ class FlatModule:
         ends = list(itertools.accumulate(self.sizes.values()))
         self.slices = {name: slice(end - size, end) for (name, size), end in zip(self.sizes.items(), ends, strict=True)}
         self.dim = ends[-1]
+        self._slots = _slots(module)
 
     @property
     def names(self) -> list[str]:
@@ -87,6 +88,9 @@ class FlatModule:
             if len(lead) > 1 or (*lead, *shape) != tuple(params[name].shape):
                 raise ValueError(f"parameter {name} has shape {tuple(params[name].shape)}, expected {shape}")
             pieces.append(params[name].reshape(*lead, -1))
+        leads = {tuple(piece.shape[:-1]) for piece in pieces}
+        if len(leads) > 1:
+            raise ValueError(f"all parameters need the same leading shape, got {sorted(leads)}")
         return torch.cat(pieces, dim=-1)
 
     def unravel(self, theta: Tensor) -> dict[str, Tensor]:
@@ -116,9 +120,23 @@ class FlatModule:
 
     def _output(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         # Modules may write to their buffers in place (running means, counters); each row gets copies to write to.
-        copies = {name: b.clone() for name, b in buffers.items()}
-        return functional_call(self.module, {**params, **copies}, (x,))
+        tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
+        # A module that occurs twice has one slot per parameter. Left to find tied weights itself, functional_call fills
+        # that slot twice and afterwards puts theta back into it, not the parameter.
+        filled = {slot: tensors[name] for slot, name in self._slots.items() if name in tensors}
+        return functional_call(self.module, filled, (x,), tie_weights=False)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
         return f"FlatModule({type(self.module).__name__}, dim={self.dim}: {parts})"
+
+
+def _slots(module: nn.Module) -> dict[str, str]:
+    """Each place where a module keeps a parameter or a buffer -> the name under which that tensor comes first."""
+    first: dict[int, str] = {}
+    places: dict[str, str] = {}
+    for path, part in module.named_modules():
+        for kind in (part.named_parameters, part.named_buffers):
+            for name, tensor in kind(path, recurse=False, remove_duplicate=False):
+                places[name] = first.setdefault(id(tensor), name)
+    return places

@@ -246,6 +246,11 @@ def _check_deterministic(module: nn.Module) -> None:
         rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
         is_random = isinstance(rate, float) and rate > 0
         depends_on_batch = isinstance(part, nn.modules.batchnorm._BatchNorm)
+        if depends_on_batch and part.running_mean is None:
+            raise ValueError(
+                f"{type(part).__name__} ({name or 'the module itself'}) keeps no running statistics, so that its output "
+                "depends on the batch in every mode: use track_running_stats=True, or another normalisation"
+            )
         if part.training and (is_random or depends_on_batch):
             why = "random" if is_random else "dependent on the batch"
             raise ValueError(

@@ -38,7 +38,8 @@ def sample(
     """Draw chains from a posterior.
 
     With one chain and the same seed, both engines consume the same random numbers: a start from the prior (without
-    ``init``), then per transition the momentum and one uniform.
+    ``init``), then per transition the momentum and one uniform. (After a transition whose energy is not finite,
+    hamiltorch skips the uniform, and the two part.)
 
     Args:
         posterior: what to draw from.
@@ -186,6 +187,7 @@ def _starting_points(posterior: Posterior, init: Tensor | None, num_chains: int,
     if init is None:
         theta = posterior.sample_prior(num_chains, generator)
     else:
+        init = torch.as_tensor(init)
         posterior.flat.check(init)
         if init.ndim == 2 and num_chains not in (1, len(init)):
             raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")

@@ -101,7 +101,7 @@ def test_save_replaces_a_file(chain, posterior, tmp_path):
 
 
 def test_save_over_the_file_a_chain_came_from(chain, tmp_path):
-    """Fails when a loaded chain keeps its file open."""
+    """A chain that was loaded needs its file no more."""
     path = tmp_path / "run.nc"
     chain.save(path)
     loaded = Chain.load(path)

@@ -52,6 +52,12 @@ class Scaled(nn.Module):
         return self.scale * self.body(x) + self.shift
 
 
+def repeated():
+    """The same module in two places, buffers included."""
+    part = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    return nn.Sequential(part, nn.Tanh(), part, nn.Linear(3, 2)).eval()
+
+
 def frozen():
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     module[0].weight.requires_grad_(False)
@@ -61,6 +67,7 @@ def frozen():
 MODULES = {
     "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 2))),
     "tied": Tied,
+    "repeated": repeated,
     "scalar and buffers": Scaled,
     "frozen": frozen,
     "batch normalisation": lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval(),
@@ -91,12 +98,13 @@ def test_theta_holds_each_trainable_parameter_once(make):
 @modules
 def test_module_is_not_changed(make):
     module, x = make(), torch.randn(7, 3, generator=generator())
-    before = copy.deepcopy(module.state_dict())
+    before, tensors = copy.deepcopy(module.state_dict()), [*module.parameters(), *module.buffers()]
     flat = FlatModule(module)
     flat(torch.zeros(flat.dim), x)
     flat(torch.ones(3, flat.dim), x)
     after = module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(old is new for old, new in zip(tensors, [*module.parameters(), *module.buffers()], strict=True))
     assert all(p.grad is None for p in module.parameters())
 
 
@@ -185,6 +193,13 @@ def test_ravel_of_other_parameters(net):
         flat.ravel({})
     with pytest.raises(ValueError, match=r"parameter 0.weight has shape \(2, 3\), expected \(3, 2\)"):
         flat.ravel({**params, "0.weight": torch.zeros(2, 3)})
+
+
+def test_ravel_of_unequal_batches(net):
+    flat = FlatModule(net)
+    params = flat.unravel(torch.zeros(3, 20)) | {"0.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"same leading shape, got \[\(\), \(3,\)\]"):
+        flat.ravel(params)
 
 
 def test_modules_without_a_vector(net):

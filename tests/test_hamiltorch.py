@@ -26,9 +26,9 @@ def hamiltorch():
 def test_import_seeds_nothing():
     code = """
 import random, numpy, torch
-random.seed(1); numpy.random.seed(1); torch.random.default_generator.manual_seed(1)
+states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
 expected = random.random(), numpy.random.random(), torch.rand(1).item()
-random.seed(1); numpy.random.seed(1); torch.random.default_generator.manual_seed(1)
+random.setstate(states[0]); numpy.random.set_state(states[1]); torch.set_rng_state(states[2])
 from bnn_utils.engines import hamiltorch
 hamiltorch._import_quietly()
 assert (random.random(), numpy.random.random(), torch.rand(1).item()) == expected

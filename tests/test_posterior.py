@@ -118,7 +118,19 @@ def batch_norm():
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).eval()
 
 
-@pytest.mark.parametrize("make", [Residual, Convolution, tied, frozen, hooked, batch_norm])
+def reparametrised():
+    """Weights that are the exponential of a parameter."""
+
+    class Exp(nn.Module):
+        def forward(self, x):
+            return x.exp()
+
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    nn.utils.parametrize.register_parametrization(net[2], "weight", Exp(), unsafe=True)
+    return net
+
+
+@pytest.mark.parametrize("make", [Residual, Convolution, tied, frozen, hooked, batch_norm, reparametrised])
 def test_other_modules_go_by_autograd(make):
     module = make()
     posterior = Posterior(module, boxes(n=12), NormalPrior(0.09), Bernoulli())
@@ -269,6 +281,12 @@ def test_training_mode(layer, why):
     with pytest.raises(ValueError, match=rf"{type(layer).__name__} \(1\) is in training mode.*{why}.*module\.eval\(\)"):
         Posterior(net, boxes(), NormalPrior(0.09), Bernoulli())
     assert Posterior(net.eval(), boxes(), NormalPrior(0.09), Bernoulli()).dim >= 13
+
+
+def test_batch_norm_without_statistics():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)).eval()
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        Posterior(net, boxes(), NormalPrior(0.09), Bernoulli())
 
 
 def test_dropout_of_nothing_is_no_randomness():

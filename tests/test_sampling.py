@@ -1,6 +1,8 @@
 """The front door: seeds, starts, interruptions, progress, and errors that help."""
 
+import os
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -94,6 +96,11 @@ def test_shapes_names_and_statistics(posterior):
     assert 0 < chain.sampling_time <= chain.wall_time
 
 
+def test_counts_may_be_whole_numbers_of_any_type(posterior):
+    chain = draw(posterior, 1e1, num_chains=np.int64(2), warmup=3.0, seed=np.int64(5))
+    assert torch.equal(chain.draws, draw(posterior, 10, num_chains=2, warmup=3, seed=5).draws)
+
+
 def test_mass_comes_in_any_dtype(posterior):
     mass = torch.linspace(0.5, 1.5, 20)
     one = draw(posterior, kernel=HMC(0.05, 4, mass))
@@ -174,6 +181,19 @@ def test_silence(posterior, every_report, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
+def test_silence_by_the_environment():
+    """tqdm reads the variable when it is imported, so this takes a process of its own."""
+    code = """
+from torch import nn
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
+posterior = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), Bernoulli())
+print(sample(posterior, HMC(0.1, 1), 5).num_draws)
+"""
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("5\n", "")
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +227,15 @@ def test_missing_hamiltorch(posterior, monkeypatch):
     ) as caught:
         draw(posterior, engine="hamiltorch")
     assert hamiltorch.INSTALL in str(caught.value)
+
+
+def test_hamiltorch_that_lacks_something_else(posterior, monkeypatch, tmp_path):
+    """Its own error, not the advice to install what is there."""
+    (tmp_path / "hamiltorch.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hamiltorch", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'a_package_that_is_not_there'"):
+        draw(posterior, engine="hamiltorch")
 
 
 # --- any module -------------------------------------------------------------------------------------------------------
