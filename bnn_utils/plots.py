@@ -254,6 +254,7 @@ def ranks(draws: Tensor, names: Sequence[str], bins: int = 20, title: str = "") 
             ax.set_title(names[column], fontsize=9)
         if column == 0:
             ax.set_ylabel(f"chain {row}", fontsize=9)
+    figure.supylabel("share of draws (1: even)", fontsize=9)
     figure.supxlabel("rank among all draws, from lowest to highest", fontsize=9)
     return figure
 
@@ -307,7 +308,7 @@ def rhat_comparison(weights: Tensor, function: Tensor, title: str = "") -> Figur
     ax.xaxis.set_major_locator(FixedLocator([1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5]))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.legend(fontsize=9, loc="upper right")
+    ax.legend(fontsize=9, loc="lower right")
     return figure
 
 

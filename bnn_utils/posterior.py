@@ -248,7 +248,7 @@ def _check_deterministic(module: nn.Module) -> None:
         depends_on_batch = isinstance(part, nn.modules.batchnorm._BatchNorm)
         if depends_on_batch and part.running_mean is None:
             raise ValueError(
-                f"{type(part).__name__} ({name or 'the module itself'}) keeps no running statistics, so that its output "
+                f"{type(part).__name__} ({name or 'the module itself'}) keeps no running statistics: its output "
                 "depends on the batch in every mode: use track_running_stats=True, or another normalisation"
             )
         if part.training and (is_random or depends_on_batch):

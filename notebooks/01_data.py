@@ -9,10 +9,11 @@
 # %% [markdown]
 # # 1. Four boxes of points
 #
-# These notebooks build a **Bayesian neural network**: instead of one trained network they keep
-# thousands, each one as credible as the data allow, and read off how far they agree. The whole
-# story needs a problem that is small enough to see. This notebook makes it: 80 points on a
-# plane, in two classes.
+# These notebooks build a **Bayesian neural network**. Instead of training one network they keep
+# thousands, drawn so that a network turns up the more often, the better it fits both the data
+# and what was believed before. Where these networks disagree, the model does not know. The
+# whole story needs a problem that is small enough to see. This notebook makes it: 80 points on
+# a plane, in two classes.
 #
 # You will see
 # - the data set and why no straight line solves it,
@@ -23,24 +24,25 @@
 import torch
 
 from bnn_utils import Data, boxes, default_device, plots
+from bnn_utils.data import BOX_CORNERS, BOX_SIDE
 
 # %% [markdown]
 # ## The data
-# Each of the four boxes gets the same number of points, spread evenly. Boxes that lie
-# diagonally opposite share a class. The seed makes the same points on every machine.
+# Each of the four boxes gets its share of points at random. Boxes that lie diagonally opposite
+# share a class. The seed makes the same points on every machine.
 
 # %%
 data = boxes(n=80, seed=1234)
 
+for left, bottom in BOX_CORNERS:
+    corner = data.x.new_tensor([left, bottom])
+    inside = ((data.x >= corner) & (data.x <= corner + BOX_SIDE)).all(dim=1)
+    labels = data.y[inside].int().unique().tolist()
+    print(f"corner ({left:4}, {bottom:4}), side {BOX_SIDE}:", end=" ")
+    print(f"{int(inside.sum())} points of class {labels}")
+
 print("inputs ", tuple(data.x.shape), data.x.dtype)
-print(
-    "labels ",
-    tuple(data.y.shape),
-    "class 1:",
-    int(data.y.sum()),
-    "class 0:",
-    int((1 - data.y).sum()),
-)
+print("labels ", tuple(data.y.shape))
 
 # %% [markdown]
 # Look at the two diagonals, and at the empty cross between the boxes. The boxes are easy. What
@@ -68,13 +70,13 @@ print(f"the best straight line gets {best} of {len(data)} points right")
 assert best == 58
 
 # %% [markdown]
-# It fences off one box, not even cleanly, and gives up the one diagonally opposite. So the
-# model has to bend, and a small neural network will do.
+# To get further, a line would have to fence off two boxes at once. So the model has to bend,
+# and a small neural network will do.
 #
 # ## Precision and device
 # Everything later is computed in the **dtype of the data**, on the **device of the data**.
-# There is no other switch: the posterior copies the network to where the data are. `boxes`
-# gives float64 on the CPU; a network of this size is no faster on a GPU, but nothing stops you.
+# There is no other switch: the network is copied to where the data are. `boxes` gives float64
+# on the CPU; a network of this size is no faster on a GPU, but nothing stops you.
 
 # %%
 half_as_precise = data.to(torch.float32)
@@ -86,8 +88,8 @@ print("float32 has half the bytes:", half_as_precise.x.nbytes, "against", data.x
 
 # %% [markdown]
 # ## Bad data are refused
-# A single NaN would make every log density NaN, and a sampler that sees NaN everywhere simply
-# never moves. So data are checked where they enter.
+# A single NaN would make every result NaN, and nothing that is computed later could recover. So
+# data are checked where they enter.
 
 # %%
 broken = data.x.clone()

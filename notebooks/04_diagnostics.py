@@ -52,16 +52,17 @@ print("chains, draws, parameters:", tuple(draws.shape))
 # %% [markdown]
 # ## Traces
 # A trace plots a quantity against the draw's number. A good one looks like a hairy caterpillar:
-# noise around one level, the same for all colours. The top row is the log density: after a
-# climb of some hundred draws, or many, it keeps to one band. Now look at the weights, and for
-# flat pieces, where nothing was accepted for a while.
+# noise around one level, the same for all colours. The top row is the log density: it climbs
+# from the start. How long does each chain take, and does it stay up there? Then look at the
+# weights: slow wandering, colours that stay apart, and flat pieces, where nothing was accepted
+# for a while.
 
 # %%
 watched = [0, 9, 17]  # one weight of each layer
 plots.traces(
     chain,
     watched,
-    title="The log density finds its level; the weights wander and keep to different ones",
+    title="The chains climb at different times, and their weights wander, each its own way",
 )
 
 # %% [markdown]
@@ -86,18 +87,19 @@ r_hat_weights = rhat(draws)
 assert rhat(specimen).max() < 1.01 and ess(specimen).min() > 10_000
 assert r_hat_weights.max() > 1.2 and ess(draws).min() < 100
 print("verdict: the specimen passes, the weights fail:")
-print("the worst has R-hat above 1.2 and less than 100 effective draws")
+print("some have R-hat above 1.2, and some have less than 100 effective draws")
 
 # %% [markdown]
 # Could one chain have told? Its two halves can be compared, which shows a drift. But a chain
-# that sits happily in one place has halves that agree. Count the weights that a single chain
-# would have let pass:
+# that sits happily in one place has halves that agree. Be generous, and let 1.05 pass in place
+# of 1.01. How many weights would a single chain have let pass, and how many of those survive
+# the comparison of all four?
 
 # %% tags=["nbval-ignore-output"]
 alone = torch.stack([rhat(draws[k : k + 1]) for k in range(4)])
 for k in range(4):
     passed = alone[k] < 1.05
-    print(f"chain {k} alone lets {int(passed.sum())} of 20 weights pass at 1.05;", end=" ")
+    print(f"chain {k} alone lets {int(passed.sum())} of 20 weights pass;", end=" ")
     print(f"all four chains together, {int((passed & (r_hat_weights < 1.05)).sum())} of these")
 
 # %% [markdown]
@@ -116,7 +118,7 @@ plots.ranks(
 plots.ranks(
     draws[..., watched],
     [chain.names[k] for k in watched],
-    title="Chains that don't: each holds its own ranks",
+    title="Chains that don't agree: bars far from the line",
 )
 
 # %% [markdown]
@@ -124,15 +126,19 @@ plots.ranks(
 # compares chains with each other and knows nothing of what all of them missed.
 #
 # ## Autocorrelation
-# How long does a chain remember? The specimen forgets at once. Guess at which lag the weights
-# have forgotten, before you look.
+# How long does a chain remember? The autocorrelation at lag k is the correlation of a draw with
+# the one k draws later: 1 for a copy, 0 for no memory. The specimen forgets at once. Guess at
+# which lag the weights have forgotten, before you look.
 
 # %%
 plots.autocorrelations(
     torch.cat([draws[..., watched].cpu(), specimen[..., :1]], dim=-1),
     [*(chain.names[k] for k in watched), "specimen"],
-    title="One draw is nearly a copy of the one before",
+    title="The weights remember for hundreds of draws, the specimen for none",
 )
+
+# %% [markdown]
+# Even neighbours tell: the next cell compares one step with the weight's whole spread.
 
 # %%
 steps = draws.diff(dim=1)
@@ -144,8 +150,8 @@ print("between independent draws it is twice the variance")
 # %% [markdown]
 # ## Energy
 # Each fresh push changes the energy. If these changes are as wide as the energy's own
-# distribution, the pushes can reach all levels. The ratio of the two is the BFMI; below 0.3 it
-# warns of trouble.
+# distribution, the pushes can reach all levels. The mean squared change over the variance is
+# the BFMI (Bayesian fraction of missing information); below 0.3 it warns of trouble.
 
 # %%
 plots.energies(
@@ -156,10 +162,12 @@ plots.energies(
 energy = chain.stats["energy"][:, 1500:]
 bfmi = energy.diff(dim=1).square().mean(1) / energy.var(1)
 print("BFMI by chain:", [f"{value:.2f}" for value in bfmi.tolist()])
+print(f"{int((bfmi > 0.3).sum())} of {len(bfmi)} chains pass")
 
 # %% [markdown]
-# This instrument tells whether a chain climbs up and down freely. It does not tell whether it
-# gets *around*: a chain that never leaves one of two valleys can have a perfect BFMI.
+# Most of these chains pass, and none of them has converged. The instrument tells whether a
+# chain climbs up and down freely, not whether it gets *around*: a chain that never leaves one
+# of two valleys can have a perfect BFMI.
 #
 # ## Weights or functions?
 # Perhaps we ask too much. Weights have names, but the network does not care about them: swap
@@ -183,7 +191,10 @@ plots.rhat_comparison(
 
 # %%
 plots.rhat_map(
-    r_hat_function, grid, data, title="Where the chains disagree about the prediction"
+    r_hat_function,
+    grid,
+    data,
+    title="The chains disagree over most of the plane, in patches badly",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -197,17 +208,27 @@ assert failing > 0.5 and r_hat_function.max() > 1.05
 print("verdict: not converged, in weights or in predictions; most of the plane is above 1.01")
 
 # %% [markdown]
-# So part of the failure is only names: predictions do agree better than weights. The rest is
-# real. The four chains give four different answers to questions that we want to ask, and
-# averaging them does not tell which is right.
-#
-# Why they cannot agree, and what to do about it, needs a look at the landscape itself. Until
-# then: these chains are a picture of the posterior, not a measurement of it.
+# So part of the failure may be only names: predictions do agree better than weights. The rest
+# is real, and you can see it. Here is each chain's own average. Compare the edges.
+
+# %%
+maps = {f"chain {k}": p[k].mean(0) for k in range(4)}
+plots.decision_maps(maps, grid, data, title="Four chains, four averages")
+
+# %%
+apart = p.mean(1).max(0).values - p.mean(1).min(0).values
+assert apart.max() > 0.1
+print("verdict: at some place the chains' averages lie more than 0.1 apart")
+
+# %% [markdown]
+# To a question that we want to ask, such as the probability at one place, four chains give four
+# answers, and averaging them does not tell which is right. The maps of the next notebook are a
+# picture of the posterior, not a measurement of it.
 #
 # ## What to remember
-# - Run several chains. One chain can look well on its own.
+# - Run several chains. Some weights look well in one chain alone.
 # - Judge what you will use: predictions, not only weights.
-# - Every instrument compares the chain with itself. None can see a place that no chain has been
-#   to.
+# - Every instrument looks only at the draws there are. None can see a place that no chain has
+#   been to.
 #
 # **Next:** [5. What the network predicts](05_predictions.ipynb)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS, BUILD, DOCS = ROOT / "notebooks", ROOT / "build", ROOT / "docs"
-README_PICTURE = ("05_predictions", "The average is pale")  # the notebook and the figure's title
+README_PICTURE = ("05_predictions", "The average is pale between")  # the notebook and the figure's title
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>Bayesian neural networks on one flat vector</title>
