@@ -16,7 +16,8 @@ test: $(READY)
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout=600 notebooks
 
 lab: $(READY)
-	$(BIN)/jupytext-config set-default-viewer python
+	$(BIN)/jupytext-config --settings-file .venv/etc/jupyter/labconfig/default_setting_overrides.json \
+		set-default-viewer python
 	$(BIN)/jupyter lab notebooks/01_data.ipynb
 
 refresh: $(READY)

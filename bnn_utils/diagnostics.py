@@ -42,20 +42,22 @@ def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tens
         method: "bulk" for the centre (ranks), "tail" for the 5 % and 95 % quantiles, "mean" for the mean.
 
     Returns:
-        shape ``(...)``, float64 on the CPU.
+        shape ``(...)``, float64 on the CPU; NaN for a quantity that never changed.
     """
-    return torch.from_numpy(_by_arviz("ess", draws, method=method))
+    return torch.from_numpy(_by_arviz("ess", draws, method))
 
 
 def mcse(draws: Tensor) -> Tensor:
-    """Monte Carlo standard error of the mean by ArviZ: ``(chains, draws, ...)`` -> ``(...)``."""
-    return torch.from_numpy(_by_arviz("mcse", draws, method="mean"))
+    """Standard error of the mean by ArviZ: ``(chains, draws, ...)`` -> ``(...)``, NaN where nothing moved."""
+    return torch.from_numpy(_by_arviz("mcse", draws, "mean"))
 
 
 def _by_arviz(function: str, draws: Tensor, method: str) -> np.ndarray:
     az = arviz()
-    data = az.convert_to_dataset({"v": _as_array(draws)})
-    return np.asarray(getattr(az, function)(data, method=method)["v"].to_numpy())
+    array = _as_array(draws)
+    values = getattr(az, function)(az.convert_to_dataset({"v": array}), method=method)["v"].to_numpy()
+    # ArviZ calls a quantity that never changed perfectly known. From a chain, it is one that nothing is known of.
+    return np.where(np.ptp(array, axis=(0, 1)) == 0, np.nan, values)
 
 
 def _as_array(draws: Tensor) -> np.ndarray:

@@ -140,7 +140,7 @@ class HMC:
             proposal, p_end = leapfrog(state, p, log_prob_and_grad, step_size, num_steps, velocity)
             start, end = energy(state, p), energy(proposal, p_end)
             u = torch.rand(len(theta), generator=generator, dtype=theta.dtype, device=theta.device)
-            is_accept = _log_ratio(start, end) >= u.log()
+            is_accept = _log_ratio(start, end) > u.log()  # strictly: u may be 0, and -inf must never win
             return _where(is_accept, proposal, state), self.info(start, end, is_accept)
 
         return transition

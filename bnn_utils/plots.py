@@ -138,7 +138,7 @@ def uncertainty_maps(split: Uncertainty, grid: Tensor, data: Data, title: str = 
         alt="Three maps: total uncertainty and the aleatoric and epistemic parts that it is the sum of",
     )
     axes = figure.subplots(1, 3, sharey=True)
-    names = {"total": "total: entropy of the mean", "aleatoric": "aleatoric: noise in the labels",
+    names = {"total": "total: entropy of the mean", "aleatoric": "aleatoric: each network's own doubt",
              "epistemic": "epistemic: the networks disagree"}  # fmt: skip
     for ax, (part, name) in zip(axes, names.items(), strict=True):
         filled = ax.contourf(*_mesh(grid, getattr(split, part)), levels=np.linspace(0, 1, 21), cmap=UNCERTAINTY_MAP)
@@ -279,11 +279,12 @@ def energies(chain: Chain, starts: int, title: str = "") -> Figure:
     figure = Figure(figsize=(7, 3.2), title=title, alt="Histograms of the energy and of its changes between draws")
     ax = figure.subplots()
     energy = chain.stats["energy"][:, starts:].cpu()
-    bins = np.linspace(-25, 25, 61)
-    centred = (energy - energy.mean(1, keepdim=True)).flatten()
+    centred, change = (energy - energy.mean(1, keepdim=True)).flatten(), energy.diff(dim=1).flatten()
+    limit = torch.cat([centred, change]).abs().quantile(0.999).item()
+    bins = np.linspace(-limit, limit, 61)
     for values, colour, name in (
         (centred, CHAIN_COLOURS[0], "energy around its mean: what has to be explored"),
-        (energy.diff(dim=1).flatten(), CHAIN_COLOURS[1], "change from draw to draw: what one step explores"),
+        (change, CHAIN_COLOURS[1], "change from draw to draw: what one step explores"),
     ):
         ax.hist(values.numpy(), bins=bins, density=True, histtype="stepfilled", color=colour, alpha=0.55, label=name)
     ax.set(xlabel="energy", ylabel="density")

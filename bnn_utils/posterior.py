@@ -18,8 +18,8 @@ from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import Likelihood
 from bnn_utils.random import lend_to_torch
 
-# Elements of one batch of network outputs in `predict`: bounds its memory to some hundred megabytes.
-PREDICT_ELEMENTS = 2**21
+# Elements of the widest layer in one batch of `predict`: bounds its memory to some hundred megabytes.
+PREDICT_ELEMENTS = 2**23
 
 
 class DiagonalNormal(Independent):
@@ -143,6 +143,15 @@ class Posterior:
                 f"ReLU between them; this {type(module).__name__} is something else: use gradient='auto'"
             )
 
+        for name, function in (("prior", self.log_prior), ("likelihood", self.log_likelihood)):
+            with torch.no_grad():
+                shape = tuple(function(self.flat.ravel()).shape)
+            if shape:
+                raise ValueError(
+                    f"the log {name} of one theta has shape {shape} and should be one number: a prior's distribution "
+                    "needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch shape (N,)"
+                )
+
     @property
     def dim(self) -> int:
         """Number of parameters, D."""
@@ -211,12 +220,22 @@ class Posterior:
         """
         draws = draws.to(dtype=self.dtype, device=self.device)
         x = x.to(self.data.x)
+        if len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
+                f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
+            )
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.flat.check(draws)
         lanes = draws.reshape(-1, self.dim)
-        batches = lanes.split(max(1, PREDICT_ELEMENTS // len(x)))
+        batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self._width)))
         means = torch.cat([self.likelihood.mean(self.outputs(batch, x)) for batch in batches])
         return means.reshape(*draws.shape[:-1], *means.shape[1:])
+
+    @property
+    def _width(self) -> int:
+        """Elements per point of the widest layer, as far as the parameters' shapes tell."""
+        return max(shape[0] if shape else 1 for shape in self.flat.shapes.values())
 
     def sample_prior(self, num: int, generator: torch.Generator) -> Tensor:
         """Draws from the prior, shape ``(num, D)``."""

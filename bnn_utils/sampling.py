@@ -39,7 +39,7 @@ def sample(
 
     With one chain and the same seed, both engines consume the same random numbers: a start from the prior (without
     ``init``), then per transition the momentum and one uniform. (After a transition whose energy is not finite,
-    hamiltorch skips the uniform, and the two part.)
+    hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread meanwhile.
 
     Args:
         posterior: what to draw from.

@@ -76,7 +76,7 @@ assert best == 58
 # ## Precision and device
 # Everything later is computed in the **dtype of the data**, on the **device of the data**.
 # There is no other switch: the network is copied to where the data are. `boxes` gives float64
-# on the CPU; a network of this size is no faster on a GPU, but nothing stops you.
+# on the CPU; for a network of this size a CPU will do.
 
 # %%
 half_as_precise = data.to(torch.float32)

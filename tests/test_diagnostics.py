@@ -126,3 +126,10 @@ def test_draws_that_say_nothing(function):
     draws[0, 2] = torch.inf
     with pytest.raises(ValueError, match="2 of the values are NaN or infinite"):
         function(draws)
+
+
+@pytest.mark.parametrize("function", [ess, mcse])
+def test_what_never_changed_says_nothing(function):
+    """ArviZ would give a chain that never moved as many effective draws as it has."""
+    draws = torch.stack([torch.ones(2, 50, dtype=torch.float64), iid(2, 50)], dim=-1)
+    assert function(draws).isnan().tolist() == [True, False]

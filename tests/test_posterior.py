@@ -331,3 +331,26 @@ def test_predict(posterior, monkeypatch, lead):
 def test_predict_checks_the_draws(posterior):
     with pytest.raises(ValueError, match="this network has 20 parameters"):
         posterior.predict(torch.zeros(2, 3, 19), posterior.data.x)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3,), (4, 5)])
+def test_predict_checks_the_inputs(posterior, shape):
+    with pytest.raises(ValueError, match=r"inputs have shape \(M, 2\)"):
+        posterior.predict(torch.zeros(20), torch.zeros(shape))
+
+
+class PriorPerElement:
+    def distribution(self, flat):
+        return torch.distributions.Normal(torch.zeros_like(flat.ravel()), 3.0)
+
+
+class LikelihoodPerOutput(Poisson):
+    def distribution(self, outputs):
+        return torch.distributions.Poisson(outputs.exp(), validate_args=False)
+
+
+@pytest.mark.parametrize("part", [{"prior": PriorPerElement()}, {"likelihood": LikelihoodPerOutput()}])
+def test_parts_must_give_one_number(make_posterior, part):
+    (name,) = part
+    with pytest.raises(ValueError, match=f"the log {name} of one theta has shape .* should be one number"):
+        make_posterior(**part)
