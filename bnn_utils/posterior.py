@@ -115,7 +115,8 @@ class Posterior:
 
     Raises:
         ValueError: if the module has dropout or batch normalisation in training mode (its output would be random, or
-            depend on the batch), if targets or outputs don't fit the likelihood, or if "closed-form" does not apply.
+            depend on the batch), if targets or outputs don't fit the likelihood, if the log prior or log likelihood of
+            one theta is not one number, or if "closed-form" does not apply.
     """
 
     def __init__(
@@ -142,7 +143,6 @@ class Posterior:
                 "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers with Tanh, Sigmoid or "
                 f"ReLU between them; this {type(module).__name__} is something else: use gradient='auto'"
             )
-
         for name, function in (("prior", self.log_prior), ("likelihood", self.log_likelihood)):
             with torch.no_grad():
                 shape = tuple(function(self.flat.ravel()).shape)
@@ -217,6 +217,9 @@ class Posterior:
 
         Returns:
             shape ``(..., M)``.
+
+        Raises:
+            ValueError: if the draws have another length than theta, or x has no points or another shape than the data.
         """
         draws = draws.to(dtype=self.dtype, device=self.device)
         x = x.to(self.data.x)
@@ -226,7 +229,7 @@ class Posterior:
                 f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
             )
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
-            self.flat.check(draws)
+            self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
         batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self._width)))
         means = torch.cat([self.likelihood.mean(self.outputs(batch, x)) for batch in batches])
