@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks test lab refresh lock clean
+.PHONY: notebooks test lab refresh bench lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
@@ -22,6 +22,11 @@ lab: $(READY)
 
 refresh: $(READY)
 	$(BIN)/python tools/notebooks.py refresh
+
+# The constraint keeps the locked torch; hamiltorch takes part where it is installed.
+bench: $(READY)
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py
 
 lock:
 	$(PYTHON) -m venv build/lock

@@ -3,104 +3,198 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bnn_utils.flat import FlatModule
+from bnn_utils.likelihoods import Likelihood
+
+aten = torch.ops.aten
 
 
-class Activation(NamedTuple):
-    function: Callable[[Tensor], Tensor]
-    # dh/dz written in terms of h = function(z), which the forward pass has kept.
-    derivative: Callable[[Tensor], Tensor]
+class Target(NamedTuple):
+    """A log density over batches of vectors, each row on its own, as kernels take it."""
+
+    log_prob_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]  # (C, D) -> (C,), (C, D)
+    grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
 
 
-ACTIVATIONS = {
-    nn.Identity: Activation(lambda z: z, torch.ones_like),
-    nn.Tanh: Activation(torch.tanh, lambda h: 1 - h * h),
-    nn.Sigmoid: Activation(torch.sigmoid, lambda h: h * (1 - h)),
-    nn.ReLU: Activation(torch.relu, lambda h: (h > 0).to(h.dtype)),
+@dataclass(frozen=True)
+class Activation:
+    """``h = f(z)`` by torch's own operators, and the gradient's way back through it."""
+
+    forward: Callable[..., Tensor]  # (z, **options, out=h)
+    backward: Callable[..., Tensor]  # (gradient with respect to h, z or h, **options, grad_input=...)
+    takes_output: bool  # whether the way back wants h, or else z
+    forward_options: dict[str, Any] = field(default_factory=dict)
+    backward_options: dict[str, Any] = field(default_factory=dict)
+
+
+def _same(forward: Callable[..., Tensor], backward: Callable[..., Tensor], **options: Any) -> Activation:
+    return Activation(forward, backward, False, options, options)
+
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.Tanh: lambda _: Activation(torch.tanh, aten.tanh_backward.grad_input, True),
+    nn.Sigmoid: lambda _: Activation(torch.sigmoid, aten.sigmoid_backward.grad_input, True),
+    nn.ReLU: lambda _: Activation(aten.relu.out, aten.threshold_backward.grad_input, True, {}, {"threshold": 0}),
+    nn.SiLU: lambda _: _same(aten.silu.out, aten.silu_backward.grad_input),
+    nn.GELU: lambda m: _same(aten.gelu.out, aten.gelu_backward.grad_input, approximate=m.approximate),
+    nn.Softplus: lambda m: _same(
+        aten.softplus.out, aten.softplus_backward.grad_input, beta=m.beta, threshold=m.threshold
+    ),
 }
 
 
-class Layer(NamedTuple):
-    """``h <- activation(h W' + b)``, with W and b at their places in theta."""
+@dataclass
+class Layer:
+    """``h <- activation(W h + b)``, with W and b at their places in theta."""
 
     weight: slice
     bias: slice | None
     shape: tuple[int, int]  # of W: (out, in)
-    activation: Activation
+    activation: Activation | None = None
+
+    def places(self, device: torch.device | None = None) -> Tensor:
+        """Places in theta of the matrix ``[b | W]``, shape (out, 1 + in), or (out, in) without bias."""
+        weight = torch.arange(self.weight.start, self.weight.stop, device=device).view(self.shape)
+        if self.bias is None:
+            return weight
+        return torch.cat([torch.arange(self.bias.start, self.bias.stop, device=device)[:, None], weight], dim=1)
 
 
-class LinearChain:
-    """A Sequential of Linear layers and elementwise activations, with its gradient written out.
+def linear_chain(flat: FlatModule) -> list[Layer] | None:
+    """The layers that compute what ``flat`` computes, or None where its module is something else.
 
-    It computes what `FlatModule` computes, without an autograd graph: for layer l with h_l = f(z_l) and
-    z_l = h_{l-1} W_l' + b_l, and g_l the gradient with respect to z_l,
+    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them.
+    """
+    names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
+    layers: list[Layer] = []
+    used: list[str | None] = []
+    for module in _flatten(flat.module):
+        if type(module) is nn.Linear:
+            weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
+            used += [weight] if module.bias is None else [weight, bias]
+            if None in used:  # frozen parts are the general path's business
+                return None
+            layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
+        elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
+            layers[-1].activation = ACTIVATIONS[type(module)](module)
+        else:
+            return None
+    return layers if used == list(flat.shapes) else None
 
-        dW_l = g_l' h_{l-1},   db_l = sum over points of g_l,   g_{l-1} = (g_l W_l) * f'(z_{l-1})
 
-    (Rumelhart, Hinton and Williams 1986). C is the number of parameter vectors, N the number of points.
+# torch.bmm goes through small matrices element by element, slowly, where rows x columns x contraction is below this.
+SMALL_PRODUCT = 400
+
+
+class Backprop:
+    r"""Outputs of a chain of layers and the gradient through them, for C parameter vectors at N points.
+
+    Layer l computes z_l = W_l h_{l-1} + b_l and h_l = f(z_l) from h_0 = x, points in columns. A row of ones above h
+    makes the bias one more column of the weights: with A = [b | W], B = [1; h], and g_l the gradient by z_l,
+
+        z_l = A_l B_{l-1},   dA_l = g_l B_{l-1}',   g_{l-1} = (W_l' g_l) * f'(z_{l-1})
+
+    (Rumelhart, Hinton and Williams 1986). For networks this small a call of torch costs more than its arithmetic, so
+    there is one product per equation, into memory that is laid out once, and no view is made on the way.
+
+    What is kept is overwritten by the next call; two threads need two of these.
+
+    Args:
+        layers: from `linear_chain`.
+        x: inputs, shape ``(N, features)``.
+        num_lanes: C.
     """
 
-    def __init__(self, layers: list[Layer]) -> None:
-        self.layers = layers
-
-    @classmethod
-    def of(cls, flat: FlatModule) -> LinearChain | None:
-        """The chain that computes what ``flat`` computes, or None where its module is something else."""
-        modules = list(_flatten(flat.module))
-        prefix = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
-        layers: list[Layer] = []
-        used: list[str] = []
-        for module in modules:
-            if type(module) is nn.Linear:
-                names = [prefix.get(id(p)) for p in (module.weight, module.bias) if p is not None]
-                if None in names:  # frozen parts are the general path's business
-                    return None
-                used += names
-                bias = flat.slices[names[1]] if len(names) == 2 else None
-                layers.append(Layer(flat.slices[names[0]], bias, flat.shapes[names[0]], ACTIVATIONS[nn.Identity]))
-            elif type(module) in ACTIVATIONS and layers and layers[-1].activation is ACTIVATIONS[nn.Identity]:
-                layers[-1] = layers[-1]._replace(activation=ACTIVATIONS[type(module)])
+    def __init__(self, layers: list[Layer], x: Tensor, num_lanes: int) -> None:
+        self.num_lanes = num_lanes
+        places = [layer.places(x.device) for layer in layers]
+        dim = sum(matrix.numel() for matrix in places)
+        lanes = torch.arange(num_lanes, device=x.device)[:, None, None] * dim
+        # The matrices of one layer lie together, lane after lane: where in theta to find them, and the way back.
+        self._order = torch.cat([(lanes + matrix).flatten() for matrix in places])
+        self._inverse = self._order.argsort()
+        self._theta, self._grad = x.new_empty(len(self._order)), x.new_empty(len(self._order))
+        sizes = [num_lanes * matrix.numel() for matrix in places]
+        # What to do, in order, for the outputs and for the gradient: calls of torch with all arguments in place.
+        self._up: list[Callable[[], object]] = []
+        down: list[list[Callable[[], object]]] = []
+        inputs, g_below = _with_ones(x.T) if layers[0].bias else x.T.contiguous(), None
+        for layer, above, a, da in zip(
+            layers, [*layers[1:], None], self._theta.split(sizes), self._grad.split(sizes), strict=True
+        ):
+            (out, width), act = layer.shape, layer.activation
+            a, da = a.view(num_lanes, out, -1), da.view(num_lanes, out, -1)
+            z, g = x.new_empty(2, num_lanes, out, len(x))
+            has_ones = above is not None and above.bias is not None
+            outputs = _with_ones(z) if has_ones else torch.empty_like(z) if act else z
+            h = outputs[:, -out:]
+            if g_below is None:  # all lanes share x: one product of all their rows
+                self._up.append(partial(torch.mm, _rows(a), inputs, out=_rows(z)))
+                back = [partial(torch.mm, _rows(g), inputs.mT, out=_rows(da))]
             else:
-                return None
-        # Every parameter exactly once and in theta's order, so that the pieces of the gradient can be laid end to end.
-        return cls(layers) if used == list(flat.shapes) else None
+                self._up += _product(a, inputs, z)
+                back = [partial(torch.bmm, g, inputs.mT, out=da), *_product(a[:, :, -width:].mT, g, g_below)]
+            if act:
+                self._up.append(partial(act.forward, z, **act.forward_options, out=h))
+                kept = h if act.takes_output else z
+                back.insert(0, partial(act.backward, g, kept, **act.backward_options, grad_input=g))
+            elif has_ones:
+                self._up.append(partial(h.copy_, z))
+            down.append(back)
+            inputs, g_below = outputs, g
+        self._down = [call for back in reversed(down) for call in back]
+        self._outputs, self._grad_outputs = h.mT, g.mT
 
-    def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs ``(C, N, K)`` at theta ``(C, D)`` for inputs ``(N, features)``, and the h of every layer."""
-        h = x.expand(len(theta), *x.shape)
-        kept = [h]
-        for layer in self.layers:
-            weight = self._weight(theta, layer)
-            if layer.bias is None:
-                z = torch.bmm(h, weight.mT)
-            else:
-                z = torch.baddbmm(theta[:, None, layer.bias], h, weight.mT)
-            h = layer.activation.function(z)
-            kept.append(h)
-        return h, kept
+    def outputs(self, theta: Tensor) -> Tensor:
+        """The network's outputs at theta ``(C, D)``, shape ``(C, N, K)``, valid until the next call."""
+        torch.index_select(theta.reshape(-1), 0, self._order, out=self._theta)
+        for call in self._up:
+            call()
+        return self._outputs
 
-    def backward(self, theta: Tensor, kept: list[Tensor], grad: Tensor) -> Tensor:
-        """Gradient with respect to theta, ``(C, D)``, from the one with respect to the outputs, ``(C, N, K)``."""
-        pieces: list[Tensor] = []
-        for position in reversed(range(len(self.layers))):
-            layer = self.layers[position]
-            if layer.activation is not ACTIVATIONS[nn.Identity]:
-                grad = grad * layer.activation.derivative(kept[position + 1])
-            if layer.bias is not None:
-                pieces.append(grad.sum(1))
-            pieces.append(torch.bmm(grad.mT, kept[position]).flatten(1))
-            if position:
-                grad = torch.bmm(grad, self._weight(theta, layer))
-        return torch.cat(pieces[::-1], dim=1)
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Gradient with respect to theta, ``(C, D)``, from the one with respect to the last outputs, ``(C, N, K)``."""
+        self._grad_outputs.copy_(grad)
+        for call in self._down:
+            call()
+        return self._grad.index_select(0, self._inverse).view(self.num_lanes, -1)
 
-    @staticmethod
-    def _weight(theta: Tensor, layer: Layer) -> Tensor:
-        return theta[:, layer.weight].view(-1, *layer.shape)
+
+def closed_form(layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int) -> Target:
+    """The log likelihood and its gradient for batches of ``num_lanes`` vectors."""
+    network = Backprop(layers, x, num_lanes)
+
+    def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = network.outputs(theta)
+        return likelihood.log_prob(outputs, y), network.gradient(likelihood.grad(outputs, y))
+
+    return Target(log_prob_and_grad, lambda theta: network.gradient(likelihood.grad(network.outputs(theta), y)))
+
+
+def _rows(matrices: Tensor) -> Tensor:
+    return matrices.view(-1, matrices.shape[-1])
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> list[Callable[[], object]]:
+    """Calls that together fill ``out`` with the matrix products of a and b."""
+    lanes, rows, contraction = a.shape
+    if lanes == 1 or rows * contraction * b.shape[2] >= SMALL_PRODUCT:
+        return [partial(torch.bmm, a, b, out=out)]
+    columns, lines = a.split(1, dim=2), b.split(1, dim=1)
+    first, *others = zip(columns, lines, strict=True)
+    return [partial(torch.mul, *first, out=out), *(partial(out.addcmul_, *pair) for pair in others)]
+
+
+def _with_ones(h: Tensor) -> Tensor:
+    """New memory for ``[1; h]``."""
+    return torch.cat([torch.ones_like(h[..., :1, :]), h], dim=-2)
 
 
 def _flatten(module: nn.Module) -> Iterator[nn.Module]:

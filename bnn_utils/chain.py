@@ -32,11 +32,12 @@ class Chain:
             energy, energy_error, diverging.
         names: label of each parameter, D of them.
         kernel: the sampler and its settings, in words.
-        engine: which engine drew.
+        engine: which engine drew, and whether compiled.
         device: where it drew, such as "cpu".
         seed: seed of the run; None if a generator was passed.
         warmup: transitions per chain that were thrown away before the first draw.
         wall_time: seconds from the call of `sample` to its return.
+        compile_time: seconds of it spent on compilation.
         sampling_time: seconds of it spent on the transitions that were kept.
     """
 
@@ -49,6 +50,7 @@ class Chain:
     seed: int | None
     warmup: int
     wall_time: float
+    compile_time: float
     sampling_time: float
 
     @property
@@ -143,12 +145,13 @@ class Chain:
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
         rate, diverging = self.stats["acceptance_rate"], int(self.stats["diverging"].sum())
+        compiling = f"compiling {self.compile_time:.2f} s, " if self.compile_time else ""
         return {
             "sampler": self.kernel,
             "engine": f"{self.engine}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
             "chains": f"{chains}",
             "draws per chain": f"{draws:,} after {self.warmup:,} of warmup",
-            "wall duration": f"{self.wall_time:.2f} s, sampling {self.sampling_time:.2f} s",
+            "wall duration": f"{self.wall_time:.2f} s, {compiling}sampling {self.sampling_time:.2f} s",
             "acceptance rate": f"{rate.double().mean():.3f} on average, {diverging} divergences",
             "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
             "internals": ", ".join(self.stats),
@@ -176,5 +179,6 @@ _ATTRIBUTES = {
     "seed": lambda value: None if value == "None" else int(value),
     "warmup": int,
     "wall_time": float,
+    "compile_time": float,
     "sampling_time": float,
 }

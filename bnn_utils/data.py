@@ -39,6 +39,8 @@ class Data:
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
             if value.ndim == 0 or len(value) == 0:
                 raise ValueError(f"{name} holds no points: its shape is {tuple(value.shape)}")
+            if value.is_meta:  # has a shape and a dtype, and no values to check
+                continue
             bad = ~torch.isfinite(value)
             if bad.any():
                 first = bad.nonzero()[0].tolist()

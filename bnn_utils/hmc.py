@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 MAX_ENERGY_ERROR = 1000.0
 
 LogProbAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+Grad = Callable[[Tensor], Tensor]
 
 
 class HMCState(NamedTuple):
@@ -24,16 +25,56 @@ class HMCState(NamedTuple):
 
 
 class HMCInfo(NamedTuple):
-    """What happened in one transition, one entry per lane, under ArviZ's names."""
+    """What happened in one transition, one entry per lane; stacked, in many. Statistics have ArviZ's names."""
 
-    acceptance_rate: Tensor  # (C,), min(1, exp(-energy_error))
+    start_energy: Tensor  # (C,), H at the start of the trajectory
+    end_energy: Tensor  # (C,), H at its end, with the momentum that was reached
     is_accept: Tensor  # (C,), bool
-    n_steps: Tensor  # (C,), leapfrog steps
-    step_size: Tensor  # (C,)
-    energy: Tensor  # (C,), H of the state that was kept, with the momentum it was reached with
-    energy_error: Tensor  # (C,), H at the end of the trajectory minus H at its start
-    diverging: Tensor  # (C,), bool, energy error above 1000 or not finite
+    n_steps: Tensor | int  # (C,), or one number for all, leapfrog steps
+    step_size: Tensor | float  # (C,), or one number for all
 
+    # The rest is computed when asked for, on many transitions at once: a small tensor costs as much as a large one.
+
+    @property
+    def acceptance_rate(self) -> Tensor:
+        """``min(1, exp(-energy_error))``, 0 where an energy is infinite or not a number."""
+        return _log_ratio(self.start_energy, self.end_energy).clamp(max=0).exp()
+
+    @property
+    def energy(self) -> Tensor:
+        """H of the state that was kept, with the momentum it was reached with."""
+        return torch.where(self.is_accept, self.end_energy, self.start_energy)
+
+    @property
+    def energy_error(self) -> Tensor:
+        """H at the end of the trajectory minus H at its start."""
+        return self.end_energy - self.start_energy
+
+    @property
+    def diverging(self) -> Tensor:
+        """Energy error above 1000 or not finite."""
+        error = self.energy_error
+        return ~(error.isfinite() & (error <= MAX_ENERGY_ERROR))
+
+    @classmethod
+    def stack(cls, infos: Sequence[HMCInfo]) -> HMCInfo:
+        """Many transitions as one: ``(C,)`` each to ``(C, transitions)``."""
+        like = infos[0].start_energy
+
+        def column(values: Sequence[Tensor | float]) -> Tensor:
+            if isinstance(values[0], Tensor):
+                return torch.stack(values, dim=1)
+            dtype = torch.int64 if isinstance(values[0], int) else like.dtype
+            return torch.tensor(values, dtype=dtype, device=like.device).expand(len(like), -1)
+
+        return cls(*map(column, zip(*infos, strict=True)))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """ArviZ's name -> values."""
+        return {name: getattr(self, name) for name in STATISTICS}
+
+
+STATISTICS = ("acceptance_rate", "is_accept", "n_steps", "step_size", "energy", "energy_error", "diverging")
 
 Kernel = Callable[[torch.Generator, HMCState], tuple[HMCState, HMCInfo]]
 
@@ -63,28 +104,32 @@ def leapfrog(
     step_size: float,
     num_steps: int,
     velocity: Callable[[Tensor], Tensor] = lambda p: p,
+    grad: Grad | None = None,
 ) -> tuple[HMCState, Tensor]:
     r"""Integrate Hamilton's equations for ``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``.
 
     One step: p <- p + eps/2 grad;  theta <- theta + eps M^-1 p;  p <- p + eps/2 grad   (Neal 2011, eq. 5.18-5.20)
 
     The two half steps between neighbouring positions are one full step, so ``num_steps`` steps cost ``num_steps``
-    gradients.
+    gradients. The density itself is needed at the end only.
 
     Args:
         state: where the lanes are, with the gradient there.
         p: momentum, shape ``(C, D)``.
+        grad: the gradient alone, ``(C, D) -> (C, D)``, where that is cheaper.
 
     Returns:
         the state and the momentum at the end of the trajectory.
     """
-    theta, log_prob, grad = state
-    p = p + step_size / 2 * grad
-    for step in range(num_steps):
-        theta = theta + step_size * velocity(p)
-        log_prob, grad = log_prob_and_grad(theta)
-        p = p + (step_size if step < num_steps - 1 else step_size / 2) * grad
-    return HMCState(theta, log_prob, grad), p
+    theta, _, force = state
+    p = torch.add(p, force, alpha=step_size / 2)
+    for _ in range(num_steps - 1):
+        theta = torch.add(theta, velocity(p), alpha=step_size)
+        force = log_prob_and_grad(theta)[1] if grad is None else grad(theta)
+        p = torch.add(p, force, alpha=step_size)
+    theta = torch.add(theta, velocity(p), alpha=step_size)
+    log_prob, force = log_prob_and_grad(theta)
+    return HMCState(theta, log_prob, force), torch.add(p, force, alpha=step_size / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +162,7 @@ class HMC:
         """The state of lanes at theta, shape ``(C, D)``."""
         return HMCState(theta, *log_prob_and_grad(theta))
 
-    def build_kernel(self, log_prob_and_grad: LogProbAndGrad) -> Kernel:
+    def build_kernel(self, log_prob_and_grad: LogProbAndGrad, grad: Grad | None = None) -> Kernel:
         """One transition, ``(generator, state) -> (state, info)``, that leaves ``exp(log_prob)`` invariant.
 
         p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p);  accept with probability min(1, exp(H - H*))
@@ -126,46 +171,37 @@ class HMC:
 
         Args:
             log_prob_and_grad: ``(C, D) -> (C,), (C, D)``, each row on its own.
+            grad: the gradient alone, for the inner leapfrog steps, where that is cheaper.
         """
-        step_size, num_steps = self.step_size, int(self.num_steps)
         momentum, velocity = metric(self.inv_mass)
 
-        def energy(state: HMCState, p: Tensor) -> Tensor:
-            return (p * velocity(p)).sum(-1) / 2 - state.log_prob
-
         def transition(generator: torch.Generator, state: HMCState) -> tuple[HMCState, HMCInfo]:
-            theta = state.theta
-            noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype, device=theta.device)
-            p = momentum(noise)
-            proposal, p_end = leapfrog(state, p, log_prob_and_grad, step_size, num_steps, velocity)
-            start, end = energy(state, p), energy(proposal, p_end)
-            u = torch.rand(len(theta), generator=generator, dtype=theta.dtype, device=theta.device)
+            like = {"generator": generator, "dtype": state.theta.dtype, "device": state.theta.device}
+            p = momentum(torch.randn(state.theta.shape, **like))
+            proposal, p_end = leapfrog(state, p, log_prob_and_grad, self.step_size, int(self.num_steps), velocity, grad)
+            start, end = _energy(state, p, velocity), _energy(proposal, p_end, velocity)
+            u = torch.rand(len(p), **like)
             is_accept = _log_ratio(start, end) > u.log()  # strictly: u may be 0, and -inf must never win
             return _where(is_accept, proposal, state), self.info(start, end, is_accept)
 
         return transition
 
-    def info(self, start: Tensor, end: Tensor, is_accept: Tensor) -> HMCInfo:
+    def info(self, start_energy: Tensor, end_energy: Tensor, is_accept: Tensor) -> HMCInfo:
         """What happened, from the energies at the two ends of each trajectory, ``(C,)`` each."""
-        error = end - start
-        return HMCInfo(
-            acceptance_rate=_log_ratio(start, end).exp(),
-            is_accept=is_accept,
-            n_steps=torch.full_like(is_accept, self.num_steps, dtype=torch.int64),
-            step_size=torch.full_like(error, self.step_size),
-            energy=torch.where(is_accept, end, start),
-            energy_error=error,
-            diverging=~(error.isfinite() & (error <= MAX_ENERGY_ERROR)),
-        )
+        return HMCInfo(start_energy, end_energy, is_accept, int(self.num_steps), float(self.step_size))
 
     def __repr__(self) -> str:
         mass = "" if self.inv_mass is None else f", inv_mass={'diagonal' if self.inv_mass.ndim == 1 else 'dense'}"
         return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{mass})"
 
 
+def _energy(state: HMCState, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.add(-state.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
+
+
 def _log_ratio(start: Tensor, end: Tensor) -> Tensor:
-    """Log of the Metropolis acceptance probability; a density that is infinite or not a number is never accepted."""
-    return (start - end).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf).clamp(max=0)
+    """Log of the density ratio of the trajectory's ends; one that is infinite or not a number is never accepted."""
+    return (start - end).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def _where(condition: Tensor, a: HMCState, b: HMCState) -> HMCState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ class Likelihood(ABC):
     """A distribution of each target given the network's output there.
 
     A new likelihood says two things: which targets it takes (`targets`) and the distribution that outputs mean
-    (`distribution`). The rest follows; `log_prob_and_grad` may be overridden where the gradient has a closed form.
+    (`distribution`). The rest follows; `log_prob` and `grad` may be overridden where they have a closed form.
     """
 
     @abstractmethod
@@ -37,13 +38,9 @@ class Likelihood(ABC):
         """Log likelihood, summed over points: outputs ``(..., N, K)`` -> ``(...)``."""
         return self.distribution(outputs).log_prob(y).sum(-1)
 
-    def log_prob_and_grad(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Log likelihood ``(...)`` and its gradient with respect to the outputs, in their shape."""
-        with torch.enable_grad():
-            outputs = outputs.detach().requires_grad_()
-            log_prob = self.log_prob(outputs, y)
-            (grad,) = torch.autograd.grad(log_prob.sum(), outputs)
-        return log_prob.detach(), grad
+    def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Gradient of the log likelihood with respect to the outputs, in their shape."""
+        return value_and_grad(lambda outputs: self.log_prob(outputs, y), outputs)[1]
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Expected target: outputs ``(..., N, K)`` -> ``(..., N)``."""
@@ -67,7 +64,7 @@ class Bernoulli(Likelihood):
             )
         if y.ndim != 1:
             raise ValueError(f"Bernoulli needs labels of shape (N,), got {tuple(y.shape)}")
-        wrong = y[(y != 0) & (y != 1)].unique()
+        wrong = y[:0] if y.is_meta else y[(y != 0) & (y != 1)].unique()
         if len(wrong):
             raise ValueError(
                 f"Bernoulli needs labels 0 and 1, but y also holds {', '.join(f'{v:g}' for v in wrong[:5].tolist())}"
@@ -77,8 +74,19 @@ class Bernoulli(Likelihood):
     def distribution(self, outputs: Tensor) -> torch.distributions.Bernoulli:
         return torch.distributions.Bernoulli(logits=outputs.squeeze(-1), validate_args=False)
 
-    def log_prob_and_grad(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         logits = outputs.squeeze(-1)
-        # Not softplus, which torch rounds to its asymptote from 20 on, an error of 2e-9.
-        log_prob = (logits * y + F.logsigmoid(-logits)).sum(-1)
-        return log_prob, (y - torch.sigmoid(logits)).unsqueeze(-1)
+        return -F.binary_cross_entropy_with_logits(logits, y.expand_as(logits), reduction="none").sum(-1)
+
+    def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return (y - torch.sigmoid(outputs.squeeze(-1))).unsqueeze(-1)
+
+
+def value_and_grad(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """``function`` at inputs and its gradient by autograd; values must each depend on inputs of their own."""
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = inputs.detach().clone().requires_grad_()  # the copy may be differentiated even if the original may not
+        value = function(inputs)
+        # Each value depends on its own inputs alone, so the gradient of the sum holds the gradients of all.
+        (grad,) = torch.autograd.grad(value.sum(), inputs)
+    return value.detach(), grad

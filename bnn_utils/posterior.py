@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from bnn_utils.backprop import LinearChain
+from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
+from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood
+from bnn_utils.likelihoods import Likelihood, value_and_grad
 from bnn_utils.random import lend_to_torch
 
 # Elements of the widest layer in one batch of `predict`: bounds its memory to some hundred megabytes.
@@ -23,16 +24,15 @@ PREDICT_ELEMENTS = 2**23
 
 
 class DiagonalNormal(Independent):
-    """Independent normals with mean 0, one precision per element, shape ``(D,)``, with the gradient in closed form."""
+    """Independent normals with mean 0, one precision per element, shape ``(D,)``, written out for speed."""
 
     def __init__(self, precision: Tensor) -> None:
         self.precision = precision
-        self.log_normalizer = float(0.5 * (precision / (2 * math.pi)).log().sum())
+        self.log_normalizer = 0.5 * (precision / (2 * math.pi)).log().sum()
         super().__init__(Normal(torch.zeros_like(precision), precision.rsqrt(), validate_args=False), 1)
 
-    def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        grad = -self.precision * theta
-        return 0.5 * (theta * grad).sum(-1) + self.log_normalizer, grad
+    def log_prob(self, theta: Tensor) -> Tensor:
+        return torch.sub(self.log_normalizer, (theta * theta) @ self.precision, alpha=0.5)
 
 
 class Prior(Protocol):
@@ -137,11 +137,13 @@ class Posterior:
         with torch.no_grad():
             outputs = self.flat(self.flat.ravel(), data.x)
         self.data = Data(data.x, likelihood.targets(data.y, outputs))
-        self._chain = None if gradient == "autograd" or data.x.ndim != 2 else LinearChain.of(self.flat)
-        if gradient == "closed-form" and self._chain is None:
+        self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
+        self._compilations: dict[int, Target | None] = {}
+        if gradient == "closed-form" and self._layers is None:
             raise ValueError(
-                "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers with Tanh, Sigmoid or "
-                f"ReLU between them; this {type(module).__name__} is something else: use gradient='auto'"
+                "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers, with "
+                f"{', '.join(kind.__name__ for kind in ACTIVATIONS)} after any of them; this {type(module).__name__} "
+                "is something else: use gradient='auto'"
             )
         for name, function in (("prior", self.log_prior), ("likelihood", self.log_likelihood)):
             with torch.no_grad():
@@ -168,7 +170,7 @@ class Posterior:
     @property
     def gradient(self) -> str:
         """The gradient in use: "closed-form" or "autograd"."""
-        return "autograd" if self._chain is None else "closed-form"
+        return "autograd" if self._layers is None else "closed-form"
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
@@ -183,29 +185,82 @@ class Posterior:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
         return self.log_prior(theta) + self.log_likelihood(theta)
 
+    @torch.no_grad()
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint density and its gradient: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``."""
-        if self._chain is None:
-            return value_and_grad(self.log_prob, theta)
         self.flat.check(theta)
         lanes = theta.detach().reshape(-1, self.dim)
-        outputs, kept = self._chain.forward(lanes, self.data.x)
-        log_likelihood, grad = self.likelihood.log_prob_and_grad(outputs, self.data.y)
-        log_prior, prior_grad = self._log_prior_and_grad(lanes)
-        grad = self._chain.backward(lanes, kept, grad) + prior_grad
-        return (log_prior + log_likelihood).view(theta.shape[:-1]), grad.view(theta.shape)
+        log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
+        return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
 
-    def _log_prior_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self.prior_distribution, DiagonalNormal):
-            return self.prior_distribution.log_prob_and_grad(theta)
-        return value_and_grad(self.prior_distribution.log_prob, theta)
+    def target(self, num_lanes: int, compile: bool = False) -> Target:
+        """The density as kernels take it, for batches of ``num_lanes`` vectors; one per thread.
+
+        Args:
+            compile: with the likelihood's gradient compiled, as by `compile`.
+        """
+        if self._layers is None:
+            return Target(
+                log_prob_and_grad=lambda theta: value_and_grad(self.log_prob, theta),
+                grad=lambda theta: value_and_grad(self.log_prob, theta)[1],
+            )
+        if compile and self.compile(num_lanes):
+            likelihood = self._compilations[num_lanes]
+        else:
+            likelihood = closed_form(self._layers, self.likelihood, self.data.x, self.data.y, num_lanes)
+        prior = self.prior_distribution
+
+        def plus_prior(grad: Tensor, theta: Tensor) -> Tensor:
+            if isinstance(prior, DiagonalNormal):
+                return grad.addcmul_(prior.precision, theta, value=-1)
+            return grad + value_and_grad(prior.log_prob, theta)[1]
+
+        def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+            log_likelihood, grad = likelihood.log_prob_and_grad(theta)
+            return prior.log_prob(theta) + log_likelihood, plus_prior(grad, theta)
+
+        return Target(log_prob_and_grad, lambda theta: plus_prior(likelihood.grad(theta), theta))
+
+    def check_can_compile(self) -> None:
+        """Raise unless `target` can be compiled."""
+        if not self._can_compile:
+            raise ValueError(
+                f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters on the CPU; this "
+                f"posterior has {self.dim} parameters and the {self.gradient} gradient, on {self.device}: say 'auto'"
+            )
+
+    @property
+    def _can_compile(self) -> bool:
+        return self._layers is not None and self.dim <= MAX_PARAMETERS and self.device.type == "cpu"
+
+    def compilation_pays(self, num_lanes: int, num_gradients: int) -> bool:
+        """Whether compilation applies and is predicted to take less time than it saves."""
+        return self._can_compile and pays_off(self._layers, len(self.data), num_lanes, num_gradients)
+
+    def compile(self, num_lanes: int) -> bool:
+        """Compile the likelihood's gradient for `target`, once; False where that fails, as without a C++ compiler.
+
+        Raises:
+            ValueError: if compilation does not apply.
+        """
+        self.check_can_compile()
+        if num_lanes not in self._compilations:
+            self._compilations[num_lanes] = compile_likelihood(
+                self._layers, self.likelihood, self.data.x, self.data.y, num_lanes
+            )
+        return self._compilations[num_lanes] is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code stays in its process, and torch's operators, which the layers refer to, can't be pickled.
+        return self.__dict__ | {"_compilations": {}, "_layers": None, "gradient": self.gradient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        is_closed = state.pop("gradient") == "closed-form"
+        self.__dict__ |= state | {"_layers": linear_chain(state["flat"]) if is_closed else None}
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
-        if self._chain is None or theta.ndim == 1:
-            return self.flat(theta, x)
-        self.flat.check(theta)
-        return self._chain.forward(theta, x)[0]
+        return self.flat(theta, x)
 
     @torch.no_grad()
     def predict(self, draws: Tensor, x: Tensor) -> Tensor:
@@ -231,12 +286,12 @@ class Posterior:
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
-        batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self._width)))
+        batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self.width)))
         means = torch.cat([self.likelihood.mean(self.outputs(batch, x)) for batch in batches])
         return means.reshape(*draws.shape[:-1], *means.shape[1:])
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
         """Elements per point of the widest layer, as far as the parameters' shapes tell."""
         return max(shape[0] if shape else 1 for shape in self.flat.shapes.values())
 
@@ -250,16 +305,6 @@ class Posterior:
             f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
             f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
         )
-
-
-def value_and_grad(function: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
-    """``function`` at theta and its gradient by autograd; rows of a batched theta must not depend on each other."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        value = function(theta)
-        # Each value depends on its own row alone, so the gradient of the sum holds the gradients of all rows.
-        (grad,) = torch.autograd.grad(value.sum(), theta)
-    return value.detach(), grad
 
 
 def _check_deterministic(module: nn.Module) -> None:

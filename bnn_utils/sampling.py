@@ -6,22 +6,19 @@ import operator
 import os
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from bnn_utils.chain import Chain
+from bnn_utils.compiled import SECONDS_TO_COMPILE
 from bnn_utils.engines import ENGINES
 from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
-from bnn_utils.random import as_generator
-
-SECONDS_BETWEEN_REPORTS = 0.5
-
-Transition = tuple[Tensor, Tensor, HMCInfo]
+from bnn_utils.random import as_generator, spawn
+from bnn_utils.runs import Batch, Job, ParallelRun, Progress, Run
 
 
 def sample(
@@ -34,12 +31,20 @@ def sample(
     seed: int | torch.Generator = 0,
     engine: str = "builtin",
     progress: bool = True,
+    compile: bool | Literal["auto"] = "auto",
+    batch_size: int | None = None,
+    workers: int = 1,
 ) -> Chain:
     """Draw chains from a posterior.
 
     With one chain and the same seed, both engines consume the same random numbers: a start from the prior (without
     ``init``), then per transition the momentum and one uniform. (After a transition whose energy is not finite,
-    hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread meanwhile.
+    hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread meanwhile, unless one batch is
+    large enough to gain from more.
+
+    The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
+    from the seed; they do not depend on the number of workers. Rounding differs between the compiled gradient and the
+    uncompiled one, so draws do too; which one "auto" takes depends on sizes alone.
 
     Args:
         posterior: what to draw from.
@@ -51,6 +56,10 @@ def sample(
         seed: a number, or a generator on the posterior's device, which is advanced.
         engine: "builtin" or "hamiltorch".
         progress: show a progress bar.
+        compile: compile the gradient: True, False, or "auto", where that is predicted to take less time than it saves.
+            For small networks on the CPU only; some 15 seconds, 5 from the second process on.
+        batch_size: chains per batch; without it all are one batch.
+        workers: processes that the batches are dealt out to.
 
     Returns:
         the chain. After an interruption (Ctrl-C, the stop button) it holds the draws made so far, with a warning.
@@ -62,107 +71,111 @@ def sample(
     """
     called = time.perf_counter()
     num_samples, num_chains = _whole("num_samples", num_samples, 1), _whole("num_chains", num_chains, 1)
-    warmup = _whole("warmup", warmup, 0)
+    warmup, workers = _whole("warmup", warmup, 0), _whole("workers", workers, 1)
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; there are {', '.join(map(repr, ENGINES))}")
     kernel = _fit_mass(kernel, posterior)
-    generator = as_generator(seed, posterior.device)
-    theta = _starting_points(posterior, init, num_chains, generator)
-
-    kept: list[Transition] = []
-    started = called
+    if init is not None:
+        init = _fit_init(posterior, torch.as_tensor(init), num_chains)
+        num_chains = len(init)
+    batch_size = num_chains if batch_size is None else _whole("batch_size", batch_size, 1)
+    sizes = [len(part) for part in torch.arange(num_chains).split(batch_size)]
+    if workers > 1 and len(sizes) == 1:
+        raise ValueError(
+            f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "
+            f"add batch_size={-(-num_chains // workers)}" + (" and more chains" if num_chains == 1 else "")
+        )
+    streams = [as_generator(seed, posterior.device)]
+    if len(sizes) > 1:
+        streams = spawn(seed, len(sizes), posterior.device)
+    starts = [None] * len(sizes) if init is None else init.split(batch_size)
+    job = Job(
+        posterior,
+        kernel,
+        engine,
+        _will_compile(compile, posterior, engine, sizes, (warmup + num_samples) * int(kernel.num_steps)),
+        warmup,
+        num_samples,
+        [
+            Batch(posterior.sample_prior(size, stream) if start is None else start, stream)
+            for size, start, stream in zip(sizes, starts, streams, strict=True)
+        ],
+    )
+    _check_starts(posterior, torch.cat([batch.theta for batch in job.batches]))
+    run = Run(job) if workers == 1 else ParallelRun(job, workers)
 
     def chain() -> Chain:
-        now = time.perf_counter()
-        stats = {"lp": torch.stack([log_prob for _, log_prob, _ in kept], dim=1)}
-        for name in HMCInfo._fields:
-            stats[name] = torch.stack([getattr(info, name) for _, _, info in kept], dim=1)
+        batches = run.draws()
+        info = HMCInfo(*map(torch.cat, zip(*(batch.info for batch in batches), strict=True)))
         return Chain(
-            draws=torch.stack([theta for theta, _, _ in kept], dim=1),
-            stats=stats,
+            draws=torch.cat([batch.theta for batch in batches]),
+            stats={"lp": torch.cat([batch.log_prob for batch in batches]), **info.statistics()},
             names=posterior.flat.names,
             kernel=repr(kernel),
-            engine=engine,
+            engine=f"{engine}, compiled" if run.is_compiled else engine,
             device=str(posterior.device),
             seed=None if isinstance(seed, torch.Generator) else operator.index(seed),
             warmup=warmup,
-            wall_time=now - called,
-            sampling_time=finished - started,
+            wall_time=time.perf_counter() - called,
+            compile_time=run.compile_time,
+            sampling_time=run.sampling_time,
         )
 
-    report = _Report(warmup + num_samples, progress)
     try:
-        with report, _one_thread():
-            transitions = ENGINES[engine](posterior, kernel, theta, generator)
-            for _ in range(warmup):
-                report.add(next(transitions))
-            started = time.perf_counter()
-            for _ in range(num_samples):
-                kept.append(next(transitions))
-                report.add(kept[-1])
+        with _Bar(job, progress) as bar:
+            run.go(bar.show)
     except KeyboardInterrupt:
-        if not kept:
+        if not run.num_draws:
             raise
         warnings.warn(
-            f"interrupted: the chain holds the {len(kept):,} draws made so far, of {num_samples:,}",
+            f"interrupted: the chain holds the {run.num_draws:,} draws made so far, of {num_samples:,}",
             RuntimeWarning,
             stacklevel=2,
         )
     except Exception as error:
-        if kept:
-            finished = time.perf_counter()
+        if run.num_draws:
             error.chain = chain()
-            error.add_note(f"The {len(kept):,} draws made before this error are in its attribute 'chain'.")
+            error.add_note(f"The {run.num_draws:,} draws made before this error are in its attribute 'chain'.")
         raise
-    finished = time.perf_counter()
     return chain()
 
 
-class _Report:
+class _Bar:
     """A progress bar with transitions per second, acceptance and divergences."""
 
-    def __init__(self, total: int, progress: bool) -> None:
+    def __init__(self, job: Job, progress: bool) -> None:
         # tqdm's bar for notebooks does not look at this variable of tqdm's.
         silenced = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-        self.bar = tqdm(total=total, unit="draw", disable=silenced or not progress)
-        self.recent: list[HMCInfo] = []
-        self.divergences = 0
-        self.reported = time.perf_counter()
+        self.bar = tqdm(total=job.num_transitions, unit="draw", disable=silenced or not progress)
+        self.show = None if self.bar.disable else self._show
+        if job.compile and self.show:
+            self.bar.set_postfix_str(f"compiling, some {SECONDS_TO_COMPILE:.0f} s unless it was done before")
 
-    def add(self, transition: Transition) -> None:
-        if self.bar.disable:
-            return
-        self.recent.append(transition[2])
-        self.bar.update()
-        # Reading a statistic waits for the device, so it is done now and then and not at every transition.
-        if time.perf_counter() - self.reported > SECONDS_BETWEEN_REPORTS:
-            self._show()
+    def _show(self, progress: Progress) -> None:
+        self.bar.set_postfix_str(
+            f"acceptance {progress.acceptance:.2f}, divergences {progress.divergences}", refresh=False
+        )
+        self.bar.update(progress.done - self.bar.n)
 
-    def _show(self) -> None:
-        if self.recent:
-            acceptance = torch.stack([info.acceptance_rate for info in self.recent]).mean().item()
-            self.divergences += int(torch.stack([info.diverging for info in self.recent]).sum())
-            self.bar.set_postfix_str(f"acceptance {acceptance:.2f}, divergences {self.divergences}")
-            self.recent.clear()
-        self.reported = time.perf_counter()
-
-    def __enter__(self) -> _Report:
+    def __enter__(self) -> _Bar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._show()
         self.bar.close()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small batches are faster on one thread than on several that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _will_compile(
+    compile: bool | Literal["auto"], posterior: Posterior, engine: str, sizes: list[int], num_gradients: int
+) -> bool:
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    if engine != "builtin":
+        if compile is True:
+            raise ValueError(f"compile=True is for engine='builtin', not for {engine!r}; leave it at 'auto'")
+        return False
+    if compile is True:
+        posterior.check_can_compile()
+    return compile is True or (compile == "auto" and posterior.compilation_pays(sum(sizes), num_gradients))
 
 
 def _whole(name: str, value: float, lowest: int) -> int:
@@ -182,17 +195,16 @@ def _fit_mass(kernel: HMC, posterior: Posterior) -> HMC:
     return HMC(kernel.step_size, kernel.num_steps, kernel.inv_mass.to(dtype=posterior.dtype, device=posterior.device))
 
 
-def _starting_points(posterior: Posterior, init: Tensor | None, num_chains: int, generator: torch.Generator) -> Tensor:
-    """Where the chains start, ``(C, D)``, checked to have a finite log density."""
-    if init is None:
-        theta = posterior.sample_prior(num_chains, generator)
-    else:
-        init = torch.as_tensor(init)
-        posterior.flat.check(init)
-        if init.ndim == 2 and num_chains not in (1, len(init)):
-            raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")
-        theta = init.detach().to(dtype=posterior.dtype, device=posterior.device)
-        theta = theta.expand(num_chains, -1).clone() if init.ndim == 1 else theta.clone()
+def _fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:
+    """Starting points ``(C, D)`` in the posterior's dtype and on its device."""
+    posterior.flat.check(init)
+    if init.ndim == 2 and num_chains not in (1, len(init)):
+        raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")
+    theta = init.detach().to(dtype=posterior.dtype, device=posterior.device)
+    return theta.expand(num_chains, -1).clone() if init.ndim == 1 else theta.clone()
+
+
+def _check_starts(posterior: Posterior, theta: Tensor) -> None:
     log_prob = posterior.log_prob(theta).detach()
     bad = (~log_prob.isfinite()).nonzero().flatten()
     if len(bad):
@@ -201,4 +213,3 @@ def _starting_points(posterior: Posterior, init: Tensor | None, num_chains: int,
             f"chain {lane} starts where the log density is {log_prob[lane].item()}; start it elsewhere with init=, "
             f"nearer to 0 (its largest parameter is {theta[lane].abs().max().item():g})"
         )
-    return theta

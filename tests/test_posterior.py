@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import nn
@@ -59,24 +59,45 @@ def test_many_vectors_are_one_by_one(make_posterior, theta, gradient):
         torch.testing.assert_close(one_grad, grad, rtol=1e-10, atol=1e-12)
 
 
+ACTIVATIONS = [
+    nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Softplus(), nn.Softplus(3.0, 5.0),
+    nn.Identity(),
+]  # fmt: skip
+
+
 @given(
     widths=st.lists(st.integers(1, 6), min_size=0, max_size=3),
-    activations=st.lists(st.sampled_from([nn.Tanh, nn.Sigmoid, nn.ReLU, nn.Identity]), min_size=4, max_size=4),
-    bias=st.booleans(),
+    activations=st.lists(st.sampled_from(ACTIVATIONS), min_size=4, max_size=4),
+    biases=st.lists(st.booleans(), min_size=4, max_size=4),
+    lanes=st.integers(1, 3),
+    points=st.sampled_from([4, 80, 200]),
     seed=st.integers(0, 1000),
 )
-def test_closed_form_gradient_is_autograds(widths, activations, bias, seed):
+@settings(max_examples=150)
+def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, points, seed):
     layers = []
-    for (a, b), activation in zip(itertools.pairwise([2, *widths]), activations, strict=False):
-        layers += [nn.Linear(a, b, bias), activation()]
-    net = nn.Sequential(*layers, nn.Sequential(nn.Linear(([2, *widths])[-1], 1)))
-    posterior = Posterior(net, boxes(n=12), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
-    theta = torch.randn(3, posterior.dim, generator=generator(seed), dtype=torch.float64)
+    for (a, b), activation, bias in zip(itertools.pairwise([2, *widths]), activations, biases, strict=False):
+        layers += [nn.Linear(a, b, bias), activation]
+    net = nn.Sequential(*layers, nn.Sequential(nn.Linear(([2, *widths])[-1], 1, biases[3]), activations[3]))
+    posterior = Posterior(net, boxes(points), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
+    theta = torch.randn(lanes, posterior.dim, generator=generator(seed), dtype=torch.float64)
     values, grads = posterior.log_prob_and_grad(theta)
-    for row, value, grad in zip(theta, values, grads, strict=True):
+    alone = posterior.target(lanes).grad(theta)
+    for row, value, grad, same in zip(theta, values, grads, alone, strict=True):
         expected_value, expected_grad = by_autograd(posterior, net, row)
         torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
+        assert torch.equal(grad, same)
+
+
+def test_what_a_target_returns_is_not_overwritten(posterior, theta):
+    """Its buffers are used again; fails when a result is a view of one."""
+    target = posterior.target(5)
+    first = (*target.log_prob_and_grad(theta), target.grad(theta))
+    before = [value.clone() for value in first]
+    target.log_prob_and_grad(-theta), target.grad(2 * theta)
+    for value, copied in zip(first, before, strict=True):
+        assert torch.equal(value, copied)
 
 
 class Residual(nn.Module):
@@ -175,7 +196,8 @@ def test_normal_prior(make_posterior, net, theta, precision, weight, bias):
     posterior = make_posterior(prior=NormalPrior(precision))
     expected = torch.distributions.Normal(0, sd).log_prob(theta).sum(-1)
     torch.testing.assert_close(posterior.log_prior(theta), expected, rtol=1e-13, atol=0)
-    value, grad = posterior.prior_distribution.log_prob_and_grad(theta)
+    without_data = make_posterior(prior=NormalPrior(precision), likelihood=Silent())
+    value, grad = without_data.log_prob_and_grad(theta)
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=0)
     torch.testing.assert_close(grad, -theta / sd**2, rtol=1e-13, atol=0)
 
@@ -219,6 +241,16 @@ def test_prior_draws_go_on_where_the_generator_is(posterior):
 
 
 # --- parts that others bring ------------------------------------------------------------------------------------------
+
+
+class Silent(Bernoulli):
+    """Says nothing about theta."""
+
+    def log_prob(self, outputs, y):
+        return 0 * outputs.sum((-1, -2))
+
+    def grad(self, outputs, y):
+        return torch.zeros_like(outputs)
 
 
 class LaplacePrior:

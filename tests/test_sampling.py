@@ -1,5 +1,6 @@
 """The front door: seeds, starts, interruptions, progress, and errors that help."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample, sampling
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, runs, sample
+from bnn_utils.backprop import Target
 from bnn_utils.engines import hamiltorch
 
 KERNEL = HMC(0.05, 4)
@@ -21,18 +23,31 @@ def draw(posterior, num_samples=20, progress=False, **kwargs):
 
 
 def failing(posterior, monkeypatch, after, error):
-    """A posterior whose log density raises after a number of calls."""
-    calls, original = 0, posterior.log_prob_and_grad
-
-    def log_prob_and_grad(theta):
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise error
-        return original(theta)
-
-    monkeypatch.setattr(posterior, "log_prob_and_grad", log_prob_and_grad)
+    """A posterior whose gradient raises after a number of calls."""
+    watch(posterior, monkeypatch, lambda calls: raise_if(calls > after, error))
     return posterior
+
+
+def raise_if(condition, error):
+    if condition:
+        raise error
+
+
+def watch(posterior, monkeypatch, look):
+    """Call ``look`` with the number of the call whenever a gradient is computed."""
+    original, count = posterior.target, itertools.count(1)
+
+    def target(*args):
+        def looked_at(function):
+            def call(theta):
+                look(next(count))
+                return function(theta)
+
+            return call
+
+        return Target(*map(looked_at, original(*args)))
+
+    monkeypatch.setattr(posterior, "target", target)
 
 
 # --- seeds and starts -------------------------------------------------------------------------------------------------
@@ -135,13 +150,7 @@ def test_errors_bring_the_draws_so_far(posterior, monkeypatch):
 
 def test_threads_are_given_back(posterior, monkeypatch):
     before, inside = torch.get_num_threads(), []
-    original = posterior.log_prob_and_grad
-
-    def watched(theta):
-        inside.append(torch.get_num_threads())
-        return original(theta)
-
-    monkeypatch.setattr(posterior, "log_prob_and_grad", watched)
+    watch(posterior, monkeypatch, lambda _: inside.append(torch.get_num_threads()))
     torch.set_num_threads(2)
     try:
         draw(posterior, 2)
@@ -154,19 +163,114 @@ def test_threads_are_given_back(posterior, monkeypatch):
         torch.set_num_threads(before)
 
 
+# --- batches and workers ----------------------------------------------------------------------------------------------
+
+
+def same(one, two):
+    return torch.equal(one.draws, two.draws) and all(torch.equal(one.stats[k], two.stats[k]) for k in one.stats)
+
+
+def test_draws_do_not_depend_on_the_number_of_workers(posterior):
+    """Fails when batches share a stream, or when a stream belongs to a worker."""
+    one, two, many = (draw(posterior, num_chains=7, batch_size=2, seed=3, workers=n) for n in (1, 2, 5))
+    assert same(one, two)
+    assert same(one, many)
+    assert one.draws.shape == (7, 20, 20)
+    assert len(one.draws[:, 0, 0].unique()) == 7
+    assert not torch.equal(one.draws, draw(posterior, num_chains=7, batch_size=3, seed=3).draws)
+
+
+def test_one_batch_draws_from_the_seeds_own_stream(posterior):
+    whole = draw(posterior, num_chains=3, seed=5)
+    assert same(whole, draw(posterior, num_chains=3, seed=5, batch_size=3))
+    assert same(whole, draw(posterior, num_chains=3, seed=5, batch_size=99))
+
+
+def test_starting_points_stay_with_their_chains(posterior):
+    init = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chain = draw(posterior, 1, init=init, batch_size=2, workers=2, kernel=HMC(1e-12, 1))
+    torch.testing.assert_close(chain.draws[:, 0], init, rtol=0, atol=1e-9)
+
+
+def test_a_generator_is_advanced_by_batches_too(posterior):
+    stream = torch.Generator().manual_seed(5)
+    first, second = (draw(posterior, num_chains=4, batch_size=2, seed=stream) for _ in range(2))
+    assert not torch.equal(first.draws, second.draws)
+
+
+def test_workers_take_what_is_defined_in_a_notebook():
+    """Classes of the main program can't be imported elsewhere: they travel by value, and it is not run again."""
+    code = """
+import torch
+from torch import nn
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
+print("here")
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+    def forward(self, x):
+        return self.inner(x).sin()
+posterior = Posterior(Net(), boxes(n=4), NormalPrior(1.0), Bernoulli())
+one, two = (sample(posterior, HMC(0.1, 2), 5, num_chains=2, batch_size=1, workers=n, progress=False) for n in (1, 2))
+print(torch.equal(one.draws, two.draws))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("here\nTrue\n", "")
+
+
+class FailsFarOut(Bernoulli):
+    def log_prob(self, outputs, y):
+        if (outputs.abs() > 12).any():
+            raise ZeroDivisionError("too far out")
+        return super().log_prob(outputs, y)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_one_batch_keeps_the_draws_of_all(workers):
+    """Chain 3 walks into the error; all chains keep the draws up to there, whoever drew them."""
+    posterior = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), FailsFarOut())
+    init = torch.zeros(4, 3, dtype=torch.float64)
+    whole = draw(posterior, 3, init=init, batch_size=1, kernel=HMC(0.5, 3), seed=1)
+    with pytest.raises(ZeroDivisionError, match="too far out") as caught:
+        draw(posterior, 10_000, init=init, batch_size=1, workers=workers, kernel=HMC(0.5, 3), seed=1)
+    chain = caught.value.chain
+    assert chain.num_chains == 4
+    assert chain.num_draws >= 3
+    assert torch.equal(chain.draws[:, :3], whole.draws)
+    assert f"The {chain.num_draws:,} draws made before this error" in caught.value.__notes__[-1]
+
+
+def test_interrupting_workers(posterior, monkeypatch):
+    """While they draw: the chains are equally long, and are what an undisturbed run draws."""
+    arguments = {"num_chains": 4, "batch_size": 1, "seed": 2}
+    waits, wait = itertools.count(), runs.wait
+
+    def interrupted(*args, **kwargs):
+        result = wait(*args, **kwargs)
+        raise_if(next(waits) == 6, KeyboardInterrupt())
+        return result
+
+    monkeypatch.setattr(runs, "wait", interrupted)
+    with pytest.warns(RuntimeWarning, match=r"interrupted: the chain holds the [\d,]+ draws made so far, of 1,000,000"):
+        chain = draw(posterior, 1_000_000, **arguments, workers=2)
+    assert chain.num_draws > 10
+    assert same(chain, draw(posterior, chain.num_draws, **arguments))
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def every_report(monkeypatch):
-    monkeypatch.setattr(sampling, "SECONDS_BETWEEN_REPORTS", 0)
+    monkeypatch.setattr(runs, "SECONDS_BETWEEN_REPORTS", 0)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
 def test_progress_shows_speed_acceptance_and_divergences(posterior, every_report, capsys):
     draw(posterior, 30, warmup=10, progress=True)
     shown = capsys.readouterr().err
-    for word in ("40/40", "draw/s", "acceptance 0.", "divergences 0"):
+    for word in ("40/40", "draw/s", "acceptance ", "divergences 0"):
         assert word in shown
 
 
@@ -206,6 +310,11 @@ print(sample(posterior, HMC(0.1, 1), 5).num_draws)
         ({"num_chains": -1}, "num_chains must be a whole number of at least 1, got -1"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
         ({"kernel": HMC(0.1, 4, torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20 parameters"),
+        ({"compile": "always"}, "compile must be True, False or 'auto', got 'always'"),
+        ({"compile": True, "engine": "hamiltorch"}, "compile=True is for engine='builtin', not for 'hamiltorch'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
+        ({"workers": 2, "num_chains": 5}, "5 chains in one batch leave nothing to share: add batch_size=3"),
         ({"init": torch.zeros(19)}, "this network has 20 parameters"),
         ({"init": torch.zeros(3, 20), "num_chains": 2}, "init has 3 starting points, but num_chains is 2"),
         ({"init": torch.full((20,), torch.nan)}, "chain 0 starts where the log density is nan; start it elsewhere"),

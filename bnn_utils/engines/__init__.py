@@ -2,10 +2,10 @@
 
 An engine is a generator function
 
-    transitions(posterior, kernel, theta, generator) -> iterator of (theta (C, D), log_prob (C,), info)
+    transitions(posterior, kernel, theta, generator, compile) -> iterator of (theta (C, D), log_prob (C,), info)
 
 that yields the state of all chains after each transition, for as long as it is asked. Counting, progress, interruption
-and storage are `sample`'s business and the same for all.
+and storage are `bnn_utils.runs`' business and the same for all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bnn_utils.engines import builtin, hamiltorch
 from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
 
-Engine = Callable[[Posterior, HMC, Tensor, torch.Generator], Iterator[tuple[Tensor, Tensor, HMCInfo]]]
+Engine = Callable[[Posterior, HMC, Tensor, torch.Generator, bool], Iterator[tuple[Tensor, Tensor, HMCInfo]]]
 
 ENGINES: dict[str, Engine] = {"builtin": builtin.transitions, "hamiltorch": hamiltorch.transitions}
 

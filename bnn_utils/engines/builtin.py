@@ -11,13 +11,13 @@ from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
 
 
-@torch.no_grad()
 def transitions(
-    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator
+    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator, compile: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, HMCInfo]]:
     """Transitions of all chains from theta ``(C, D)``; see `bnn_utils.engines`."""
-    state = kernel.init(posterior.log_prob_and_grad, theta)
-    transition = kernel.build_kernel(posterior.log_prob_and_grad)
+    target = posterior.target(len(theta), compile)
+    state = kernel.init(target.log_prob_and_grad, theta)
+    transition = kernel.build_kernel(*target)
     while True:
         state, info = transition(generator, state)
         yield state.theta, state.log_prob, info

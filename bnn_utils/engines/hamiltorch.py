@@ -34,7 +34,7 @@ def is_installed() -> bool:
 
 
 def transitions(
-    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator
+    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator, compile: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, HMCInfo]]:
     """Transitions of all chains from theta ``(C, D)``, one chain after the other; see `bnn_utils.engines`.
 
@@ -44,14 +44,15 @@ def transitions(
     hamiltorch = _import_quietly()
     log_prob = posterior.log_prob(theta).detach()
     while True:
-        steps = []
-        for row in theta:
-            with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
-                steps.append(_transition(hamiltorch, posterior, kernel, row))
-        theta = torch.stack([end for end, _, _ in steps])
-        start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
-        is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
-        log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
+        with torch.inference_mode(False), torch.enable_grad():  # it needs autograd, which the caller may do without
+            steps = []
+            for row in theta:
+                with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
+                    steps.append(_transition(hamiltorch, posterior, kernel, row))
+            theta = torch.stack([end for end, _, _ in steps])
+            start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
+            is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
+            log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
         yield theta, log_prob, kernel.info(start_energy, end_energy, is_accept)
 
 

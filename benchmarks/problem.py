@@ -1,0 +1,96 @@
+"""What is computed and how much of it. Nothing here is imported that a measured process should not have imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STEP_SIZE, NUM_STEPS, PRECISION = 0.05, 4, 0.09
+NETWORK = (2, 3, 2, 1)
+DIM = 20
+
+
+class Problem(NamedTuple):
+    """80 points in four boxes and where the chains start, in float32."""
+
+    x: np.ndarray  # (80, 2)
+    y: np.ndarray  # (80,), 0 or 1
+    starts: np.ndarray  # (C, 20), draws from the prior
+
+
+# A program, made ready for a problem and a number of draws per chain: seed -> draws, with 20 numbers in the last
+# dimension, and the mean acceptance rate as the library reports it.
+Run = Callable[[int], tuple["np.ndarray", float]]
+
+
+class Workload(NamedTuple):
+    title: str
+    num_chains: int
+    num_draws: int
+    warm: bool  # whether a second call is timed, or the first
+    unit: str
+    libraries: tuple[str, ...]
+
+
+# Label -> module in `programs` and the function there that makes the program ready.
+LIBRARIES = {
+    "bnn_utils": ("ours", "build"),
+    "bnn_utils, compiled": ("ours", "build_compiled"),
+    "BlackJAX": ("blackjax", "build"),
+    "NumPyro": ("numpyro", "build"),
+    "NumPyro in jax.jit": ("numpyro", "build_jitted"),
+    "Pyro": ("pyro", "build"),
+    "hamiltorch.sample": ("hamiltorch", "build"),
+    "hamiltorch.sample_model": ("hamiltorch", "build_model"),
+}
+OURS = ("bnn_utils", "bnn_utils, compiled")
+MANY_CHAINS = ("BlackJAX", "NumPyro", "NumPyro in jax.jit")  # the others draw one chain after the other
+ONE_CHAIN = (*MANY_CHAINS, "Pyro", "hamiltorch.sample", "hamiltorch.sample_model")
+
+WORKLOADS = {
+    "A": Workload("1 chain, 5,000 draws, first call", 1, 5_000, False, "s", ("bnn_utils", *ONE_CHAIN)),
+    "B": Workload("64 chains, 5,000 draws each, first call", 64, 5_000, False, "s", ("bnn_utils", *MANY_CHAINS)),
+    "C": Workload("64 chains, warm, one transition", 64, 2_000, True, "ms", (*OURS, *MANY_CHAINS)),
+    "D": Workload("1,024 chains, warm, one transition", 1_024, 200, True, "ms", (*OURS, *MANY_CHAINS)),
+}
+
+
+# By these a program shows that it runs the same sampler on the same posterior. One chain may sit for long where it
+# accepts little; the mean of 64 or more may not. In an accepted transition of unit mass the squared distance is near
+# DIM (STEP_SIZE NUM_STEPS)^2 = 0.8: three steps would give 0.45 and five 1.25.
+ACCEPTANCE = {1: (0.1, 0.99), 64: (0.75, 0.95)}
+JUMP = (0.6, 0.95)
+
+
+class Setting(NamedTuple):
+    """One point on a curve of cost."""
+
+    lanes: int = 64
+    points: int = 80
+    network: tuple[int, ...] = NETWORK
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one transition: two per multiply-add of its matrix products.
+
+        A layer of n inputs and m outputs has n m multiply-adds per point forward and n m for the gradient of its
+        weights; all layers but the first have n m more for the gradient of their inputs.
+        """
+        sizes = [n * m for n, m in pairwise(self.network)]
+        return 2 * (3 * sum(sizes) - sizes[0]) * self.points * self.lanes * NUM_STEPS
+
+
+CURVES = {
+    "lanes": [Setting(lanes=4**power) for power in range(7)],
+    "points": [Setting(points=80 * 10**power) for power in range(4)],
+    "width": [Setting(), *(Setting(network=(2, width, width, 1)) for width in (8, 16, 32, 64))],
+}
+VARIANTS = ("bnn_utils, autograd", *OURS)
+
+
+def network_name(network: tuple[int, ...]) -> str:
+    return "-".join(map(str, network))

@@ -1,0 +1,1 @@
+"""The same problem, written for each library as its own documentation would."""

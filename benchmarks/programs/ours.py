@@ -1,0 +1,36 @@
+"""This project."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, sample
+from problem import NUM_STEPS, PRECISION, STEP_SIZE, Problem, Run
+
+
+def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    data = Data(torch.from_numpy(problem.x), torch.from_numpy(problem.y))
+    posterior = Posterior(net, data, prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())
+    starts = torch.from_numpy(problem.starts)
+
+    def run(seed: int) -> tuple[np.ndarray, float]:
+        chain = sample(
+            posterior,
+            HMC(STEP_SIZE, NUM_STEPS),
+            num_draws,
+            num_chains=len(starts),
+            init=starts,
+            seed=seed,
+            progress=False,
+            compile=compile,
+        )
+        return chain.draws.numpy(), chain.stats["acceptance_rate"].mean().item()
+
+    return run
+
+
+def build_compiled(problem: Problem, num_draws: int) -> Run:
+    return build(problem, num_draws, compile=True)

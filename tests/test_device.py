@@ -1,0 +1,90 @@
+"""Everything stays on the device of the data, and nothing is read back inside a transition.
+
+Without a GPU this is shown on the meta device, where tensors have shapes and no values: whatever reads a value fails,
+and whatever brings two devices together is seen by a mode that looks at every operation.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, boxes, sample
+from bnn_utils.hmc import HMCInfo, HMCState
+
+READS_A_VALUE = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item", "masked_select", "_unique2"}
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails on operations that bring devices together (0-dim tensors on the CPU excepted) or read values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in READS_A_VALUE, f"{name} reads a value"
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        devices = {str(t.device) for t in tensors if t.ndim or t.device.type != "cpu"}
+        assert len(devices) <= 1, f"{name} brings {sorted(devices)} together"
+        return result
+
+
+MASSES = {"identity": None, "diagonal": torch.ones(20), "dense": torch.eye(20)}
+
+
+@pytest.mark.parametrize("mass", MASSES)
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_a_transition_stays_on_its_device(make_posterior, gradient, mass):
+    meta = torch.device("meta")
+    posterior = make_posterior(data=boxes().to(dtype=torch.float32, device=meta), gradient=gradient)
+    kernel = HMC(0.05, 4, MASSES[mass])
+    if kernel.inv_mass is not None:  # its values are checked when the kernel is made, before anything runs
+        object.__setattr__(kernel, "inv_mass", kernel.inv_mass.to(meta))
+    theta = torch.zeros(8, 20, device=meta)
+    target = posterior.target(8)
+    transition = kernel.build_kernel(*target)
+    with OneDevice(), torch.inference_mode():
+        posterior.log_prob_and_grad(theta)
+        state, info = transition(None, kernel.init(target.log_prob_and_grad, theta))
+        statistics = HMCInfo.stack([info]).statistics()
+    assert isinstance(state, HMCState)
+    assert all(value.device == meta for value in (*state, *statistics.values()))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda theta: theta.sum().item(), "reads a value"),
+        (lambda theta: bool((theta > 0).any()), "reads a value|is_nonzero"),
+        (lambda theta: theta[theta[:, 0] > 0], "nonzero|reads a value|data-dependent"),
+        (lambda theta: theta.cpu(), "brings|copy out of meta"),
+        (lambda theta: theta + torch.ones(20), "brings|device"),
+    ],
+)
+def test_the_mode_sees_faults(fault, message):
+    with OneDevice(), pytest.raises((AssertionError, RuntimeError, NotImplementedError), match=message):
+        fault(torch.zeros(8, 20, device="meta"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_on_a_gpu(net, gradient):
+    """No synchronisation inside a transition, and chains that sample what the CPU's do."""
+    data = boxes().to("cuda")
+    posterior = Posterior(net, data, NormalPrior(0.09), Bernoulli(), gradient=gradient)
+    stream = torch.Generator("cuda").manual_seed(0)
+    kernel, target = HMC(0.05, 4), posterior.target(8)
+    state = kernel.init(target.log_prob_and_grad, posterior.sample_prior(8, stream))
+    transition = kernel.build_kernel(*target)
+    transition(stream, state)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            state, _ = transition(stream, state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = Posterior(net, Data(data.x.cpu(), data.y.cpu()), NormalPrior(0.09), Bernoulli())
+    torch.testing.assert_close(state.log_prob.cpu(), on_cpu.log_prob(state.theta.cpu()))
+    chain = sample(posterior, kernel, 50, num_chains=8, progress=False)
+    assert chain.device.startswith("cuda")
+    assert chain.draws.is_cuda
+    assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
