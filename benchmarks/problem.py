@@ -89,6 +89,7 @@ CURVES = {
     "points": [Setting(points=80 * 10**power) for power in range(4)],
     "width": [Setting(), *(Setting(network=(2, width, width, 1)) for width in (8, 16, 32, 64))],
 }
+PROFILED = (64, 1_024)  # lanes, those of workloads C and D
 VARIANTS = ("bnn_utils, autograd", *OURS)
 
 

@@ -59,6 +59,14 @@ How many times as fast as the other library, by medians.
 
 {targets}
 
+## Where the time of a compiled transition goes
+
+Milliseconds. Calling a compiled gradient costs what it costs for one chain, where there is next to nothing to
+compute; what is left of the gradients is arithmetic. Everything else is drawing momenta, updating positions and
+momenta, and accepting, with gradients that cost nothing. Storing the draws is not in it.
+
+{profile}
+
 ## What one transition costs
 
 Milliseconds of this project alone, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and width (64 lanes,
@@ -86,6 +94,7 @@ def markdown(table: pd.DataFrame, skip_beyond: float) -> str:
         **{"low": low, "high": high, "low_one": low_one, "high_one": high_one, "near": JUMP[0], "far": JUMP[1]},
         workloads="\n\n".join(workload_table(table, name) for name in WORKLOADS),
         targets=target_table(table),
+        profile=profile_table(table),
         peak=peak,
         skip=skip_beyond,
         curves="\n\n".join(curve_table(table, curve, peak) for curve in ("lanes", "points", "width")),
@@ -139,6 +148,12 @@ def target_table(table: pd.DataFrame) -> str:
             verdict = "met" if ratio >= target else "missed"
             rows.append([workload, ours, peer, f"{target:g}", f"{ratio:.2f}", verdict])
     return lines(["workload", "row", "against", "target", "measured", "verdict"], rows)
+
+
+def profile_table(table: pd.DataFrame) -> str:
+    rows = table[table["workload"] == "profile"].groupby(["chains", "library"])["value"].median().unstack()
+    cells = ([f"{int(chains):,}", *(number(value) for value in row)] for chains, row in rows.iterrows())
+    return lines(["chains", *rows.columns], cells)
 
 
 def curve_table(table: pd.DataFrame, curve: str, peak: float) -> str:

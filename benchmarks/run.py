@@ -121,6 +121,8 @@ def measure_curves(cache: Path, quick: bool, repetition: int) -> list[dict[str, 
         rows += [row | label for row in measured]
         values = ", ".join(f"{row['value']:.3g}" for row in measured)
         print(f"E  {variant:24} {curve}: {values} ms", flush=True)
+    label = {"workload": "profile", "unit": "ms", "repetition": repetition}
+    rows += [row | label for row in run_apart({"curve": "profile"}, cache)]
     (row,) = run_apart({"curve": "peak"}, cache)
     return [*rows, row | {"workload": "peak", "library": "torch.matmul", "unit": "GFLOP/s", "repetition": repetition}]
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, NormalPrior, Posterior, boxes, sample
-from problem import CURVES, NUM_STEPS, PRECISION, STEP_SIZE, Setting, network_name
+from bnn_utils.backprop import Target
+from problem import CURVES, NUM_STEPS, PRECISION, PROFILED, STEP_SIZE, Setting, network_name
 
 FEWEST, MOST, WARMUP = 3, 1_000, 2  # transitions
 
@@ -19,6 +22,8 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     if job["curve"] == "peak":
         return [peak()]
+    if job["curve"] == "profile":
+        return [row for lanes in PROFILED for row in profile(lanes)]
     settings = CURVES[job["curve"]][: job["settings"]]
     return curve(settings, job["variant"], job["seconds"], job["limit"])
 
@@ -38,14 +43,17 @@ def curve(settings: list[Setting], variant: str, seconds: float, limit: float) -
     return rows
 
 
-def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
+def build(setting: Setting, gradient: str) -> Posterior:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(setting.network):
         layers += [nn.Linear(inputs, outputs), nn.Tanh()]
     data = boxes(setting.points).to(torch.float32)
-    gradient = "autograd" if variant.endswith("autograd") else "closed-form"
     prior, likelihood = NormalPrior(precision=PRECISION), Bernoulli()
-    posterior = Posterior(nn.Sequential(*layers[:-1]), data, prior, likelihood, gradient=gradient)
+    return Posterior(nn.Sequential(*layers[:-1]), data, prior, likelihood, gradient=gradient)
+
+
+def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
+    posterior = build(setting, "autograd" if variant.endswith("autograd") else "closed-form")
 
     def draw(num_samples: int) -> Chain:
         return sample(
@@ -66,6 +74,39 @@ def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
         "draws": num_samples,
         "value": draw(num_samples).sampling_time * 1e3 / num_samples,
     }
+
+
+def profile(lanes: int) -> list[dict[str, Any]]:
+    """Milliseconds that the parts of one compiled transition take: its gradients, what calling them costs, the rest."""
+    posterior, kernel = build(Setting(lanes), "closed-form"), HMC(STEP_SIZE, NUM_STEPS)
+    stream = torch.Generator().manual_seed(0)
+    theta = posterior.sample_prior(lanes, stream)
+    many, one = posterior.target(lanes, compile=True), posterior.target(1, compile=True)
+    with torch.inference_mode():
+        state = kernel.init(many.log_prob_and_grad, theta)
+        without_gradients = kernel.build_kernel(lambda _: state[1:], lambda _: state.grad)
+        parts = {
+            "all gradients": gradients(many, theta),
+            "calling them (1 chain)": gradients(one, theta[:1]),
+            "everything else": once(lambda: without_gradients(stream, state)),
+        }
+    return [{"chains": lanes, "library": part, "value": value} for part, value in parts.items()]
+
+
+def gradients(target: Target, theta: torch.Tensor) -> float:
+    """Milliseconds for the gradients of one transition: the last one brings the density along."""
+    inner, last = once(lambda: target.grad(theta)), once(lambda: target.log_prob_and_grad(theta))
+    return (NUM_STEPS - 1) * inner + last
+
+
+def once(function: Callable[[], object], seconds: float = 0.5) -> float:
+    """Milliseconds of one call, by the median."""
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return median(times) * 1e3
 
 
 def peak(size: int = 1_024, times: int = 20) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from bnn_utils.data import Data, boxes, default_device, published_summary, squar
 from bnn_utils.flat import FlatModule
 from bnn_utils.hmc import HMC
 from bnn_utils.likelihoods import Bernoulli, Likelihood
-from bnn_utils.posterior import NormalPrior, Posterior
+from bnn_utils.posterior import Posterior
+from bnn_utils.priors import NormalPrior
 from bnn_utils.sampling import sample
 
 __version__ = "0.1.0"

@@ -201,6 +201,32 @@ def against_published(ours: pd.DataFrame, published: pd.DataFrame, title: str = 
     return figure
 
 
+def speed(results: pd.DataFrame, title: str = "") -> Figure:
+    """Seconds for the tutorial's chain by several libraries, and what one transition costs for more and more chains.
+
+    Args:
+        results: the benchmark's table, ``benchmarks/results.csv``; medians over its repetitions are drawn.
+    """
+    figure = Figure(
+        figsize=(10, 3.6),
+        title=title,
+        alt="Left: seconds for 5,000 draws, by library. Right: milliseconds per transition against number of chains",
+    )
+    left, right = figure.subplots(1, 2)
+    seconds = results[results["workload"] == "A"].groupby("library")["value"].median().sort_values(ascending=False)
+    colours = [RED if library.startswith("bnn_utils") else GREY for library in seconds.index]
+    left.bar_label(left.barh(seconds.index, seconds, color=colours), fmt=" %.1f s")
+    left.set(xlabel="seconds for 1 chain of 5,000 draws, first call")
+    left.margins(x=0.15)
+    lanes = results[results["workload"] == "E lanes"]
+    for (library, curve), colour in zip(lanes.groupby("library"), (BLUE, INK, RED), strict=False):
+        medians = curve.groupby("chains")["value"].median()
+        right.loglog(medians.index, medians, "o-", color=colour, label=library)
+    right.set(xlabel="chains in one batch", ylabel="ms for one transition of all")
+    right.legend(fontsize=9)
+    return figure
+
+
 def traces(chain: Chain, parameters: Sequence[int], starts: int = 300, title: str = "") -> Figure:
     """Traces of the log density and of some parameters, one colour per chain; the log density's start is cut off."""
     figure = Figure(figsize=(10, 1.5 * (len(parameters) + 1)), title=title, alt="Trace plots, one colour per chain")

@@ -1,99 +1,23 @@
-"""The posterior over the flat parameter vector: prior, likelihood, log joint and its gradient."""
+"""The posterior over the flat parameter vector: log joint and its gradient."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import Likelihood, value_and_grad
+from bnn_utils.priors import DiagonalNormal, Prior
 from bnn_utils.random import lend_to_torch
 
 # Elements of the widest layer in one batch of `predict`: bounds its memory to some hundred megabytes.
 PREDICT_ELEMENTS = 2**23
-
-
-class DiagonalNormal(Independent):
-    """Independent normals with mean 0, one precision per element, shape ``(D,)``, written out for speed."""
-
-    def __init__(self, precision: Tensor) -> None:
-        self.precision = precision
-        self.log_normalizer = 0.5 * (precision / (2 * math.pi)).log().sum()
-        super().__init__(Normal(torch.zeros_like(precision), precision.rsqrt(), validate_args=False), 1)
-
-    def log_prob(self, theta: Tensor) -> Tensor:
-        return torch.sub(self.log_normalizer, (theta * theta) @ self.precision, alpha=0.5)
-
-
-class Prior(Protocol):
-    """What `Posterior` asks of a prior: a distribution over the flat vectors of a given module."""
-
-    def distribution(self, flat: FlatModule) -> Distribution:
-        """A distribution with event shape ``(D,)``, in the dtype and on the device of ``flat.ravel()``."""
-        ...
-
-
-class NormalPrior:
-    """Independent normals with mean 0: ``theta_d ~ Normal(0, precision_d^(-1/2))``.
-
-    Args:
-        precision: one number for all elements; or pattern -> number, matched against parameter names as in
-            ``{"*.weight": 0.09, "*.bias": 1.0}``, first match first; or a tensor of shape ``(D,)``.
-
-    Raises:
-        ValueError: if a precision is not positive and finite, and, once the module is known, if a pattern matches
-            nothing, a parameter is matched by no pattern, or a tensor has the wrong length.
-    """
-
-    def __init__(self, precision: float | Mapping[str, float] | Tensor) -> None:
-        values = precision.values() if isinstance(precision, Mapping) else [precision]
-        for value in values:
-            value = torch.as_tensor(value, dtype=torch.float64)
-            bad = value[~((value > 0) & value.isfinite())]
-            if len(bad):
-                raise ValueError(f"a precision (1 / variance) must be positive and finite, got {bad[0].item():g}")
-        self.precision = precision
-
-    def distribution(self, flat: FlatModule) -> DiagonalNormal:
-        like = flat.ravel()
-        if isinstance(self.precision, Mapping):
-            precision = torch.empty_like(like)
-            unused = set(self.precision)
-            for name, place in flat.slices.items():
-                pattern = next((p for p in self.precision if fnmatchcase(name, p)), None)
-                if pattern is None:
-                    raise ValueError(
-                        f"no pattern of {list(self.precision)} matches parameter {name}; add one, or '*' for the rest"
-                    )
-                unused.discard(pattern)
-                precision[place] = self.precision[pattern]
-            if unused:
-                raise ValueError(
-                    f"the pattern {sorted(unused)[0]!r} sets no parameter of this network ({', '.join(flat.shapes)})"
-                )
-        else:
-            precision = torch.as_tensor(self.precision, dtype=like.dtype, device=like.device)
-            if precision.ndim and precision.shape != like.shape:
-                raise ValueError(
-                    f"precision has shape {tuple(precision.shape)}, but this network has {flat.dim} parameters: "
-                    f"pass one number, ({flat.dim},), or a mapping from name patterns"
-                )
-            precision = precision.expand(flat.dim).clone()
-        return DiagonalNormal(precision)
-
-    def __repr__(self) -> str:
-        is_vector = isinstance(self.precision, Tensor) and self.precision.ndim == 1
-        return f"NormalPrior(precision={f'tensor of {len(self.precision)}' if is_vector else self.precision})"
 
 
 class Posterior:

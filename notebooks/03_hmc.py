@@ -18,9 +18,11 @@
 # - the leapfrog integrator that does the rolling, in a dozen lines, and how much energy it
 #   loses,
 # - 5,000 draws with the original tutorial's settings: step size 0.05, 4 leapfrog steps,
-# - their summary tables, beside the ones that the original published.
+# - their summary tables, beside the ones that the original published,
+# - and why drawing them takes seconds.
 
 # %%
+import pandas as pd
 import torch
 from torch import nn
 
@@ -195,6 +197,42 @@ print(f"5,000 draws that all resemble the next 250: an ESS of about {5000 / (2 *
 # diagnostics package stops 250 draws ahead by default, so it cannot report much less than the
 # number in the last line; ArviZ adds until the resemblance has died out, and here that takes
 # longer.
+#
+# ## Why it takes seconds
+# One gradient of this network is a few thousand multiplications, microseconds of work. Most
+# programs spend far longer on going about it: every operation on a small array has a price of
+# its own, whatever its size, and automatic differentiation adds its bookkeeping. The built-in
+# engine therefore
+# - writes the gradient out (`bnn_utils.backprop`) instead of recording the operations for
+#   automatic differentiation, with a bias as one more column of the weights;
+# - computes the density only at the end of a path, where the decision needs it;
+# - moves all chains as rows of one batch, so that they share the price of each operation;
+# - can compile the gradient into one loop (`sample(..., compile="auto")` does so where it saves
+#   more time than it takes).
+#
+# The figure shows the project's stored benchmark, `benchmarks/results.md`. Before you look: how
+# much more do 64 chains cost than one?
+
+# %%
+results = pd.read_csv("../benchmarks/results.csv")
+plots.speed(
+    results, title="One chain in a second or two; many chains cost little more than one"
+)
+
+# %%
+medians = results.groupby(["workload", "library"])["value"].median()
+by_chains = (
+    results.query("workload == 'E lanes' and library == 'bnn_utils'")
+    .groupby("chains")["value"]
+    .median()
+)
+ratio = medians["A", "hamiltorch.sample_model"] / medians["A", "bnn_utils"]
+assert ratio > 10 and by_chains[64] < 8 * by_chains[1]
+print(f"64 chains cost {by_chains[64] / by_chains[1]:.1f} times as much as one")
+print(f"hamiltorch.sample_model needs {ratio:.0f} times as long for the tutorial's chain")
+
+# %% [markdown]
+# Speed does not make a chain converge. It makes it cheap to run enough chains to find out.
 #
 # ## What to remember
 # - Leapfrog steps keep the energy nearly constant, and the accept step repairs the rest.

@@ -70,7 +70,7 @@ ACTIVATIONS = [
     activations=st.lists(st.sampled_from(ACTIVATIONS), min_size=4, max_size=4),
     biases=st.lists(st.booleans(), min_size=4, max_size=4),
     lanes=st.integers(1, 3),
-    points=st.sampled_from([4, 80, 200]),
+    points=st.sampled_from([4, 80, 2000]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=150)

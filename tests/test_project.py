@@ -141,7 +141,7 @@ def test_readme_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_import_is_light():
-    heavy = ["matplotlib", "arviz", "ipywidgets", "pandas", "scipy", "hamiltorch"]
+    heavy = ["matplotlib", "arviz", "ipywidgets", "pandas", "scipy", "hamiltorch", "loky", "torch._inductor"]
     code = f"import sys, json, bnn_utils; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == []
