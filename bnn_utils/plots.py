@@ -217,7 +217,7 @@ def speed(results: pd.DataFrame, title: str = "") -> Figure:
     colours = [RED if library.startswith("bnn_utils") else GREY for library in seconds.index]
     left.bar_label(left.barh(seconds.index, seconds, color=colours), fmt=" %.1f s")
     left.set(xlabel="seconds for 1 chain of 5,000 draws, first call")
-    left.margins(x=0.15)
+    left.margins(x=0.2)
     lanes = results[results["workload"] == "E lanes"]
     for (library, curve), colour in zip(lanes.groupby("library"), (BLUE, INK, RED), strict=False):
         medians = curve.groupby("chains")["value"].median()
