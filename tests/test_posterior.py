@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -88,6 +89,15 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
         torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
         assert torch.equal(grad, same)
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_a_copy_by_pickle_computes_the_same(make_posterior, theta, gradient):
+    posterior = make_posterior(gradient=gradient)
+    copied = pickle.loads(pickle.dumps(posterior))
+    assert copied.gradient == gradient
+    for one, two in zip(posterior.log_prob_and_grad(theta), copied.log_prob_and_grad(theta), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_what_a_target_returns_is_not_overwritten(posterior, theta):
