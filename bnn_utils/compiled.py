@@ -29,7 +29,9 @@ SECONDS_TO_COMPILE, SECONDS_PER_PARAMETER = 15.0, 0.15
 OPTIONS = {
     # tanh(z) = 2 / (1 + exp(-2z)) - 1: exact to a rounding error of 1, and twice as fast.
     "cpp.use_decompose_tanh": True,
-    # The inputs are always the same.
+    # Whatever number of threads torch has at the time: the sums, and so the draws, would depend on it.
+    "cpp.threads": 1,
+    # The inputs are always of the same kind.
     "size_asserts": False,
     "alignment_asserts": False,
     # Products and sums in one instruction.

@@ -161,7 +161,7 @@ class ParallelRun:
             try:
                 interrupted = None
                 while wait(futures, timeout=SECONDS_BETWEEN_REPORTS).not_done:
-                    if report is not None:
+                    if report is not None and table[1:, 0].min() > 0:
                         done, acceptance, divergences = table[1:].T
                         report(Progress(int(done.min()), acceptance.mean().item(), int(divergences.sum())))
             except KeyboardInterrupt as error:

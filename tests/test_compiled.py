@@ -128,7 +128,7 @@ def test_what_can_not_be_compiled(make_posterior):
 
 
 def test_when_it_pays(posterior, monkeypatch):
-    """Two orders of magnitude to either side of break-even; the decision takes work and nothing else into account."""
+    """Far to either side of break-even; the decision takes work and nothing else into account."""
     layers = posterior._layers
     assert not pays_off(layers, num_points=80, num_lanes=1, num_gradients=20_000)
     assert not pays_off(layers, num_points=80, num_lanes=64, num_gradients=2_000)
