@@ -1,5 +1,6 @@
 """Bayesian neural networks on one flat parameter vector."""
 
+from bnn_utils.adaptation import ChEES
 from bnn_utils.chain import Chain
 from bnn_utils.data import Data, boxes, default_device, published_summary, square_grid
 from bnn_utils.flat import FlatModule
@@ -8,18 +9,21 @@ from bnn_utils.likelihoods import Bernoulli, Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import NormalPrior
 from bnn_utils.sampling import sample
+from bnn_utils.tempering import ReplicaExchange
 
 __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
     "Bernoulli",
+    "ChEES",
     "Chain",
     "Data",
     "FlatModule",
     "Likelihood",
     "NormalPrior",
     "Posterior",
+    "ReplicaExchange",
     "boxes",
     "default_device",
     "published_summary",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bnn_utils import diagnostics
 from bnn_utils._arviz import arviz
+from bnn_utils.evidence import Tempering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ class Chain:
         wall_time: seconds from the call of `sample` to its return.
         compile_time: seconds of it spent on compilation.
         sampling_time: seconds of it spent on the transitions that were kept.
+        tempering: of replica exchange, what happened at all temperatures; the draws are those of the posterior.
     """
 
     draws: Tensor
@@ -52,6 +54,7 @@ class Chain:
     wall_time: float
     compile_time: float
     sampling_time: float
+    tempering: Tempering | None = None
 
     @property
     def num_chains(self) -> int:
@@ -101,14 +104,23 @@ class Chain:
         return pd.DataFrame(values, index=index, columns=[f"{q:g}%" for q in QUANTILES])
 
     def to_arviz(self) -> InferenceData:
-        """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats."""
-        return arviz().from_dict(
+        """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats.
+
+        Of replica exchange, sample_stats also holds the fields of `Tempering`, with a dimension ``temperature``.
+        """
+        data = arviz().from_dict(
             posterior={"theta": self.draws.cpu().numpy()},
             sample_stats={name: value.cpu().numpy() for name, value in self.stats.items()},
             coords={"parameter": self.names},
             dims={"theta": ["parameter"]},
             posterior_attrs=self._attributes(),
         )
+        if self.tempering is not None:
+            # Their names begin with "tempering_", because acceptance_rate is also a statistic of the chain.
+            data["sample_stats"] = data["sample_stats"].assign(
+                {f"tempering_{name}": (dims, value.cpu().numpy()) for name, dims, value in self.tempering.items()}
+            )
+        return data
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the chain to a netCDF file, which holds data and no code; an existing file is replaced."""
@@ -126,10 +138,15 @@ class Chain:
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         try:
             data = arviz().from_netcdf(str(path), engine="h5netcdf")
-            theta, stats = data["posterior"]["theta"], data["sample_stats"]
+            theta = data["posterior"]["theta"]
+            stats, ladder = {}, {}
+            for name, values in data["sample_stats"].data_vars.items():
+                field = str(name).removeprefix("tempering_")
+                (stats if field == name else ladder)[field] = torch.from_numpy(values.to_numpy().copy())
             chain = cls(
                 draws=torch.from_numpy(theta.to_numpy().copy()),
-                stats={str(name): torch.from_numpy(stats[name].to_numpy().copy()) for name in stats.data_vars},
+                stats=stats,
+                tempering=Tempering(**ladder) if ladder else None,
                 names=[str(name) for name in theta.coords["parameter"].to_numpy()],
                 **{name: read(data["posterior"].attrs[name]) for name, read in _ATTRIBUTES.items()},
             )
@@ -146,7 +163,7 @@ class Chain:
         chains, draws, dim = self.draws.shape
         rate, diverging = self.stats["acceptance_rate"], int(self.stats["diverging"].sum())
         compiling = f"compiling {self.compile_time:.2f} s, " if self.compile_time else ""
-        return {
+        facts = {
             "sampler": self.kernel,
             "engine": f"{self.engine}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
             "chains": f"{chains}",
@@ -157,6 +174,9 @@ class Chain:
             "internals": ", ".join(self.stats),
             "seed": f"{'taken from a generator' if self.seed is None else self.seed}",
         }
+        if self.tempering is not None:
+            facts["tempering"] = str(self.tempering)
+        return facts
 
     def __repr__(self) -> str:
         facts = self._facts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class HMCState(NamedTuple):
     grad: Tensor  # (C, D), gradient of log_prob at theta
 
 
+State = TypeVar("State", bound=HMCState)  # or any NamedTuple of tensors that begins with its three fields
+
+
 class HMCInfo(NamedTuple):
     """What happened in one transition, one entry per lane; stacked, in many. Statistics have ArviZ's names."""
 
@@ -38,7 +41,7 @@ class HMCInfo(NamedTuple):
     @property
     def acceptance_rate(self) -> Tensor:
         """``min(1, exp(-energy_error))``, 0 where an energy is infinite or not a number."""
-        return _log_ratio(self.start_energy, self.end_energy).clamp(max=0).exp()
+        return acceptance_rate(self.start_energy, self.end_energy)
 
     @property
     def energy(self) -> Tensor:
@@ -80,32 +83,34 @@ Kernel = Callable[[torch.Generator, HMCState], tuple[HMCState, HMCInfo]]
 
 
 class Metric(NamedTuple):
-    """The kinetic energy ``p' M^-1 p / 2``, by its two uses: p ~ Normal(0, M) and the velocity M^-1 p."""
+    """The kinetic energy ``p' M^-1 p / 2`` by its uses: p ~ Normal(0, M), the velocity M^-1 p, and back again."""
 
     momentum: Callable[[Tensor], Tensor]  # standard normal noise (C, D) -> momentum (C, D)
     velocity: Callable[[Tensor], Tensor]  # momentum (C, D) -> velocity (C, D)
+    mass: Callable[[Tensor], Tensor]  # velocity (C, D) -> momentum (C, D)
 
 
 def metric(inv_mass: Tensor | None) -> Metric:
     """The metric of an inverse mass: None (identity), ``(D,)`` (diagonal) or ``(D, D)`` (dense)."""
     if inv_mass is None:
-        return Metric(lambda noise: noise, lambda p: p)
+        return Metric(lambda noise: noise, lambda p: p, lambda v: v)
     if inv_mass.ndim == 1:
         sd = inv_mass.rsqrt()
-        return Metric(lambda noise: noise * sd, lambda p: inv_mass * p)
-    factor = torch.linalg.cholesky(torch.linalg.inv(inv_mass))
-    return Metric(lambda noise: noise @ factor.mT, lambda p: p @ inv_mass)
+        return Metric(lambda noise: noise * sd, lambda p: inv_mass * p, lambda v: v / inv_mass)
+    mass = torch.linalg.inv(inv_mass)
+    factor = torch.linalg.cholesky(mass)
+    return Metric(lambda noise: noise @ factor.mT, lambda p: p @ inv_mass, lambda v: v @ mass)
 
 
 def leapfrog(
-    state: HMCState,
+    state: State,
     p: Tensor,
     log_prob_and_grad: LogProbAndGrad,
-    step_size: float,
+    step_size: float | Tensor,
     num_steps: int,
     velocity: Callable[[Tensor], Tensor] = lambda p: p,
     grad: Grad | None = None,
-) -> tuple[HMCState, Tensor]:
+) -> tuple[State, Tensor]:
     r"""Integrate Hamilton's equations for ``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``.
 
     One step: p <- p + eps/2 grad;  theta <- theta + eps M^-1 p;  p <- p + eps/2 grad   (Neal 2011, eq. 5.18-5.20)
@@ -116,20 +121,55 @@ def leapfrog(
     Args:
         state: where the lanes are, with the gradient there.
         p: momentum, shape ``(C, D)``.
+        log_prob_and_grad: what a state holds beside theta; the gradient is the second of it.
+        step_size: one number for all, or ``(C, 1)``.
         grad: the gradient alone, ``(C, D) -> (C, D)``, where that is cheaper.
 
     Returns:
         the state and the momentum at the end of the trajectory.
     """
-    theta, _, force = state
-    p = torch.add(p, force, alpha=step_size / 2)
+    theta = state.theta
+    p = _step(p, state.grad, step_size / 2)
     for _ in range(num_steps - 1):
-        theta = torch.add(theta, velocity(p), alpha=step_size)
+        theta = _step(theta, velocity(p), step_size)
         force = log_prob_and_grad(theta)[1] if grad is None else grad(theta)
-        p = torch.add(p, force, alpha=step_size)
-    theta = torch.add(theta, velocity(p), alpha=step_size)
-    log_prob, force = log_prob_and_grad(theta)
-    return HMCState(theta, log_prob, force), torch.add(p, force, alpha=step_size / 2)
+        p = _step(p, force, step_size)
+    theta = _step(theta, velocity(p), step_size)
+    end = type(state)(theta, *log_prob_and_grad(theta))
+    return end, _step(p, end.grad, step_size / 2)
+
+
+class Proposal(NamedTuple):
+    """Where a trajectory ends, and the energies at its two ends."""
+
+    state: HMCState
+    p: Tensor  # (C, D)
+    start_energy: Tensor  # (C,)
+    end_energy: Tensor  # (C,)
+
+
+def propose(
+    generator: torch.Generator,
+    state: State,
+    log_prob_and_grad: LogProbAndGrad,
+    step_size: float | Tensor,
+    num_steps: int,
+    metric: Metric,
+    grad: Grad | None = None,
+) -> Proposal:
+    """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
+    noise = torch.randn(state.theta.shape, generator=generator, dtype=state.theta.dtype, device=state.theta.device)
+    p = metric.momentum(noise)
+    end, p_end = leapfrog(state, p, log_prob_and_grad, step_size, num_steps, metric.velocity, grad)
+    return Proposal(end, p_end, _energy(state, p, metric.velocity), _energy(end, p_end, metric.velocity))
+
+
+def accept(generator: torch.Generator, state: State, proposal: Proposal) -> tuple[State, Tensor]:
+    """The proposal with probability ``min(1, exp(H - H*))``, lane by lane, and which lanes took it, ``(C,)``."""
+    start, end = proposal.start_energy, proposal.end_energy
+    u = torch.rand(start.shape, generator=generator, dtype=start.dtype, device=start.device)
+    is_accept = log_ratio(start, end) > u.log()  # strictly: u may be 0, and -inf must never win
+    return _where(is_accept, proposal.state, state), is_accept
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +190,14 @@ class HMC:
     num_steps: int
     inv_mass: Tensor | None = None
 
+    lanes_per_chain: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
-        if not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
+        check_positive("step_size", self.step_size)
         if not (1 <= self.num_steps < float("inf") and self.num_steps == int(self.num_steps)):
             raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
         if self.inv_mass is not None:
-            _check_inv_mass(self.inv_mass)
+            check_inv_mass(self.inv_mass)
 
     def init(self, log_prob_and_grad: LogProbAndGrad, theta: Tensor) -> HMCState:
         """The state of lanes at theta, shape ``(C, D)``."""
@@ -173,16 +214,14 @@ class HMC:
             log_prob_and_grad: ``(C, D) -> (C,), (C, D)``, each row on its own.
             grad: the gradient alone, for the inner leapfrog steps, where that is cheaper.
         """
-        momentum, velocity = metric(self.inv_mass)
+        kinetic = metric(self.inv_mass)
 
         def transition(generator: torch.Generator, state: HMCState) -> tuple[HMCState, HMCInfo]:
-            like = {"generator": generator, "dtype": state.theta.dtype, "device": state.theta.device}
-            p = momentum(torch.randn(state.theta.shape, **like))
-            proposal, p_end = leapfrog(state, p, log_prob_and_grad, self.step_size, int(self.num_steps), velocity, grad)
-            start, end = _energy(state, p, velocity), _energy(proposal, p_end, velocity)
-            u = torch.rand(len(p), **like)
-            is_accept = _log_ratio(start, end) > u.log()  # strictly: u may be 0, and -inf must never win
-            return _where(is_accept, proposal, state), self.info(start, end, is_accept)
+            proposal = propose(
+                generator, state, log_prob_and_grad, float(self.step_size), int(self.num_steps), kinetic, grad
+            )
+            state, is_accept = accept(generator, state, proposal)
+            return state, self.info(proposal.start_energy, proposal.end_energy, is_accept)
 
         return transition
 
@@ -195,26 +234,40 @@ class HMC:
         return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{mass})"
 
 
+def _step(start: Tensor, slope: Tensor, size: float | Tensor) -> Tensor:
+    """``start + size * slope``"""
+    if isinstance(size, Tensor):
+        return torch.addcmul(start, slope, size)
+    return torch.add(start, slope, alpha=size)
+
+
 def _energy(state: HMCState, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.add(-state.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
 
 
-def _log_ratio(start: Tensor, end: Tensor) -> Tensor:
+def acceptance_rate(start: Tensor, end: Tensor) -> Tensor:
+    """Probability with which a trajectory between these energies is accepted."""
+    return log_ratio(start, end).clamp(max=0).exp()
+
+
+def log_ratio(start: Tensor, end: Tensor) -> Tensor:
     """Log of the density ratio of the trajectory's ends; one that is infinite or not a number is never accepted."""
     return (start - end).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
-def _where(condition: Tensor, a: HMCState, b: HMCState) -> HMCState:
+def _where(condition: Tensor, a: State, b: State) -> State:
     """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
     rows = condition.unsqueeze(-1)
-    return HMCState(
-        torch.where(rows, a.theta, b.theta),
-        torch.where(condition, a.log_prob, b.log_prob),
-        torch.where(rows, a.grad, b.grad),
-    )
+    fields = zip(a, b, strict=True)
+    return type(a)(*(torch.where(condition if x.ndim == 1 else rows, x, y) for x, y in fields))
 
 
-def _check_inv_mass(inv_mass: Tensor) -> None:
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_inv_mass(inv_mass: Tensor) -> None:
     if not isinstance(inv_mass, Tensor) or inv_mass.ndim not in (1, 2):
         got = tuple(inv_mass.shape) if isinstance(inv_mass, Tensor) else type(inv_mass).__name__
         raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {got}")

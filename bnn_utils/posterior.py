@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -124,14 +125,8 @@ class Posterior:
             compile: with the likelihood's gradient compiled, as by `compile`.
         """
         if self._layers is None:
-            return Target(
-                log_prob_and_grad=lambda theta: value_and_grad(self.log_prob, theta),
-                grad=lambda theta: value_and_grad(self.log_prob, theta)[1],
-            )
-        if compile and self.compile(num_lanes):
-            likelihood = self._compilations[num_lanes]
-        else:
-            likelihood = closed_form(self._layers, self.likelihood, self.data.x, self.data.y, num_lanes)
+            return _by_autograd(self.log_prob)
+        likelihood = self._likelihood_target(num_lanes, compile)
         prior = self.prior_distribution
 
         def plus_prior(grad: Tensor, theta: Tensor) -> Tensor:
@@ -144,6 +139,25 @@ class Posterior:
             return prior.log_prob(theta) + log_likelihood, plus_prior(grad, theta)
 
         return Target(log_prob_and_grad, lambda theta: plus_prior(likelihood.grad(theta), theta))
+
+    def split_target(self, num_lanes: int, compile: bool = False) -> tuple[Target, Target]:
+        """Prior and likelihood, whose sum `target` is, each as a density of its own: for kernels that weigh them."""
+        prior = self.prior_distribution
+        if not isinstance(prior, DiagonalNormal):
+            return _by_autograd(prior.log_prob), self._likelihood_target(num_lanes, compile)
+
+        def grad(theta: Tensor) -> Tensor:
+            return theta * -prior.precision
+
+        of_prior = Target(lambda theta: (prior.log_prob(theta), grad(theta)), grad)
+        return of_prior, self._likelihood_target(num_lanes, compile)
+
+    def _likelihood_target(self, num_lanes: int, compile: bool) -> Target:
+        if self._layers is None:
+            return _by_autograd(self.log_likelihood)
+        if compile and self.compile(num_lanes):
+            return self._compilations[num_lanes]
+        return closed_form(self._layers, self.likelihood, self.data.x, self.data.y, num_lanes)
 
     def check_can_compile(self) -> None:
         """Raise unless `target` can be compiled."""
@@ -229,6 +243,13 @@ class Posterior:
             f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
             f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
         )
+
+
+def _by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Target:
+    return Target(
+        log_prob_and_grad=lambda theta: value_and_grad(log_prob, theta),
+        grad=lambda theta: value_and_grad(log_prob, theta)[1],
+    )
 
 
 def _check_deterministic(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from bnn_utils.engines import ENGINES
-from bnn_utils.hmc import HMC, HMCInfo
+from bnn_utils.engines.transition import Kernel, Transition
+from bnn_utils.hmc import HMCInfo
 from bnn_utils.posterior import Posterior
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -37,7 +38,7 @@ class Job(NamedTuple):
     """What to run; nothing in it depends on where."""
 
     posterior: Posterior
-    kernel: HMC
+    kernel: Kernel
     engine: str
     compile: bool
     warmup: int
@@ -48,6 +49,10 @@ class Job(NamedTuple):
     def num_transitions(self) -> int:
         """Transitions of each chain."""
         return self.warmup + self.num_samples
+
+    def num_lanes(self, batch: Batch) -> int:
+        """Rows of the batch's gradients."""
+        return len(batch.theta) * self.kernel.lanes_per_chain
 
 
 class Progress(NamedTuple):
@@ -65,10 +70,20 @@ class Draws(NamedTuple):
     theta: Tensor  # (C, draws, D)
     log_prob: Tensor  # (C, draws)
     info: HMCInfo  # (C, draws)
+    kernel: Kernel  # that drew them, as the warm-up left it
+    ladder: dict[str, Tensor]  # (C, draws, K) each
+
+    @classmethod
+    def stack(cls, transitions: Sequence[Transition]) -> Draws:
+        theta, log_prob, infos, kernels, ladders = zip(*transitions, strict=True)
+        ladder = {name: torch.stack([values[name] for values in ladders], 1) for name in ladders[0]}
+        return cls(torch.stack(theta, 1), torch.stack(log_prob, 1), HMCInfo.stack(infos), kernels[-1], ladder)
 
     def first(self, num: int) -> Draws:
         """The first ``num`` draws."""
-        return Draws(self.theta[:, :num], self.log_prob[:, :num], HMCInfo(*(value[:, :num] for value in self.info)))
+        info = HMCInfo(*(value[:, :num] for value in self.info))
+        ladder = {name: values[:, :num] for name, values in self.ladder.items()}
+        return Draws(self.theta[:, :num], self.log_prob[:, :num], info, self.kernel, ladder)
 
 
 class Run:
@@ -85,7 +100,7 @@ class Run:
         self.job = job
         self.num_draws, self.is_compiled = 0, False
         self.compile_time = self.sampling_time = 0.0
-        self._kept: list[list[tuple[Tensor, Tensor, HMCInfo]]] = []
+        self._kept: list[list[Transition]] = []
 
     def go(self, report: Report | None, until: Callable[[int], int] | None = None) -> None:
         """Run to the end; ``report`` is called now and then, ``until`` before each transition, for where the end is."""
@@ -95,9 +110,10 @@ class Run:
         with _threads(job), torch.inference_mode():
             called = time.perf_counter()
             if job.compile:
-                self.is_compiled = all([job.posterior.compile(len(batch.theta)) for batch in job.batches])
+                self.is_compiled = all([job.posterior.compile(job.num_lanes(batch)) for batch in job.batches])
                 self.compile_time = time.perf_counter() - called
-            chains = [ENGINES[job.engine](job.posterior, job.kernel, *batch, job.compile) for batch in job.batches]
+            engine = ENGINES[job.engine]
+            chains = [engine(job.kernel, job.posterior, *batch, job.compile, job.warmup) for batch in job.batches]
             done, divergences, recent = 0, 0, []
             started = reported = time.perf_counter()
             try:
@@ -110,7 +126,7 @@ class Run:
                         self._kept.append(group)
                     if report is None:
                         continue
-                    recent.append([info for _, _, info in group])
+                    recent.append([transition.info for transition in group])
                     # Reading a statistic waits for the device, so it is done now and then and not at every transition.
                     if done == job.num_transitions or time.perf_counter() - reported > SECONDS_BETWEEN_REPORTS:
                         infos = [HMCInfo.stack(batch) for batch in zip(*recent, strict=True)]
@@ -124,11 +140,7 @@ class Run:
 
     def draws(self) -> list[Draws]:
         """What has been drawn, batch by batch."""
-        pieces = []
-        for transitions in zip(*self._kept, strict=True):
-            theta, log_prob, infos = zip(*transitions, strict=True)
-            pieces.append(Draws(torch.stack(theta, 1), torch.stack(log_prob, 1), HMCInfo.stack(infos)))
-        return pieces
+        return [Draws.stack(transitions) for transitions in zip(*self._kept, strict=True)]
 
 
 class ParallelRun:
@@ -222,7 +234,7 @@ def _work(job: Job, path: Path, row: int) -> _Part:
 @contextmanager
 def _threads(job: Job) -> Iterator[None]:
     """One thread, except for a single large batch: smaller ones lose more by waiting for each other than they gain."""
-    elements = len(job.batches[0].theta) * len(job.posterior.data) * job.posterior.width
+    elements = job.num_lanes(job.batches[0]) * len(job.posterior.data) * job.posterior.width
     before = torch.get_num_threads()
     if job.compile or len(job.batches) > 1 or elements < ELEMENTS_FOR_THREADS:
         torch.set_num_threads(1)

@@ -6,6 +6,8 @@ import operator
 import os
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,15 +17,18 @@ from tqdm.auto import tqdm
 from bnn_utils.chain import Chain
 from bnn_utils.compiled import SECONDS_TO_COMPILE
 from bnn_utils.engines import ENGINES
+from bnn_utils.engines.transition import Kernel
+from bnn_utils.evidence import Tempering
 from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, spawn
-from bnn_utils.runs import Batch, Job, ParallelRun, Progress, Run
+from bnn_utils.runs import Batch, Draws, Job, ParallelRun, Progress, Run
+from bnn_utils.tempering import ReplicaExchange
 
 
 def sample(
     posterior: Posterior,
-    kernel: HMC,
+    kernel: Kernel,
     num_samples: int,
     num_chains: int = 1,
     warmup: int = 0,
@@ -42,19 +47,24 @@ def sample(
     hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread meanwhile, unless one batch is
     large enough to gain from more.
 
+    During ``warmup`` the kernel adapts to the posterior: HMC its step size and the diagonal of its mass, ChEES its
+    trajectory length too, replica exchange its temperatures and a step size for each. What it was given is where it
+    begins; a mass that it was given is kept. Without a warm-up nothing adapts. Chains of one batch share what is
+    learned.
+
     The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
     from the seed; they do not depend on the number of workers. Rounding differs between the compiled gradient and the
     uncompiled one, so draws do too; which one "auto" takes depends on sizes alone.
 
     Args:
         posterior: what to draw from.
-        kernel: such as ``HMC(step_size=0.05, num_steps=4)``.
+        kernel: such as ``HMC(step_size=0.05, num_steps=4)``, ``ChEES()`` or ``ReplicaExchange(HMC(0.05, 8))``.
         num_samples: draws per chain.
         num_chains: how many chains; lanes of one batch in the built-in engine.
-        warmup: transitions per chain before the first draw that are thrown away.
+        warmup: transitions per chain that adapt the kernel and are thrown away.
         init: where to start, ``(D,)`` for all chains or ``(C, D)``; without it, each chain at a prior draw of its own.
         seed: a number, or a generator on the posterior's device, which is advanced.
-        engine: "builtin" or "hamiltorch".
+        engine: "builtin" or "hamiltorch", which takes HMC only.
         progress: show a progress bar.
         compile: compile the gradient: True, False, or "auto", where that is predicted to take less time than it saves.
             For small networks on the CPU only; some 15 seconds, 5 from the second process on.
@@ -74,6 +84,8 @@ def sample(
     warmup, workers = _whole("warmup", warmup, 0), _whole("workers", workers, 1)
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; there are {', '.join(map(repr, ENGINES))}")
+    if engine == "hamiltorch" and not isinstance(kernel, HMC):
+        raise ValueError(f"hamiltorch draws by HMC only, and this kernel is {kernel}: leave engine='builtin'")
     kernel = _fit_mass(kernel, posterior)
     if init is not None:
         init = _fit_init(posterior, torch.as_tensor(init), num_chains)
@@ -93,7 +105,13 @@ def sample(
         posterior,
         kernel,
         engine,
-        _will_compile(compile, posterior, engine, sizes, (warmup + num_samples) * int(kernel.num_steps)),
+        _will_compile(
+            compile,
+            posterior,
+            engine,
+            num_chains * kernel.lanes_per_chain,
+            (warmup + num_samples) * int(kernel.num_steps),
+        ),
         warmup,
         num_samples,
         [
@@ -111,7 +129,7 @@ def sample(
             draws=torch.cat([batch.theta for batch in batches]),
             stats={"lp": torch.cat([batch.log_prob for batch in batches]), **info.statistics()},
             names=posterior.flat.names,
-            kernel=repr(kernel),
+            kernel=repr(batches[0].kernel),
             engine=f"{engine}, compiled" if run.is_compiled else engine,
             device=str(posterior.device),
             seed=None if isinstance(seed, torch.Generator) else operator.index(seed),
@@ -119,6 +137,7 @@ def sample(
             wall_time=time.perf_counter() - called,
             compile_time=run.compile_time,
             sampling_time=run.sampling_time,
+            tempering=_tempering(batches) if isinstance(kernel, ReplicaExchange) else None,
         )
 
     try:
@@ -165,7 +184,7 @@ class _Bar:
 
 
 def _will_compile(
-    compile: bool | Literal["auto"], posterior: Posterior, engine: str, sizes: list[int], num_gradients: int
+    compile: bool | Literal["auto"], posterior: Posterior, engine: str, num_lanes: int, num_gradients: int
 ) -> bool:
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
@@ -175,7 +194,7 @@ def _will_compile(
         return False
     if compile is True:
         posterior.check_can_compile()
-    return compile is True or (compile == "auto" and posterior.compilation_pays(sum(sizes), num_gradients))
+    return compile is True or (compile == "auto" and posterior.compilation_pays(num_lanes, num_gradients))
 
 
 def _whole(name: str, value: float, lowest: int) -> int:
@@ -184,15 +203,30 @@ def _whole(name: str, value: float, lowest: int) -> int:
     return int(value)
 
 
-def _fit_mass(kernel: HMC, posterior: Posterior) -> HMC:
+def _fit_mass(kernel: Kernel, posterior: Posterior) -> Kernel:
     """The kernel with its mass in the posterior's dtype and on its device."""
+    if isinstance(kernel, ReplicaExchange):
+        return replace(kernel, kernel=_fit_mass(kernel.kernel, posterior))
     if kernel.inv_mass is None:
         return kernel
     if kernel.inv_mass.shape[0] != posterior.dim:
         raise ValueError(
             f"inv_mass has shape {tuple(kernel.inv_mass.shape)}, but the posterior has {posterior.dim} parameters"
         )
-    return HMC(kernel.step_size, kernel.num_steps, kernel.inv_mass.to(dtype=posterior.dtype, device=posterior.device))
+    return replace(kernel, inv_mass=kernel.inv_mass.to(dtype=posterior.dtype, device=posterior.device))
+
+
+def _tempering(batches: list[Draws]) -> Tempering:
+    """All temperatures of all chains; each batch has its own ladder and step sizes."""
+
+    def of_chains(values: Callable[[Draws], Tensor]) -> Tensor:
+        return torch.cat([values(batch).expand(len(batch.theta), -1) for batch in batches])
+
+    return Tempering(
+        inverse_temperatures=of_chains(lambda batch: batch.kernel.ladder(batch.theta)),
+        step_sizes=of_chains(lambda batch: batch.kernel.steps(batch.theta)),
+        **{name: torch.cat([batch.ladder[name] for batch in batches]) for name in batches[0].ladder},
+    )
 
 
 def _fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 An engine is a generator function
 
-    transitions(posterior, kernel, theta, generator, compile) -> iterator of (theta (C, D), log_prob (C,), info)
+    transitions(kernel, posterior, theta, generator, compile, warmup) -> iterator of Transition
 
-that yields the state of all chains after each transition, for as long as it is asked. Counting, progress, interruption
-and storage are `bnn_utils.runs`' business and the same for all.
+that yields the state of all chains after each transition, for as long as it is asked. In the first ``warmup``
+transitions the kernel adapts. Counting, progress, interruption and storage are `bnn_utils.runs`' business and the same
+for all.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from bnn_utils.engines import builtin, hamiltorch
-from bnn_utils.hmc import HMC, HMCInfo
+from bnn_utils.engines.transition import Kernel, Transition
 from bnn_utils.posterior import Posterior
 
-Engine = Callable[[Posterior, HMC, Tensor, torch.Generator, bool], Iterator[tuple[Tensor, Tensor, HMCInfo]]]
+Engine = Callable[[Kernel, Posterior, Tensor, torch.Generator, bool, int], Iterator[Transition]]
 
 ENGINES: dict[str, Engine] = {"builtin": builtin.transitions, "hamiltorch": hamiltorch.transitions}
 

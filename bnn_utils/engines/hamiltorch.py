@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from itertools import count
 from types import ModuleType
 from unittest.mock import patch
 
@@ -20,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_utils.hmc import HMC, HMCInfo
+from bnn_utils.adaptation import Warmup
+from bnn_utils.engines.transition import Transition
+from bnn_utils.hmc import HMC
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import lend_to_torch
 
@@ -34,8 +37,8 @@ def is_installed() -> bool:
 
 
 def transitions(
-    posterior: Posterior, kernel: HMC, theta: Tensor, generator: torch.Generator, compile: bool = False
-) -> Iterator[tuple[Tensor, Tensor, HMCInfo]]:
+    kernel: HMC, posterior: Posterior, theta: Tensor, generator: torch.Generator, compile: bool = False, warmup: int = 0
+) -> Iterator[Transition]:
     """Transitions of all chains from theta ``(C, D)``, one chain after the other; see `bnn_utils.engines`.
 
     Raises:
@@ -43,7 +46,9 @@ def transitions(
     """
     hamiltorch = _import_quietly()
     log_prob = posterior.log_prob(theta).detach()
-    while True:
+    learning = Warmup(kernel, warmup)
+    for done in count(1):
+        kernel = learning.kernel
         with torch.inference_mode(False), torch.enable_grad():  # it needs autograd, which the caller may do without
             steps = []
             for row in theta:
@@ -53,7 +58,10 @@ def transitions(
             start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
             is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
             log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
-        yield theta, log_prob, kernel.info(start_energy, end_energy, is_accept)
+        info = kernel.info(start_energy, end_energy, is_accept)
+        yield Transition(theta, log_prob, info, kernel)
+        if done <= warmup:
+            learning.update(theta, info.acceptance_rate.mean())
 
 
 def _transition(

@@ -1,0 +1,159 @@
+"""What a run of replica exchange says beside its draws: how well it travelled, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_utils.diagnostics import mcse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Estimate(NamedTuple):
+    """A number and its Monte Carlo standard error."""
+
+    value: float
+    se: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.se:.3f}"
+
+
+class Evidence(NamedTuple):
+    """Log evidence, ``log p(y) = log E[likelihood]`` under the prior, by two methods from the same draws."""
+
+    stepping_stones: Estimate
+    thermodynamic: Estimate
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tempering:
+    """All temperatures of a run of replica exchange.
+
+    Attributes:
+        inverse_temperatures: the ladder of each chain, shape ``(chains, K)``, rising from 0 to 1. Chains of one batch
+            share one.
+        log_likelihood: at each temperature, shape ``(chains, draws, K)``.
+        replica: which of a chain's K travellers is at each temperature, shape ``(chains, draws, K)``.
+        acceptance_rate: of the trajectories at each temperature, shape ``(chains, draws, K)``.
+        step_sizes: mean leapfrog step at each temperature, shape ``(chains, K)``.
+    """
+
+    inverse_temperatures: Tensor
+    log_likelihood: Tensor
+    replica: Tensor
+    acceptance_rate: Tensor
+    step_sizes: Tensor
+
+    @property
+    def swap_rates(self) -> Tensor:
+        """Fraction of swaps between neighbours that are accepted, shape ``(K - 1,)``: the mean probability of one."""
+        log_ratio = -self.inverse_temperatures.diff()[:, None] * self.log_likelihood.double().diff()
+        return log_ratio.clamp(max=0).exp().mean((0, 1))
+
+    @property
+    def barrier(self) -> float:
+        """The communication barrier, the sum of all rejection rates between prior and posterior (Syed et al. 2021).
+
+        It says how hard the way is, and hardly depends on the number of temperatures: with many of them, a replica
+        makes at most one round trip in ``2 + 2 barrier`` transitions.
+        """
+        return (1 - self.swap_rates).sum().item()
+
+    @property
+    def round_trips(self) -> Tensor:
+        """How many times a replica went from one end of the ladder to the other and back, shape ``(chains,)``."""
+        place = self.replica.argsort(-1).cpu().numpy()  # (chains, draws, K): at which temperature each replica is
+        end = np.where(place == 0, -1, 0) + np.where(place == place.shape[-1] - 1, 1, 0)
+        # At each draw, the end that was visited last: 0 before the first visit.
+        draw = np.arange(end.shape[1])[None, :, None]
+        last = np.take_along_axis(end, np.maximum.accumulate(np.where(end != 0, draw, 0), axis=1), axis=1)
+        crossings = (last[:, 1:] * last[:, :-1] == -1).sum(axis=1)
+        return torch.from_numpy((crossings // 2).sum(axis=-1))
+
+    def log_evidence(self) -> Evidence:
+        """The log evidence, every constant of prior and likelihood kept, with Monte Carlo standard errors.
+
+        Stepping stones (Xie et al. 2011), from beta_0 = 0 to beta_K-1 = 1, with means over draws at beta_k:
+
+            log Z = sum_k log mean_k exp((beta_k+1 - beta_k) log likelihood)
+
+        Thermodynamic integration of ``d log Z / d beta = E[log likelihood]`` by the trapezoidal rule with its first
+        correction, for which the slope ``Var[log likelihood]`` is known too (Friel, Hurn and Wyse 2014):
+
+            log Z = sum_k d_k (m_k + m_k+1) / 2 - d_k^2 (v_k+1 - v_k) / 12,   d_k = beta_k+1 - beta_k
+
+        What is left of the rule's error is not in the standard error; it is small where swaps are often accepted.
+        Both standard errors are those of the estimate's linear part in the draws, whose autocorrelation, and whose
+        correlation between temperatures, they take into account.
+        """
+        ladders, chains = torch.unique(self.inverse_temperatures, dim=0, return_inverse=True)
+        parts = []
+        for number, beta in enumerate(ladders):
+            log_likelihood = self.log_likelihood[chains == number].double()
+            parts.append(
+                (len(log_likelihood), [rule(beta.double(), log_likelihood) for rule in (stepping_stones, integral)])
+            )
+        return Evidence(*(_pool([(size, rules[k]) for size, rules in parts]) for k in (0, 1)))
+
+    def items(self) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
+        """Name, dimensions and values of each field."""
+        for field in fields(self):
+            values = getattr(self, field.name)
+            yield field.name, ("chain", "draw", "temperature") if values.ndim == 3 else ("chain", "temperature"), values
+
+    def __repr__(self) -> str:
+        rates = self.swap_rates
+        return (
+            f"{self.replica.shape[-1]} temperatures, swap rates {rates.min():.2f} to {rates.max():.2f}, barrier "
+            f"{self.barrier:.1f}, {int(self.round_trips.min())} or more round trips in each chain"
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row per temperature, from prior to posterior; step sizes and ladder are means over chains."""
+        import pandas as pd
+
+        nan = torch.tensor([torch.nan], dtype=torch.float64)
+        columns = {
+            "inverse_temperature": self.inverse_temperatures.mean(0),
+            "step_size": self.step_sizes.mean(0),
+            "acceptance_rate": self.acceptance_rate.double().mean((0, 1)),
+            "swap_rate": torch.cat([self.swap_rates.cpu(), nan]),
+            "log_likelihood": self.log_likelihood.double().mean((0, 1)),
+        }
+        return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def stepping_stones(beta: Tensor, log_likelihood: Tensor) -> Estimate:
+    """Log evidence from a ladder ``(K,)`` and log likelihoods ``(chains, draws, K)``; see `Tempering.log_evidence`."""
+    exponent = beta.diff() * log_likelihood[..., :-1]
+    count = exponent[..., 0].numel()
+    log_means = exponent.flatten(0, 1).logsumexp(0) - torch.tensor(count).log()
+    # log of a mean, to first order: the mean of what is left after division by the mean.
+    linear = (exponent - log_means).exp().sum(-1)
+    return Estimate(log_means.sum().item(), mcse(linear).item())
+
+
+def integral(beta: Tensor, log_likelihood: Tensor) -> Estimate:
+    """Log evidence by thermodynamic integration, as `stepping_stones`."""
+    gap = beta.diff()
+    ends = torch.zeros_like(beta[:1])
+    of_mean = (torch.cat([ends, gap]) + torch.cat([gap, ends])) / 2
+    of_variance = (torch.cat([gap**2, ends]) - torch.cat([ends, gap**2])) / 12
+    deviation = log_likelihood - log_likelihood.mean((0, 1))
+    linear = log_likelihood @ of_mean + deviation.square() @ of_variance
+    return Estimate(linear.mean().item(), mcse(linear).item())
+
+
+def _pool(parts: list[tuple[int, Estimate]]) -> Estimate:
+    """Estimates from independent groups of chains, by their sizes."""
+    total = sum(size for size, _ in parts)
+    value = sum(size * part.value for size, part in parts) / total
+    return Estimate(value, sum((size * part.se) ** 2 for size, part in parts) ** 0.5 / total)
