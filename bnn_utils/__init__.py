@@ -8,6 +8,7 @@ from bnn_utils.hmc import HMC
 from bnn_utils.likelihoods import Bernoulli, Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import NormalPrior
+from bnn_utils.references import reference
 from bnn_utils.sampling import sample
 from bnn_utils.tempering import ReplicaExchange
 
@@ -27,6 +28,7 @@ __all__ = [
     "boxes",
     "default_device",
     "published_summary",
+    "reference",
     "sample",
     "square_grid",
 ]

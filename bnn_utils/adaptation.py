@@ -162,6 +162,7 @@ class Warmup:
 CHEES_TARGET_ACCEPTANCE = 0.651
 CHEES_LEARNING_RATE = 0.025  # of Adam, on the log of the trajectory length; this and 0.95 as in the paper
 CHEES_ADAM_DECAY = 0.95
+CHEES_SHORTEST_LENGTH = math.pi / 2  # when the mass is set: a quarter of the period of a direction of variance 1
 MAX_STEPS = 1000  # in one transition: a trajectory that wants more is cut
 
 
@@ -261,15 +262,21 @@ class ChEESWarmup(Warmup):
             t = self._count + 1
             self._square += (1 - CHEES_ADAM_DECAY) * (gradient**2 - self._square)
             size = math.sqrt(self._square / (1 - CHEES_ADAM_DECAY**t)) + 1e-8
-            self._log_length += CHEES_LEARNING_RATE * gradient / size
+            log_length = self._log_length + CHEES_LEARNING_RATE * gradient / size
+            # The ascent ends at one step and at the most that are made, because beyond them the length changes nothing.
+            # It is not pushed there: a step size on trial may be far too long or too short, and the length would stay.
+            shortest, longest = (math.log(number * self.kernel.step_size) for number in (1, MAX_STEPS))
+            self._log_length = min(max(log_length, min(self._log_length, shortest)), max(self._log_length, longest))
             self._average += (self._log_length - self._average) / math.sqrt(t)
+        mass = self.kernel.inv_mass
         super().update(end.lanes.theta, 1 / (1 / rate).mean(), CHEES_TARGET_ACCEPTANCE)
+        if self.kernel.inv_mass is not mass:
+            # The widest direction, which decides on the length, has a standard deviation of 1 from now on.
+            variances = self.kernel.inv_mass if mass is None else self.kernel.inv_mass / mass
+            length = math.exp(self._log_length) / variances.max().sqrt().item()
+            self._log_length = self._average = math.log(max(length, CHEES_SHORTEST_LENGTH))
         log_length = self._average if self._count == self._num else self._log_length
-        # At least a step, so that there is a gradient, and no more steps than will be made.
-        shortest = self.kernel.step_size
-        length = min(max(math.exp(log_length), shortest), MAX_STEPS * shortest)
-        self._log_length = math.log(length)
-        self.kernel = replace(self.kernel, trajectory_length=length)
+        self.kernel = replace(self.kernel, trajectory_length=math.exp(log_length))
 
     def _gradient(self, start: Tensor, proposal: Proposal, rate: Tensor) -> Tensor:
         """d ChEES / d log T without the factor u T: a scalar, NaN where no lane may accept."""

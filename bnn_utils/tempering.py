@@ -27,8 +27,7 @@ FIRST_LADDER_POWER = 4
 # with one period, and trajectories of just that length would return to where they started (Neal 2011, section 3.2).
 STEP_JITTER = 0.2
 
-
-FEWEST_IN_A_ROUND = 10  # transitions of a warm-up
+FEWEST_IN_A_ROUND, MOST_ROUNDS = 10, 6  # transitions in the first round of a warm-up, and rounds
 
 
 class TemperedState(NamedTuple):
@@ -165,7 +164,7 @@ class ReplicaExchange:
             return temper(theta, *_finite(*likelihood.log_prob_and_grad(theta)))[1:]
 
         def grad(theta: Tensor) -> Tensor:
-            return torch.addcmul(prior.grad(theta), beta_rows, likelihood.grad(theta))
+            return torch.addcmul(prior.grad(theta), beta_rows, likelihood.grad(theta).nan_to_num(0, 0, 0))
 
         def transition(generator: torch.Generator, state: ExchangeState) -> tuple[ExchangeState, ExchangeInfo]:
             log_ratio = gaps * state.log_likelihood.view(num_chains, num).diff(dim=1)
@@ -252,13 +251,9 @@ class ExchangeWarmup:
 
 
 def rounds(num_warmup: int) -> list[int]:
-    """At which transitions the rounds of a warm-up end."""
-    length = max(FEWEST_IN_A_ROUND, num_warmup // 32)
-    ends = [length]
-    while ends[-1] + 4 * length <= num_warmup:
-        length *= 2
-        ends.append(ends[-1] + length)
-    return [*ends[:-1], num_warmup]
+    """At which transitions the rounds of a warm-up end; each is twice as long as the one before."""
+    num = min(MOST_ROUNDS, (num_warmup // FEWEST_IN_A_ROUND + 1).bit_length() - 1) or 1
+    return [num_warmup * (2**k - 1) // (2**num - 1) for k in range(1, num + 1)]
 
 
 def equal_rejection(beta: Tensor, rejection: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, rankdata
+from scipy.stats import f, norm, rankdata
 
 from bnn_utils import diagnostics
 from bnn_utils._arviz import arviz
-from bnn_utils.diagnostics import ess, mcse, rhat
+from bnn_utils.diagnostics import Convergence, convergence, ess, mcse, nested_rhat, rhat
 
 
 def walk(chains, draws, *shape, seed=0):
@@ -19,6 +19,18 @@ def walk(chains, draws, *shape, seed=0):
 
 def iid(*shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def ar(coefficient):
+    """Maker of draws in each of which ``coefficient`` of the one before survives."""
+
+    def make(chains, draws, *shape):
+        x = iid(chains, draws, *shape)
+        for t in range(1, draws):
+            x[:, t] = coefficient * x[:, t - 1] + (1 - coefficient**2) ** 0.5 * x[:, t]
+        return x
+
+    return make
 
 
 def by_arviz(function, draws, method):
@@ -44,11 +56,22 @@ def test_rhat_of_two_values():
     torch.testing.assert_close(rhat(draws), expected, rtol=1e-12, atol=0)
 
 
-def test_rhat_in_blocks(monkeypatch):
+@pytest.mark.parametrize("function", [rhat, ess, mcse, lambda draws: nested_rhat(draws, 3)])
+def test_blocks(function, monkeypatch):
     draws = walk(3, 40, 5, 2)
-    whole = rhat(draws)
+    whole = function(draws)
     monkeypatch.setattr(diagnostics, "BLOCK_ELEMENTS", 3 * 40 * 4)
-    torch.testing.assert_close(rhat(draws), whole, rtol=1e-14, atol=0)
+    torch.testing.assert_close(function(draws), whole, rtol=1e-14, atol=0)
+
+
+def test_number_of_threads_is_the_readers():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        rhat(iid(2, 40))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("draws", [100, 101])
@@ -102,17 +125,50 @@ def test_ranks_of_single_precision(function):
     assert function(draws).dtype == torch.float64
 
 
-@pytest.mark.parametrize("shape", [(1, 100, 3), (4, 101), (3, 60, 2, 2)])
-@pytest.mark.parametrize("method", ["bulk", "tail", "mean"])
-def test_ess_is_arvizs(shape, method):
-    draws = iid(*shape) + 0.1 * walk(*shape)
-    torch.testing.assert_close(ess(draws, method), by_arviz("ess", draws, method), rtol=1e-12, atol=0)
+DRAWS = {
+    "independent": iid,
+    "slow": ar(0.95),
+    "antithetic": ar(-0.6),
+    "nearly alternating": ar(-0.99),
+    "random walk": lambda *shape: iid(*shape).cumsum(1),
+    "heavy tails": lambda *shape: iid(*shape) + 0.1 * walk(*shape),
+    "chains apart": lambda *shape: iid(*shape) + torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)),
+    "rejections": lambda *shape: ar(0.5)(*shape)[:, torch.arange(shape[1]) // 3 * 3],
+    "integers": lambda *shape: (3 * ar(0.5)(*shape)).round(),
+    "tenths": lambda *shape: ar(0.9)(*shape).round(decimals=1),
+    "two values": lambda *shape: (ar(0.5)(*shape) > 0.3).double(),
+    "saturated": lambda *shape: torch.sigmoid(20 * ar(0.9)(*shape)).float().double(),
+    "zeros of both signs": lambda *shape: ar(0.5)(*shape).trunc(),
+}
+# Halves of 2 to 5 draws, where Geyer's sequence is cut by the end of the chain, odd numbers, one chain.
+SHAPES = [(2, 4, 5), (3, 5, 5), (2, 7, 5), (1, 8, 5), (2, 9, 5), (4, 11, 5), (1, 100, 3), (4, 101), (3, 60, 2, 2)]
 
 
-@pytest.mark.parametrize("shape", [(1, 100, 3), (4, 101), (3, 60, 2, 2)])
-def test_mcse_is_arvizs(shape):
-    draws = iid(*shape) + 0.1 * walk(*shape)
-    torch.testing.assert_close(mcse(draws), by_arviz("mcse", draws, "mean"), rtol=1e-12, atol=0)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("make", DRAWS.values(), ids=DRAWS)
+def test_ess_and_mcse_are_arvizs(make, shape):
+    """Fails without the split, with the lags cut at another place, with other ranks of ties."""
+    draws = make(*shape)
+    moved = draws.amax((0, 1)) > draws.amin((0, 1))  # of the rest ArviZ thinks otherwise
+    for method in ("bulk", "tail", "mean"):
+        expected = by_arviz("ess", draws, method).where(moved, torch.nan)
+        torch.testing.assert_close(ess(draws, method), expected, rtol=1e-12, atol=0, equal_nan=True)
+    expected = by_arviz("mcse", draws, "mean").where(moved, torch.nan)
+    torch.testing.assert_close(mcse(draws), expected, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_ess_of_what_is_known():
+    """An AR(1) process with coefficient a has S (1 - a) / (1 + a) effective draws.
+
+    The estimate of 64 quantities varies by some 10 % each at a = 0.9, so that their mean is within 5 %.
+    """
+    for a in (0.0, 0.5, 0.9):
+        assert ess(ar(a)(4, 2000, 64), "mean").mean() == pytest.approx(8000 * (1 - a) / (1 + a), rel=0.05)
+
+
+def test_an_unknown_method():
+    with pytest.raises(ValueError, match="method must be one of bulk, tail, mean, got 'median'"):
+        ess(iid(2, 10), "median")
 
 
 @pytest.mark.parametrize("function", [rhat, ess, mcse])
@@ -133,3 +189,172 @@ def test_what_never_changed_says_nothing(function):
     """ArviZ would give a chain that never moved as many effective draws as it has."""
     draws = torch.stack([torch.ones(2, 50, dtype=torch.float64), iid(2, 50)], dim=-1)
     assert function(draws).isnan().tolist() == [True, False]
+
+
+def by_loop(draws, num_superchains):
+    """Margossian et al. 2024, equations 15 to 19, of one quantity, one step at a time."""
+    chains, length = draws.shape
+    size = chains // num_superchains
+    superchains = [draws[k * size : (k + 1) * size] for k in range(num_superchains)]
+    overall = sum(float(s.mean()) for s in superchains) / num_superchains
+    between = sum((float(s.mean()) - overall) ** 2 for s in superchains) / (num_superchains - 1)
+    within = 0.0
+    for s in superchains:
+        b = w = 0.0
+        if size > 1:
+            b = sum((float(c.mean()) - float(s.mean())) ** 2 for c in s) / (size - 1)
+        if length > 1:
+            w = sum(sum((float(x) - float(c.mean())) ** 2 for x in c) / (length - 1) for c in s) / size
+        within += (b + w) / num_superchains
+    return (1 + between / within) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("chains", "length", "num_superchains"), [(12, 5, 4), (12, 5, 2), (12, 1, 2), (4, 7, 4), (2, 30, 2)]
+)
+def test_nested_rhat_by_its_formula(chains, length, num_superchains):
+    draws = walk(chains, length, 3)
+    expected = torch.tensor([by_loop(draws[..., k], num_superchains) for k in range(3)], dtype=torch.float64)
+    torch.testing.assert_close(nested_rhat(draws, num_superchains), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(nested_rhat(draws.float(), num_superchains).float(), expected.float())
+
+
+def test_nested_rhat_by_hand():
+    """Each superchain: means 1 and 3 of its chains (variance 2), variance 2 in each chain; superchains 4 apart."""
+    one = torch.tensor([[0.0, 2.0], [2.0, 4.0]])
+    assert nested_rhat(torch.cat([one, one + 4]), 2).item() == pytest.approx((1 + 8 / 4) ** 0.5, rel=1e-14)
+
+
+def test_nested_rhat_of_chains_that_forgot_their_start():
+    """16 superchains of 32 chains, one draw each: 32 B / W has the F distribution; false alarm 1e-4 for 50 of them."""
+    scaled = 32 * (nested_rhat(iid(512, 1, 50), 16) ** 2 - 1)
+    assert scaled.max() < f.isf(0.5e-4 / 50, 15, 16 * 31)
+    assert scaled.min() > f.ppf(0.5e-4 / 50, 15, 16 * 31)
+
+
+def test_nested_rhat_of_chains_that_remember_their_start():
+    start = iid(16, 1, 1, 1).expand(16, 32, 1, 1).reshape(512, 1, 1)
+    draws = 0.7 * start + 0.7 * iid(512, 1, 1, seed=1)
+    assert nested_rhat(draws, 16) > 1.2
+    assert nested_rhat(draws[torch.randperm(512, generator=torch.Generator().manual_seed(0))], 16) < 1.1, (
+        "where the chains of a superchain don't share their start, nothing shows"
+    )
+
+
+def test_nested_rhat_of_what_never_changed():
+    draws = torch.stack([torch.full((6, 4), 0.1), torch.arange(3.0).repeat_interleave(2)[:, None].expand(6, 4)], -1)
+    nan, huge = nested_rhat(draws, 3)
+    assert nan.isnan()
+    assert huge > 1e6
+
+
+@pytest.mark.parametrize("num_superchains", [0, 1, 5, 12])
+def test_nested_rhat_needs_superchains(num_superchains):
+    with pytest.raises(ValueError, match=rf"got \(12, 1, 2\) and {num_superchains} superchains"):
+        nested_rhat(iid(12, 1, 2), num_superchains)
+
+
+PLACES = torch.tensor([[0.5, -2.0], [0.0, 1.5], [3.0, 3.0], [-1.0, 0.25]])
+
+
+def judged(r_hat=(1.0, 1.0, 1.0, 1.0), bulk=(900.0, 900, 900, 900), tail=(900.0, 900, 900, 900)):
+    return Convergence(PLACES, *(torch.tensor(values, dtype=torch.float64) for values in (r_hat, bulk, tail)))
+
+
+@pytest.mark.parametrize("draws", [100, 101])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convergence_is_rhat_and_ess_at_each_place(draws, dtype):
+    predictions = torch.sigmoid(walk(3, draws, 4).to(dtype))
+    found = convergence(predictions, PLACES)
+    for values, expected in (
+        (found.r_hat, rhat(predictions)),
+        (found.ess_bulk, ess(predictions)),
+        (found.ess_tail, ess(predictions, "tail")),
+    ):
+        torch.testing.assert_close(values, expected, rtol=0, atol=0)
+    assert found.places.equal(PLACES)
+    assert str(found) == repr(found) == found.verdict
+
+
+def test_verdict_of_independent_predictions():
+    found = convergence(iid(4, 1000, 4), PLACES)
+    assert found.is_converged
+    assert found.verdict.startswith("no sign of trouble: R-hat at most 1.00")
+
+
+def test_verdict_without_trouble():
+    found = judged((1.0, 1.0031, 1.0, 0.999), (8412.9, 9000.0, 9e4, 9e5), (9e4, 9e4, 4100.0, 9e5))
+    assert found.is_converged
+    assert found.verdict == (
+        "no sign of trouble: R-hat at most 1.004, at (0.0, 1.5); bulk ESS at least 8,412, at (0.5, -2.0); "
+        "tail ESS at least 4,100, at (3.0, 3.0)"
+    )
+
+
+def test_verdict_with_trouble():
+    found = judged((1.0455, 1.01, 1.02, 1.0), (900.0, 212.7, 399.0, 400.0))
+    assert not found.is_converged
+    assert found.verdict == (
+        "not converged: R-hat is 1.046 at (0.5, -2.0), above 1.01 at 2 of 4 places; "
+        "bulk ESS is 212 at (0.0, 1.5), below 400 at 2 of 4 places; tail ESS at least 900, at (0.5, -2.0)"
+    )
+
+
+@pytest.mark.parametrize("values", [{"r_hat": (1.0, 1.0, 1.0101, 1.0)}, {"bulk": (400.0, 399.9, 400, 400)},
+                                    {"tail": (400.0, 400, 400, 399.9)}])  # fmt: skip
+def test_one_bad_place_is_enough(values):
+    assert judged((1.01,) * 4, (400.0,) * 4, (400.0,) * 4).is_converged
+    assert not judged(**values).is_converged
+    assert judged(**values).verdict.startswith("not converged: ")
+
+
+def test_verdict_names_what_never_changed():
+    """As where a probability is 1 to the last digit in every draw; at the other places it is judged as usual."""
+    predictions = iid(4, 1000, 4).float()
+    predictions[..., 2] = 1
+    found = convergence(predictions, PLACES)
+    assert found.is_converged
+    assert found.r_hat.isnan().tolist() == found.ess_tail.isnan().tolist() == [False, False, True, False]
+    assert found.verdict.endswith(
+        "; nothing is known at 1 of 4 places, (3.0, 3.0) the first, where the prediction never changed in any chain "
+        "(saturated or stuck)"
+    )
+    predictions[1:, :, 2] = 0
+    found = convergence(predictions, PLACES)  # now it differs between chains
+    assert not found.is_converged
+    assert "R-hat is over 100 at (3.0, 3.0), above 1.01 at 1 of 4 places" in found.verdict
+
+
+def test_worst_places_are_looked_for_where_something_is_known():
+    nan = torch.nan
+    found = judged((nan, 1.0, 1.003, 1.0), (nan, 900.0, 800, 900), (nan, 900.0, 900, 700))
+    assert found.verdict.startswith(
+        "no sign of trouble: R-hat at most 1.003, at (3.0, 3.0); bulk ESS at least 800, at (3.0, 3.0); "
+        "tail ESS at least 700, at (-1.0, 0.25); nothing is known at 1 of 4 places, (0.5, -2.0) the first"
+    )
+
+
+def test_stuck_everywhere_is_not_converged():
+    found = convergence(torch.ones(4, 100, 4), PLACES)
+    assert not found.is_converged
+    assert found.verdict == "nothing to judge: the prediction never changed in any chain, at 4 of 4 places"
+
+
+def test_places_of_many_features_go_by_number():
+    values = torch.tensor([900.0, 900.0, 300.0])
+    assert "bulk ESS is 300 at place 2, below" in Convergence(torch.zeros(3, 5), values / 900, values, values).verdict
+
+
+@pytest.mark.parametrize(
+    ("predictions", "places"),
+    [((4, 100, 3), (4, 2)), ((4, 100), (4, 2)), ((4, 100, 4, 3), (4, 2)), ((4, 100, 4), (4,))],
+)
+def test_convergence_needs_places_to_its_predictions(predictions, places):
+    with pytest.raises(ValueError, match=r"pass posterior\.predict") as raised:
+        convergence(torch.zeros(predictions), torch.zeros(places))
+    assert f"got {predictions} and {places}" in str(raised.value)
+
+
+def test_convergence_of_broken_predictions():
+    with pytest.raises(ValueError, match="1 of the values are NaN or infinite"):
+        convergence(iid(2, 10, 4).index_put((torch.tensor(0),) * 3, torch.tensor(torch.nan).double()), PLACES)

@@ -1,14 +1,17 @@
 """Figures, animations and widgets: they draw what they are given, and describe it."""
 
 import io
+import math
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from bnn_utils import HMC, animate, boxes, plots, published_summary, sample, square_grid, widgets
+from bnn_utils import HMC, ReplicaExchange, animate, boxes, plots, published_summary, sample, square_grid, widgets
+from bnn_utils.diagnostics import Convergence, convergence
 from bnn_utils.predict import split_uncertainty
 
 
@@ -56,10 +59,40 @@ FIGURES = {
     "rhat_comparison": lambda chain, grid, p, posterior: plots.rhat_comparison(
         1 + torch.rand(20), 1 + torch.rand(81), title="finding"
     ),
+    "rhat_maps": lambda chain, grid, p, posterior: plots.rhat_maps(
+        {"a": 1 + torch.rand(81), "b": 1 + torch.rand(81)}, grid, posterior.data, title="finding"
+    ),
+    "convergence_maps": lambda chain, grid, p, posterior: plots.convergence_maps(
+        convergence(p, grid), posterior.data, title="finding"
+    ),
     "rhat_map": lambda chain, grid, p, posterior: plots.rhat_map(
         1 + torch.rand(81), grid, posterior.data, title="finding"
     ),
+    "rhat_weights": lambda chain, grid, p, posterior: plots.rhat_weights(
+        {"a": 1 + torch.rand(20), "b": 1 + torch.rand(20)}, chain.names, title="finding"
+    ),
+    "kinds": lambda chain, grid, p, posterior: plots.kinds(
+        {"a": torch.randint(0, 5, (3, 40)), "b": torch.ones(3, 40, dtype=torch.int64)},
+        {"AND": 1, "OR": 3},
+        title="finding",
+    ),
+    "ladder": lambda chain, grid, p, posterior: plots.ladder(
+        sample(posterior, ReplicaExchange(HMC(0.05, 2), 4), 20, num_chains=2, progress=False).tempering, title="finding"
+    ),
+    "evidence": lambda chain, grid, p, posterior: plots.evidence(
+        pd.DataFrame(
+            {"network": ["a", "a", "b"], "precision": [0.1, 1, 1], "log_evidence": [-3, -4, -5], "se": [0.1, 0.2, 0.3]}
+        ),
+        title="finding",
+    ),
 }
+
+
+def test_kinds_are_drawn_draw_by_draw():
+    """Rows are chains; what has no name is the last colour."""
+    numbers = torch.tensor([[1, 3, 2, 0], [3, 3, 1, 4]])
+    image = plots.kinds({"run": numbers}, {"AND": 1, "OR": 3}).axes[0].images[0]
+    assert image.get_array().tolist() == [[0, 1, 2, 2], [1, 1, 0, 2]]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -97,6 +130,60 @@ def test_autocorrelation_against_the_definition():
         x[:, t] = 0.5 * x[:, t - 1] + noise[:, t]
     line = plots.autocorrelations(x[..., None], ["x"], max_lag=6).axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(line, 0.5 ** np.arange(6), atol=0.03)
+
+
+def colour_at(figure, ax, x, y):
+    """Red, green and blue of the picture at a point in the coordinates of one of its axes."""
+    image = np.asarray(Image.open(io.BytesIO(figure.png())).convert("RGB")).astype(int)
+    column, row = ax.transData.transform((x, y)).round().astype(int)
+    return image[len(image) - row, column]
+
+
+def rhat_colours(*values, grid):
+    """Of maps of one value each, away from points and marks."""
+    figure = plots.rhat_maps({str(value): torch.full((81,), value) for value in values}, grid, boxes())
+    return [colour_at(figure, ax, 5.5, -5.7) for ax in figure.axes[: len(values)]]
+
+
+def test_rhat_has_one_scale_in_all_figures(grid):
+    """Fails when the scale runs to the largest value: next to 1.3, 1.015 would look like 1."""
+    (alone,) = rhat_colours(1.015, grid=grid)
+    good, beside, bad, infinite = rhat_colours(1.004, 1.015, 1.3, math.inf, grid=grid)
+    assert (alone == beside).all()
+    assert abs(beside - good).max() > 60
+    assert good.sum() > beside.sum() > bad.sum(), "dark is bad"
+    assert (bad == infinite).all()
+
+
+def test_dark_is_bad_in_every_panel_of_convergence_maps(grid):
+    ones = torch.ones(81)
+    good = plots.convergence_maps(Convergence(grid, 1.002 * ones, 2000 * ones, 2000 * ones), boxes())
+    bad = plots.convergence_maps(Convergence(grid, 1.15 * ones, 40 * ones, 40 * ones), boxes())
+    for k in range(3):
+        light, dark = (colour_at(figure, figure.axes[k], 5.5, -5.7) for figure in (good, bad))
+        assert light.sum() > dark.sum() + 200
+    colours = [colour_at(bad, ax, 5.5, -5.7).tolist() for ax in bad.axes[:3]]
+    assert colours[0] == colours[1] == colours[2], "R-hat 1.15 is as bad as ESS 40"
+
+
+def test_convergence_maps_mark_the_worst_place_and_the_limit(grid):
+    r_hat, bulk, tail = torch.full((81,), 1.002), torch.full((81,), 5000.0), torch.full((81,), 5000.0)
+    r_hat[10], bulk[20], tail[30] = 1.3, 100, 399
+    r_hat[80] = bulk[80] = tail[80] = torch.nan
+    figure = plots.convergence_maps(Convergence(grid, r_hat, bulk, tail), boxes())
+    for ax, worst, limit in zip(figure.axes, (10, 20, 30), (1.01, 400, 400), strict=False):
+        (star,) = (line for line in ax.lines if line.get_label() == "worst point")
+        assert [float(x) for (x,) in star.get_data()] == grid[worst].tolist()
+        assert [limit] in [list(drawn.levels) for drawn in ax.collections if hasattr(drawn, "levels")]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["worst point", "prediction never changed", "class 1", "class 0"]
+
+
+def test_maps_of_predictions_that_never_changed(grid):
+    """Grey all over, without a warning."""
+    nothing = torch.full((81,), torch.nan)
+    figure = plots.convergence_maps(Convergence(grid, nothing, nothing, nothing), boxes())
+    assert colour_at(figure, figure.axes[0], 5.5, -5.7).tolist() == [204, 204, 204]
 
 
 def test_maps_refuse_what_is_no_square_grid(posterior):

@@ -92,11 +92,17 @@ def test_starting_points(posterior, shape, num_chains, chains):
     torch.testing.assert_close(chain.draws[:, 0], init.double().expand(chains, 20), rtol=0, atol=1e-9)
 
 
-def test_warmup_is_thrown_away(posterior):
-    long, short = draw(posterior, 30, seed=1), draw(posterior, 20, warmup=10, seed=1)
-    assert torch.equal(long.draws[:, 10:], short.draws)
-    assert torch.equal(long.stats["energy"][:, 10:], short.stats["energy"])
-    assert short.warmup == 10
+def test_warmup_adapts_and_is_thrown_away(posterior):
+    """The draws are those of the adapted kernel, which the chain names, from where the warm-up ended."""
+    cold, warm = draw(posterior, 20, seed=1), draw(posterior, 20, warmup=100, seed=1)
+    assert (cold.warmup, warm.warmup) == (0, 100)
+    assert warm.draws.shape == (1, 20, 20)
+    (step_size,) = warm.stats["step_size"].unique().tolist()
+    assert step_size not in cold.stats["step_size"]
+    assert (
+        warm.kernel == f"HMC(step_size={step_size:g}, num_steps={int(warm.stats['n_steps'][0, 0])}, inv_mass=diagonal)"
+    )
+    assert warm.stats["lp"].min() > cold.stats["lp"].max(), "it has climbed"
 
 
 def test_shapes_names_and_statistics(posterior):

@@ -1,0 +1,33 @@
+"""The figures of the notebooks, in one style: every function returns a `Figure`, which shows itself in a cell."""
+
+from bnn_utils.plots.chains import against_published, autocorrelations, energies, ranks, speed, traces
+from bnn_utils.plots.convergence import convergence_maps, rhat_comparison, rhat_map, rhat_maps, rhat_weights
+from bnn_utils.plots.predictions import decision_maps, parameter_layout, points, trajectory, uncertainty_maps
+from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
+from bnn_utils.plots.tempering import evidence, kinds, ladder
+
+__all__ = [
+    "Figure",
+    "against_published",
+    "autocorrelations",
+    "convergence_maps",
+    "decision_maps",
+    "energies",
+    "evidence",
+    "image_bundle",
+    "kinds",
+    "ladder",
+    "parameter_layout",
+    "points",
+    "probability_contours",
+    "ranks",
+    "rhat_comparison",
+    "rhat_map",
+    "rhat_maps",
+    "rhat_weights",
+    "scatter",
+    "speed",
+    "traces",
+    "trajectory",
+    "uncertainty_maps",
+]

@@ -1,0 +1,106 @@
+"""What all figures share.
+
+Class 1 is red circles and class 0 blue squares; probabilities run from blue to red with white at 0.5; uncertainty has
+one sequential ramp, and R-hat and ESS have another, on one scale in all figures, where dark is bad.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.contour import QuadContourSet
+from torch import Tensor
+
+from bnn_utils.data import Data
+from bnn_utils.diagnostics import ESS_LIMIT, RHAT_LIMIT
+
+RED, BLUE, GREY, INK = "#b2182b", "#2166ac", "#8c8c8c", "#222222"
+PROBABILITY_MAP, UNCERTAINTY_MAP, RHAT_MAP = "RdBu_r", "viridis", "magma_r"
+PROBABILITY_LEVELS = np.linspace(0, 1, 21)
+CHAIN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito 2008
+DPI = 110
+# Four bands on the good side of the limit and five on the bad, so that 1.01 shows beside 1.5.
+RHAT_LEVELS = (1.001, 1.002, 1.005, RHAT_LIMIT, 1.02, 1.05, 1.1, 1.2)
+ESS_LEVELS = (25, 50, 100, 200, ESS_LIMIT, 1000, 3000, 10000)
+GOOD_TO_BAD = colormaps[RHAT_MAP](np.r_[np.linspace(0, 0.15, 4), np.linspace(0.36, 0.98, 5)])
+
+
+class Figure(matplotlib.figure.Figure):
+    """A Matplotlib figure with a title and alternative text, which shows itself where it ends a cell.
+
+    Args:
+        title: the finding; empty for none.
+        alt: what is drawn; the title is added to it.
+    """
+
+    def __init__(self, *args: Any, title: str = "", alt: str, **kwargs: Any) -> None:
+        super().__init__(*args, layout="constrained", dpi=DPI, facecolor="white", **kwargs)
+        self.alt = f"{alt}. {title}" if title else alt
+        if title:
+            self.suptitle(title, fontsize=11)
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(image_bundle(self.png(), "png", self.alt), raw=True)
+
+
+def image_bundle(data: bytes, kind: str, alt: str) -> dict[str, str]:
+    """An image for notebooks that don't trust their outputs and for readers who don't see it."""
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"text/html": f'<img src="{source}" alt="{html.escape(alt)}">', "text/plain": f"<Image: {alt}>"}
+
+
+def scatter(ax: Axes, data: Data, size: float, edge: str = "black") -> None:
+    """The points of a data set with two inputs and labels 0 and 1."""
+    x, y = data.x.cpu(), data.y.cpu()
+    for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):
+        chosen = x[y == label]
+        ax.scatter(*chosen.T, c=colour, marker=marker, s=size, ec=edge, lw=0.7, label=f"class {label}", zorder=3)
+
+
+def probability_contours(ax: Axes, grid: Tensor, p: Tensor) -> QuadContourSet:
+    """Filled contours of a probability, white at 0.5, with the decision boundary drawn in."""
+    xyz = mesh(grid, p)
+    norm = TwoSlopeNorm(0.5, 0, 1)
+    filled = ax.contourf(*xyz, levels=PROBABILITY_LEVELS, cmap=PROBABILITY_MAP, norm=norm)
+    if p.min() < 0.5 < p.max():
+        ax.contour(*xyz, levels=[0.5], colors=INK, linewidths=1.2)
+    return filled
+
+
+def mesh(grid: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grid points ``(M, 2)`` and values ``(M,)`` as the three square arrays that Matplotlib's contours take."""
+    side = math.isqrt(len(grid))
+    if side * side != len(grid) or values.shape != (len(grid),):
+        raise ValueError(
+            f"a map needs a square grid and one value per point, got {tuple(grid.shape)} and {tuple(values.shape)}; "
+            "make the grid with square_grid()"
+        )
+    x1, x2 = grid.cpu().numpy().T.reshape(2, side, side)
+    return x1, x2, values.cpu().numpy().reshape(side, side)
+
+
+def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below the panels, of everything that any of them shows."""
+    entries = {label: mark for ax in axes for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), fontsize=8)
+
+
+def square(ax: Axes, limit: float) -> None:
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xlabel="x1", ylabel="x2")
