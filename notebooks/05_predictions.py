@@ -188,4 +188,4 @@ plots.decision_maps(maps, grid, data, title="Four positions of the slider")
 # - The pictures are convincing, and the chain behind them has not converged. Pictures don't
 #   show that; diagnostics do.
 #
-# **Back to the start:** [1. Four boxes of points](01_data.ipynb)
+# **Next:** [6. A posterior that has converged](06_convergence.ipynb)
