@@ -92,8 +92,9 @@ class Tempering:
         Thermodynamic integration of ``d log Z / d beta = E[log likelihood]`` by the trapezoidal rule with its first
         correction, as the slope of the integrand, ``Var[log likelihood]``, is known too (Friel, Hurn and Wyse 2014).
         The rule is applied on a logarithmic scale, u = log(beta + beta_1 / 2), on which the mean log likelihood changes
-        evenly: near the prior it falls like 1 / beta. What is left of the rule's error, 0.02 with 5 temperatures and
-        1e-4 with 8 or more on Gaussian models, is not in the standard error.
+        evenly: near the prior it falls like 1 / beta. What is left of the rule's error is not in the standard error: on
+        Gaussian models of 3 to 8 parameters it was up to 0.4 with 5 temperatures, 0.03 with 8 and 0.002 with 16. NaN
+        where the likelihood was 0 at a draw, because then its logarithm has no mean under the prior.
 
         Both standard errors are those of the estimate's linear part in the draws, whose autocorrelation, and whose
         correlation between temperatures, they take into account.
@@ -147,6 +148,8 @@ def stepping_stones(beta: Tensor, log_likelihood: Tensor) -> Estimate:
 
 def integral(beta: Tensor, log_likelihood: Tensor) -> Estimate:
     """Log evidence by thermodynamic integration, as `stepping_stones`."""
+    if log_likelihood.min() <= IMPOSSIBLE:
+        return Estimate(torch.nan, torch.nan)
     # In u = log(beta + shift) with s = beta + shift: the integrand is s E[l], its slope s E[l] + s^2 Var[l].
     s = beta + beta[1] / 2
     gap, nothing = s.log().diff(), torch.zeros_like(s[:1])

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, boxes, sample
+from bnn_utils import HMC, Bernoulli, ChEES, Data, NormalPrior, Posterior, ReplicaExchange, boxes, sample
 from bnn_utils.hmc import HMCInfo, HMCState
 
 READS_A_VALUE = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item", "masked_select", "_unique2"}
@@ -50,6 +50,42 @@ def test_a_transition_stays_on_its_device(make_posterior, gradient, mass):
     assert all(value.device == meta for value in (*state, *statistics.values()))
 
 
+def on_meta(make_posterior, gradient):
+    """A posterior, starting points, and a mass that was checked elsewhere, without values."""
+    posterior = make_posterior(data=boxes().to(dtype=torch.float32, device="meta"), gradient=gradient)
+    return posterior, torch.zeros(8, 20, device="meta")
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_replica_exchange_stays_on_its_device(make_posterior, gradient):
+    """Swap, trajectories at four temperatures, and all that is said about them."""
+    posterior, theta = on_meta(make_posterior, gradient)
+    ladder, sizes = torch.tensor([0, 0.1, 0.4, 1]), torch.tensor([1.0, 0.2, 0.1, 0.05])
+    kernel = ReplicaExchange(HMC(0.05, 4), 4, ladder, sizes)
+    prior, likelihood = posterior.split_target(32)
+    transition = kernel.build_kernel(prior, likelihood, theta)
+    with OneDevice(), torch.inference_mode():
+        state, info = transition(None, kernel.init(likelihood, theta))
+        state, info = transition(None, state)
+        statistics = HMCInfo.stack([info.cold]).statistics()
+    assert state.count == 2
+    tensors = [value for value in (*state, *info, *statistics.values()) if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 4 + 6 + 8 - 1
+    assert {value.device.type for value in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_chees_stays_on_its_device(make_posterior, gradient):
+    posterior, theta = on_meta(make_posterior, gradient)
+    kernel, target = ChEES(0.05, 0.5), posterior.target(8)
+    transition = kernel.build_kernel(*target)
+    with OneDevice(), torch.inference_mode():
+        state, info, proposal = transition(None, kernel.init(target.log_prob_and_grad, theta))
+        statistics = HMCInfo.stack([info]).statistics()
+    assert state.count == 1
+    assert {v.device.type for v in (*state.lanes, *proposal.state, proposal.p, *statistics.values())} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -88,3 +124,11 @@ def test_on_a_gpu(net, gradient):
     assert chain.device.startswith("cuda")
     assert chain.draws.is_cuda
     assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
+    for other in (kernel, ChEES(), ReplicaExchange(kernel, 6)):
+        chain = sample(posterior, other, 50, num_chains=8, warmup=100, progress=False)
+        assert chain.draws.is_cuda
+        assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
+    assert chain.tempering.log_likelihood.is_cuda
+    assert chain.tempering.round_trips.shape == (8,)
+    assert chain.tempering.log_evidence().stepping_stones.se > 0
+    assert len(chain.tempering.table()) == 6

@@ -83,6 +83,25 @@ def test_energy_error_is_of_second_order(kernel):
     assert slopes == pytest.approx([2, 2], abs=0.1)
 
 
+@kernels
+def test_each_lane_may_have_a_step_of_its_own(kernel):
+    """As if it went alone."""
+    velocity, sizes = metric(kernel.inv_mass).velocity, torch.linspace(0.02, 0.3, 5, dtype=torch.float64)
+    start, p = kernel.init(bumpy, normal(5, 3)), normal(5, 3, seed=1)
+    end, p_end = leapfrog(start, p, bumpy, sizes[:, None], 20, velocity)
+    for lane, size in enumerate(sizes.tolist()):
+        alone, p_alone = leapfrog(start, p, bumpy, size, 20, velocity)
+        torch.testing.assert_close(end.theta[lane], alone.theta[lane])
+        torch.testing.assert_close(end.log_prob[lane], alone.log_prob[lane])
+        torch.testing.assert_close(p_end[lane], p_alone[lane])
+
+
+@kernels
+def test_mass_and_velocity_are_inverse(kernel):
+    kinetic, p = metric(kernel.inv_mass), normal(5, 3)
+    torch.testing.assert_close(kinetic.mass(kinetic.velocity(p)), p)
+
+
 def test_a_step_costs_one_gradient():
     calls = []
 

@@ -291,6 +291,21 @@ def test_other_priors_and_likelihoods_plug_in(make_posterior, theta, gradient):
     assert posterior.sample_prior(7, generator()).shape == (7, 20)
 
 
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+@pytest.mark.parametrize("prior", [NormalPrior({"*.weight": 0.09, "*.bias": 2.0}), LaplacePrior()])
+def test_split_in_prior_and_likelihood(make_posterior, theta, gradient, prior):
+    """Their sum is the whole; each alone is what its name says."""
+    posterior = make_posterior(prior=prior, gradient=gradient)
+    parts = posterior.split_target(5)
+    values, grads = zip(*(part.log_prob_and_grad(theta) for part in parts), strict=True)
+    for value, expected in zip(values, (posterior.log_prior(theta), posterior.log_likelihood(theta)), strict=True):
+        torch.testing.assert_close(value, expected)
+    whole = posterior.target(5)
+    for mine, expected in zip((sum(values), sum(grads)), whole.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(mine, expected)
+    torch.testing.assert_close(sum(part.grad(theta) for part in parts), whole.grad(theta))
+
+
 # --- what is left alone, and what is refused --------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, runs, sample
+from bnn_utils import HMC, Bernoulli, ChEES, NormalPrior, Posterior, ReplicaExchange, boxes, runs, sample
 from bnn_utils.backprop import Target
 from bnn_utils.engines import hamiltorch
 
@@ -134,10 +134,11 @@ def test_mass_comes_in_any_dtype(posterior):
 
 
 def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
-    whole = draw(posterior, 20, num_chains=2)
-    stopping = failing(posterior, monkeypatch, after=1 + 4 * 8 + 2, error=KeyboardInterrupt())
+    whole = draw(posterior, 20, num_chains=2, warmup=22)
+    stopping = failing(posterior, monkeypatch, after=1 + 4 * (22 + 8) + 2, error=KeyboardInterrupt())
     with pytest.warns(RuntimeWarning, match="interrupted: the chain holds the 8 draws made so far, of 20"):
-        chain = draw(stopping, 20, num_chains=2)
+        chain = draw(stopping, 20, num_chains=2, warmup=22)
+    assert chain.kernel == whole.kernel
     assert torch.equal(chain.draws, whole.draws[:, :8])
     assert torch.equal(chain.stats["lp"], whole.stats["lp"][:, :8])
 
@@ -178,12 +179,25 @@ def same(one, two):
 
 def test_draws_do_not_depend_on_the_number_of_workers(posterior):
     """Fails when batches share a stream, or when a stream belongs to a worker."""
-    one, two, many = (draw(posterior, num_chains=7, batch_size=2, seed=3, workers=n) for n in (1, 2, 5))
+    one, two, many = (draw(posterior, num_chains=7, batch_size=2, seed=3, warmup=25, workers=n) for n in (1, 2, 5))
     assert same(one, two)
     assert same(one, many)
     assert one.draws.shape == (7, 20, 20)
     assert len(one.draws[:, 0, 0].unique()) == 7
     assert not torch.equal(one.draws, draw(posterior, num_chains=7, batch_size=3, seed=3).draws)
+
+
+@pytest.mark.parametrize("kernel", [ChEES(), ReplicaExchange(KERNEL, 4)], ids=["ChEES", "ReplicaExchange"])
+def test_every_kernel_travels_to_workers(posterior, kernel):
+    one, two = (
+        draw(posterior, kernel=kernel, num_chains=3, batch_size=2, seed=3, warmup=35, workers=n) for n in (1, 2)
+    )
+    assert same(one, two)
+    assert one.kernel == two.kernel != repr(kernel)
+    assert (one.tempering is None) == (kernel.lanes_per_chain == 1)
+    if one.tempering is not None:
+        for (_, _, mine), (_, _, theirs) in zip(one.tempering.items(), two.tempering.items(), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def test_one_batch_draws_from_the_seeds_own_stream(posterior):
@@ -202,27 +216,6 @@ def test_a_generator_is_advanced_by_batches_too(posterior):
     stream = torch.Generator().manual_seed(5)
     first, second = (draw(posterior, num_chains=4, batch_size=2, seed=stream) for _ in range(2))
     assert not torch.equal(first.draws, second.draws)
-
-
-def test_workers_take_what_is_defined_in_a_notebook():
-    """Classes of the main program can't be imported elsewhere: they travel by value, and it is not run again."""
-    code = """
-import torch
-from torch import nn
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
-print("here")
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(2, 1)
-    def forward(self, x):
-        return self.inner(x).sin()
-posterior = Posterior(Net(), boxes(n=4), NormalPrior(1.0), Bernoulli())
-one, two = (sample(posterior, HMC(0.1, 2), 5, num_chains=2, batch_size=1, workers=n, progress=False) for n in (1, 2))
-print(torch.equal(one.draws, two.draws))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("here\nTrue\n", "")
 
 
 class FailsFarOut(Bernoulli):
@@ -252,6 +245,7 @@ def test_an_error_in_one_batch_keeps_the_draws_of_all(workers):
 def test_interrupting_workers(posterior, monkeypatch):
     """While they draw: the chains are equally long, and are what an undisturbed run draws."""
     arguments = {"num_chains": 4, "batch_size": 1, "seed": 2}
+    draw(posterior, 1, **arguments, workers=2)  # so that they are awake
     waits, wait = itertools.count(), runs.wait
 
     def interrupted(*args, **kwargs):
@@ -264,6 +258,27 @@ def test_interrupting_workers(posterior, monkeypatch):
         chain = draw(posterior, 1_000_000, **arguments, workers=2)
     assert chain.num_draws > 10
     assert same(chain, draw(posterior, chain.num_draws, **arguments))
+
+
+def test_workers_take_what_is_defined_in_a_notebook():
+    """Classes of the main program can't be imported elsewhere: they travel by value, and it is not run again."""
+    code = """
+import torch
+from torch import nn
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
+print("here")
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 1)
+    def forward(self, x):
+        return self.inner(x).sin()
+posterior = Posterior(Net(), boxes(n=4), NormalPrior(1.0), Bernoulli())
+one, two = (sample(posterior, HMC(0.1, 2), 5, num_chains=2, batch_size=1, workers=n, progress=False) for n in (1, 2))
+print(torch.equal(one.draws, two.draws))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("here\nTrue\n", "")
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
@@ -320,6 +335,9 @@ print(sample(posterior, HMC(0.1, 1), 5).num_draws)
         ({"kernel": HMC(0.1, 4, torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20 parameters"),
         ({"compile": "always"}, "compile must be True, False or 'auto', got 'always'"),
         ({"compile": True, "engine": "hamiltorch"}, "compile=True is for engine='builtin', not for 'hamiltorch'"),
+        ({"engine": "hamiltorch", "kernel": ChEES()}, "hamiltorch draws by HMC only, and this kernel is ChEES"),
+        ({"engine": "hamiltorch", "kernel": ReplicaExchange(HMC(0.1, 4))}, "this kernel is ReplicaExchange"),
+        ({"kernel": ReplicaExchange(HMC(0.1, 4, torch.ones(19)))}, r"inv_mass has shape \(19,\), but the posterior"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
         ({"workers": 2, "num_chains": 5}, "5 chains in one batch leave nothing to share: add batch_size=3"),

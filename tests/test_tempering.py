@@ -1,0 +1,417 @@
+"""Replica exchange: exact at every temperature, swaps in turn, chains on their own, ladders that a warm-up learns."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import cumulative_trapezoid
+from scipy.stats import chi2, kstest, norm, t
+from test_compiled import needs_compiler
+from torch import nn
+
+from bnn_utils import HMC, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
+from bnn_utils.tempering import equal_rejection, rounds
+
+FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- posteriors that are known at every temperature -------------------------------------------------------------------
+
+PRECISION, NOISE = 0.25, 0.5  # of the prior; standard deviation of the targets
+
+
+class Noisy(Likelihood):
+    """``y_i ~ Normal(output_i, NOISE)``"""
+
+    def targets(self, y, outputs):
+        return y.to(outputs.dtype)
+
+    def distribution(self, outputs):
+        return torch.distributions.Normal(outputs.squeeze(-1), NOISE, validate_args=False)
+
+
+def regression(seed=0, num_points=12, dim=3):
+    """One linear layer: its posterior is Gaussian at every temperature."""
+    x = normal(num_points, dim, seed=seed)
+    y = x @ normal(dim, seed=seed + 1) + NOISE * normal(num_points, seed=seed + 2)
+    return Posterior(nn.Linear(dim, 1, bias=False), Data(x, y), NormalPrior(PRECISION), Noisy())
+
+
+def exact(posterior, beta):
+    """Mean and covariance of a regression's theta at an inverse temperature."""
+    x, y = posterior.data.x, posterior.data.y
+    precision = PRECISION * torch.eye(x.shape[1], dtype=torch.float64) + beta * x.T @ x / NOISE**2
+    covariance = torch.linalg.inv(precision)
+    return covariance @ (beta * x.T @ y / NOISE**2), covariance
+
+
+class Mixture(Noisy):
+    """``y`` lies 4 below the output with probability 0.2 and 4 above it with 0.8, give or take 0.3."""
+
+    def distribution(self, outputs):
+        component = torch.distributions.Normal(outputs + vector(-4, 4), 0.3, validate_args=False)
+        weights = torch.distributions.Categorical(vector(0.2, 0.8).expand_as(component.loc))
+        return torch.distributions.MixtureSameFamily(weights, component, validate_args=False)
+
+
+class Near(Noisy):
+    """``y`` lies at most 1 from the output: anything else is impossible."""
+
+    def distribution(self, outputs):
+        center = outputs.squeeze(-1)
+        return torch.distributions.Uniform(center - 1, center + 1, validate_args=False)
+
+
+class Count(Noisy):
+    """A Poisson distribution, whose rate overflows where the output is large."""
+
+    def distribution(self, outputs):
+        return torch.distributions.Poisson(outputs.squeeze(-1).exp(), validate_args=False)
+
+
+class LaplacePrior:
+    def distribution(self, flat):
+        scale = torch.ones_like(flat.ravel())
+        return torch.distributions.Independent(torch.distributions.Laplace(0 * scale, scale), 1)
+
+
+def one_parameter(likelihood, prior, y):
+    """The posterior of one number, which the network puts out."""
+    data = Data(torch.ones(len(y), 1, dtype=torch.float64), vector(*y))
+    return Posterior(nn.Linear(1, 1, bias=False), data, prior, likelihood, gradient="autograd")
+
+
+def travel(kernel, posterior, theta, num, seed=0):
+    """State and info after each of ``num`` transitions."""
+    stream, (prior, likelihood) = generator(seed), posterior.split_target(len(theta) * kernel.num_temperatures)
+    transition, state = kernel.build_kernel(prior, likelihood, theta), kernel.init(likelihood, theta)
+    for _ in range(num):
+        state, info = transition(stream, state)
+        yield state, info
+
+
+def at(theta, likelihood, state):
+    """The state with every lane at a place of its own, ``(C K, D)``."""
+    log_likelihood, grad = likelihood.log_prob_and_grad(theta)
+    return state._replace(theta=theta, log_likelihood=log_likelihood, grad_likelihood=grad)
+
+
+# --- the draws at all temperatures ------------------------------------------------------------------------------------
+
+
+def test_gaussian_at_every_temperature():
+    """Where 2,000 chains are after 40 transitions from one point: independent draws at each temperature.
+
+    Each direction's mean is normal and its sum of squares chi-squared, both exactly. Fails when swaps are accepted
+    without the difference of the temperatures, or always, when momenta are not refreshed, when the prior's precision is
+    another at one temperature, and when the gradient stays behind in a swap.
+    """
+    chains, posterior, ladder = 2000, regression(), vector(0, 0.02, 0.2, 1)
+    kernel = ReplicaExchange(HMC(0.1, 3), 4, ladder, vector(2.6, 1.1, 0.35, 0.17))
+    start = torch.zeros(chains, 3, dtype=torch.float64)
+    *_, (state, info) = travel(kernel, posterior, start, 40)
+    for rates in (info.swap_rate.mean(0), info.acceptance_rate.mean(0)):
+        assert rates.min() > 0.1
+        assert rates.max() < 0.9
+    one_test = FALSE_ALARM / (2 * 4 * 3)
+    for beta, theta in zip(ladder, state.theta.view(chains, 4, 3).unbind(1), strict=True):
+        mean, covariance = exact(posterior, beta)
+        z = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), (theta - mean).T, upper=False)
+        assert (z.mean(1) * chains**0.5).abs().max() < norm.isf(one_test / 2), f"mean at {beta}"
+        squares = z.square().sum(1)
+        assert chi2.ppf(one_test / 2, chains) < squares.min(), f"variance at {beta}"
+        assert squares.max() < chi2.isf(one_test / 2, chains), f"variance at {beta}"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "prior", "y", "step_sizes"),
+    [
+        (Mixture(), NormalPrior(0.1), [0.0], [3.0, 1.0, 0.5, 0.2]),
+        (Near(), NormalPrior(0.25), [1.0, 0.4], [1.0, 0.5, 0.5, 0.5]),
+        (Count(), NormalPrior(1e-6), [0.0, 1.0, 2.0], [400.0, 5.0, 1.0, 0.3]),
+        (Noisy(), LaplacePrior(), [1.0, 0.2], [0.8, 0.7, 0.5, 0.3]),
+    ],
+    ids=["two modes", "impossible outputs", "overflow", "another prior"],
+)
+def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
+    """Kolmogorov's test of 1,000 chains after 60 transitions, against densities that were integrated numerically.
+
+    At the hot end that is the prior, wherever the likelihood is 0 or no number. Fails when such a likelihood is not
+    made finite, and when its gradient is not made so inside a trajectory.
+    """
+    posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
+    start = torch.full((1000, 1), 0.5, dtype=torch.float64)
+    *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
+    with torch.no_grad():
+        width = 8 * posterior.prior_distribution.variance.sqrt().item()
+        coarse, fine = (torch.linspace(-size, size, 100_001, dtype=torch.float64) for size in (width, 10))
+        theta = torch.cat([coarse, fine]).sort().values
+        log_prior, log_likelihood = posterior.log_prior(theta[:, None]), posterior.log_likelihood(theta[:, None])
+    log_likelihood = log_likelihood.nan_to_num(-1e300, -1e300, -1e300)
+    for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
+        log_density = log_prior + beta * log_likelihood
+        below = cumulative_trapezoid((log_density - log_density.max()).exp(), theta, initial=0)
+        assert kstest(places, lambda q, cdf=below / below[-1]: np.interp(q, theta, cdf)).pvalue > FALSE_ALARM / 4
+
+
+def test_two_modes_that_are_far_apart():
+    """By symmetry 0.2 of the posterior lies above 0, where all chains start; plain HMC finds the other mode in none."""
+    posterior, chains = one_parameter(Mixture(), NormalPrior(0.1), [0.0]), 64
+    start = torch.full((chains, 1), 4.0, dtype=torch.float64)
+    arguments = {"init": start, "warmup": 150, "seed": 1, "progress": False}
+    plain = sample(posterior, HMC(0.2, 5), 400, **arguments)
+    chain = sample(posterior, ReplicaExchange(HMC(0.2, 5), 8), 400, **arguments)
+
+    def z(draws):
+        above = (draws[..., 0] > 0).double().mean(1)  # in each chain; after the warm-up chains are independent
+        return (above.mean() - 0.2) / (above.std() / chains**0.5)
+
+    assert z(chain.draws).abs() < t.isf(FALSE_ALARM / 2, chains - 1)
+    assert (plain.draws > 0).all()
+    assert chain.tempering.round_trips.min() > 0
+
+
+def test_state_and_info_belong_together(posterior, theta):
+    """Fails when likelihood or gradient stay behind in a swap, or are those of a proposal that was rejected."""
+    kernel = ReplicaExchange(HMC(0.1, 4), 4, vector(0, 0.1, 0.4, 1))
+    moved = swapped = 0
+    for state, info in travel(kernel, posterior, theta, 30):
+        log_likelihood, grad = posterior.split_target(20)[1].log_prob_and_grad(state.theta)
+        torch.testing.assert_close(state.log_likelihood, log_likelihood, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state.grad_likelihood, grad, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(info.log_likelihood.flatten(), log_likelihood, rtol=1e-12, atol=0)
+        assert torch.equal(info.theta, state.theta[3::4])
+        torch.testing.assert_close(info.log_prob, posterior.log_prob(info.theta), rtol=1e-12, atol=0)
+        moved += int(info.cold.is_accept.sum())
+        swapped += int((info.replica != torch.arange(4)).sum())
+    assert 15 < moved < 135
+    assert swapped > 0
+
+
+# --- swaps ------------------------------------------------------------------------------------------------------------
+
+
+def test_replicas_follow_their_positions_and_swap_in_turn():
+    """With steps of almost nothing a position is a mark. Even pairs are due in even transitions, odd ones in odd."""
+    chains, num, posterior = 6, 7, regression()
+    kernel = ReplicaExchange(HMC(1e-9, 1), num, torch.linspace(0, 1, num, dtype=torch.float64))
+    _, likelihood = targets = posterior.split_target(chains * num)
+    marks = normal(chains * num, 3) / 3
+    like = marks[:chains]
+    state = at(marks, likelihood, kernel.init(likelihood, like))
+    transition, stream, swaps = kernel.build_kernel(*targets, like), generator(), [0, 0]
+    for count in range(60):
+        before, (state, info) = state.replica, transition(stream, state)
+        assert (state.replica.sort(1).values == torch.arange(num)).all()
+        assert torch.equal(state.replica, info.replica)
+        place = torch.arange(chains)[:, None] * num + state.replica
+        torch.testing.assert_close(state.theta, marks[place.flatten()], rtol=0, atol=1e-6)
+        for chain, k in itertools.product(range(chains), range(num)):
+            partner = k + 1 if k % 2 == count % 2 else k - 1  # the only one with whom a swap is due
+            if state.replica[chain, k] != before[chain, k]:
+                assert state.replica[chain, k] == before[chain, partner]
+                assert state.replica[chain, partner] == before[chain, k]
+                swaps[count % 2] += 1
+    assert min(swaps) > 20
+
+
+def test_swap_rates_are_those_of_the_swaps():
+    """Of 3,000 chains that stand still, as many swap as their rates say; fails on any other rule of acceptance."""
+    posterior, chains = regression(), 3000
+    kernel = ReplicaExchange(HMC(1e-9, 1), 2, vector(0, 1))
+    prior, likelihood = posterior.split_target(2 * chains)
+    theta = exact(posterior, 1)[0] + 0.3 * normal(2 * chains, 3)
+    state = at(theta, likelihood, kernel.init(likelihood, theta[:chains]))
+    hot, cold = state.log_likelihood.view(chains, 2).T
+    state, info = kernel.build_kernel(prior, likelihood, theta[:chains])(generator(), state)
+    rate = torch.exp(0 * cold + 1 * hot - 0 * hot - 1 * cold).clamp(max=1)
+    torch.testing.assert_close(info.swap_rate[:, 0], rate)
+    swapped = (state.replica[:, 0] == 1).double()
+    z = (swapped - rate).sum() / (rate * (1 - rate)).sum().sqrt()
+    assert 0.2 < rate.mean() < 0.8
+    assert z.abs() < norm.isf(FALSE_ALARM / 2)
+
+
+def test_chains_do_not_influence_each_other(posterior, theta):
+    """To the bit, at all temperatures: fails when a swap or a decision reaches into another chain."""
+    moved, others = theta.clone(), [0, 1, 3, 4]
+    moved[2] += 1
+    kernel = ReplicaExchange(HMC(0.1, 3), 5)
+    one, other = (sample(posterior, kernel, 40, init=start, seed=3, progress=False) for start in (theta, moved))
+    assert torch.equal(one.draws[others], other.draws[others])
+    for (_, _, mine), (_, _, theirs) in zip(one.tempering.items(), other.tempering.items(), strict=True):
+        assert torch.equal(mine[others], theirs[others])
+    assert not (one.draws[2] == other.draws[2]).any()
+    assert one.tempering.swap_rates.min() > 0
+
+
+# --- the same density by other ways -----------------------------------------------------------------------------------
+
+
+def test_autograd_draws_the_same(make_posterior):
+    arguments = {"num_samples": 6, "num_chains": 3, "seed": 1, "progress": False}
+    chains = [
+        sample(make_posterior(gradient=gradient), ReplicaExchange(HMC(0.05, 4), 5), **arguments)
+        for gradient in ("closed-form", "autograd")
+    ]
+    torch.testing.assert_close(*(chain.draws for chain in chains), rtol=0, atol=1e-9)
+    torch.testing.assert_close(*(chain.tempering.log_likelihood for chain in chains), rtol=1e-9, atol=1e-9)
+
+
+@needs_compiler
+def test_compiled_chains(posterior):
+    arguments = {"num_samples": 10, "num_chains": 3, "seed": 1, "progress": False}
+    kernel = ReplicaExchange(HMC(0.05, 4), 4)
+    compiled, plain = (sample(posterior, kernel, compile=flag, **arguments) for flag in (True, False))
+    assert (compiled.engine, plain.engine) == ("builtin, compiled", "builtin")
+    torch.testing.assert_close(compiled.draws, plain.draws, rtol=0, atol=1e-9)
+    torch.testing.assert_close(compiled.tempering.log_likelihood, plain.tempering.log_likelihood, rtol=1e-9, atol=1e-9)
+
+
+def test_mass_is_used_at_all_temperatures():
+    """A mass of a quarter and half the steps are the same as a mass of 1, but for the scale of the momenta."""
+    posterior, arguments = regression(), {"num_samples": 10, "num_chains": 3, "seed": 1, "progress": False}
+    plain = sample(posterior, ReplicaExchange(HMC(0.1, 4), 4), **arguments)
+    heavy = sample(posterior, ReplicaExchange(HMC(0.05, 4, torch.full((3,), 4.0)), 4), **arguments)
+    dense = sample(posterior, ReplicaExchange(HMC(0.05, 4, 4 * torch.eye(3)), 4), **arguments)
+    for chain in (heavy, dense):
+        torch.testing.assert_close(chain.draws, plain.draws, rtol=0, atol=1e-9)
+
+
+# --- warm-up ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_warmup", "ends"),
+    [
+        (0, [0]),
+        (1, [1]),
+        (29, [29]),
+        (30, [10, 30]),
+        (70, [10, 30, 70]),
+        (500, [16, 48, 112, 241, 500]),
+        (6300, [100, 300, 700, 1500, 3100, 6300]),
+    ],
+)
+def test_rounds(num_warmup, ends):
+    assert rounds(num_warmup) == ends
+
+
+def test_rounds_double():
+    for num_warmup in range(30, 3000):
+        lengths = np.diff([0, *rounds(num_warmup)])
+        assert lengths.min() >= 10
+        assert len(lengths) <= 6
+        assert abs(lengths[1:] - 2 * lengths[:-1]).max() <= 2
+        assert lengths.sum() == num_warmup
+
+
+def test_ladder_divides_the_barrier_evenly():
+    """A barrier ``3 sqrt(beta)``, known between any two temperatures: its even division is at squares."""
+    beta = torch.linspace(0, 1, 11, dtype=torch.float64) ** 3
+    for _ in range(3):
+        beta = equal_rejection(beta, 0.3 * beta.sqrt().diff())
+    torch.testing.assert_close(beta, torch.linspace(0, 1, 11, dtype=torch.float64) ** 2, rtol=0, atol=1e-3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.5, 6))
+def test_ladder_rises_from_0_to_1(rejection, power):
+    before = torch.linspace(0, 1, len(rejection) + 1, dtype=torch.float64) ** power
+    beta = equal_rejection(before, vector(*rejection))
+    assert (beta[0], beta[-1], len(beta)) == (0, 1, len(before))
+    assert (beta.diff() > 0).all()
+
+
+def test_ladder_stays_where_all_swaps_fail_equally_often():
+    before = torch.linspace(0, 1, 8, dtype=torch.float64) ** 4
+    for rejection in (0.0, 0.3, 1.0):
+        torch.testing.assert_close(equal_rejection(before, torch.full((7,), rejection).double()), before)
+
+
+def test_warmup_evens_out_swaps_and_acceptance(posterior):
+    """On the tutorial's posterior. Over 20 seeds the swap rates had a standard deviation of 0.02 to 0.07 (0.3 without a
+    warm-up), and the acceptance rates were 0.76 to 0.86. Fails when the ladder learns from a few transitions at the
+    beginning only.
+    """
+    chain = sample(posterior, ReplicaExchange(HMC(0.05, 8), 10), 200, 8, warmup=500, progress=False, compile=False)
+    assert chain.tempering.swap_rates.std() < 0.1
+    rates = chain.tempering.acceptance_rate.mean((0, 1))
+    assert rates.min() > 0.7
+    assert rates.max() < 0.92
+    assert (chain.tempering.step_sizes.diff() < 0).all()  # the hotter, the wider
+
+
+def test_without_a_warmup_nothing_adapts(posterior):
+    ladder, sizes = vector(0, 0.1, 0.5, 1), vector(2, 0.5, 0.1, 0.05)
+    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder, sizes), 30, 2, progress=False)
+    assert torch.equal(chain.tempering.inverse_temperatures, ladder.expand(2, -1))
+    assert torch.equal(chain.tempering.step_sizes, sizes.expand(2, -1))
+    steps = chain.stats["step_size"] / 0.05  # the cold lanes', up to a fifth longer or shorter
+    assert 0.8 <= steps.min() < 0.85
+    assert 1.15 < steps.max() <= 1.2
+    first = sample(posterior, ReplicaExchange(HMC(0.05, 3), 3), 1, progress=False)
+    torch.testing.assert_close(first.tempering.inverse_temperatures[0], vector(0, 0.5**4, 1))
+    assert (first.tempering.step_sizes == 0.05).all()
+
+
+def test_a_warmup_begins_with_what_it_was_given(posterior):
+    """One round too short to set the ladder anew; step sizes do adapt."""
+    ladder = vector(0, 0.1, 0.5, 1)
+    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder), 5, 2, warmup=20, progress=False)
+    assert torch.equal(chain.tempering.inverse_temperatures[0], ladder)
+    assert not (chain.tempering.step_sizes == 0.05).any()
+
+
+def test_single_precision(make_posterior):
+    data = regression().data.to(torch.float32)
+    posterior = Posterior(nn.Linear(3, 1, bias=False), data, NormalPrior(PRECISION), Noisy())
+    chain = sample(posterior, ReplicaExchange(HMC(0.1, 3), 6), 50, 4, warmup=60, progress=False)
+    assert chain.draws.dtype == chain.tempering.log_likelihood.dtype == torch.float32
+    assert (chain.tempering.inverse_temperatures.diff() > 0).all()
+    assert math.isfinite(chain.tempering.log_evidence().stepping_stones.value)
+
+
+# --- what is refused, and how kernels show themselves -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1,), "num_temperatures must be a whole number of at least 2, got 1"),
+        ((2.5,), "num_temperatures must be a whole number of at least 2, got 2.5"),
+        ((math.nan,), "at least 2, got nan"),
+        ((3, vector(0, 1)), r"must be 3 numbers that rise from 0, the prior, to 1, the posterior; got \[0.0, 1.0\]"),
+        ((3, vector(0.1, 0.5, 1)), "rise from 0, the prior"),
+        ((3, vector(0, 0.5, 0.9)), "to 1, the posterior"),
+        ((3, vector(0, 0, 1)), "numbers that rise"),
+        ((3, vector(0, math.nan, 1)), "numbers that rise"),
+        ((2, None, vector(1)), r"step_sizes must be 2 positive and finite numbers, got \[1.0\]"),
+        ((2, None, vector(1, 0)), r"step_sizes must be 2 positive and finite numbers, got \[1.0, 0.0\]"),
+        ((2, None, vector(1, math.inf)), "positive and finite"),
+    ],
+)
+def test_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ReplicaExchange(HMC(0.1, 3), *arguments)
+
+
+def test_repr():
+    assert repr(ReplicaExchange(HMC(0.1, 3), 4)) == "ReplicaExchange(HMC(step_size=0.1, num_steps=3), 4 temperatures)"
+    shown = repr(ReplicaExchange(HMC(0.1, 3), 2, step_sizes=vector(3, 0.125)))
+    assert shown.endswith("2 temperatures, step sizes 0.12 to 3)")
