@@ -27,6 +27,7 @@ refresh: $(READY)
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/independent.py
 
 lock:
 	$(PYTHON) -m venv build/lock

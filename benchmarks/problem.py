@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STEP_SIZE, NUM_STEPS, PRECISION = 0.05, 4, 0.09
+EXCHANGE_STEPS = 8  # of replica exchange, which chooses its step sizes itself
 NETWORK = (2, 3, 2, 1)
 DIM = 20
 
@@ -23,7 +24,7 @@ class Problem(NamedTuple):
 
 
 # A program, made ready for a problem and a number of draws per chain: seed -> draws, with 20 numbers in the last
-# dimension, and the mean acceptance rate as the library reports it.
+# dimension, and what the library reports: the mean acceptance rate or, in workload F, the number of divergences.
 Run = Callable[[int], tuple["np.ndarray", float]]
 
 
@@ -46,8 +47,12 @@ LIBRARIES = {
     "Pyro": ("pyro", "build"),
     "hamiltorch.sample": ("hamiltorch", "build"),
     "hamiltorch.sample_model": ("hamiltorch", "build_model"),
+    "bnn_utils, replica exchange": ("ours", "build_tempered"),
+    "BlackJAX, NUTS": ("blackjax", "build_nuts"),
+    "NumPyro, NUTS": ("numpyro", "build_nuts"),
 }
 OURS = ("bnn_utils", "bnn_utils, compiled")
+TEMPERED = "bnn_utils, replica exchange"
 MANY_CHAINS = ("BlackJAX", "NumPyro", "NumPyro in jax.jit")  # the others draw one chain after the other
 ONE_CHAIN = (*MANY_CHAINS, "Pyro", "hamiltorch.sample", "hamiltorch.sample_model")
 
@@ -57,6 +62,12 @@ WORKLOADS = {
     "C": Workload("64 chains, warm, one transition", 64, 2_000, True, "ms", (*OURS, *MANY_CHAINS)),
     "D": Workload("1,024 chains, warm, one transition", 1_024, 200, True, "ms", (*OURS, *MANY_CHAINS)),
 }
+
+# Workload F, in two parts: each sampler draws as much as it would be asked for. Its warm-up is its own.
+EFFECTIVE = (
+    Workload("16 chains of 6,000 draws", 16, 6_000, False, "ESS/s", (TEMPERED,)),
+    Workload("4 chains of 1,000 draws", 4, 1_000, False, "ESS/s", ("BlackJAX, NUTS", "NumPyro, NUTS")),
+)
 
 
 # By these a program shows that it runs the same sampler on the same posterior. One chain may sit for long where it

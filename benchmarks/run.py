@@ -22,7 +22,20 @@ import pandas as pd
 import chart
 import report
 from bnn_utils import boxes
-from problem import ACCEPTANCE, CURVES, DIM, JUMP, LIBRARIES, NETWORK, PRECISION, VARIANTS, WORKLOADS, network_name
+from problem import (
+    ACCEPTANCE,
+    CURVES,
+    DIM,
+    EFFECTIVE,
+    JUMP,
+    LIBRARIES,
+    NETWORK,
+    PRECISION,
+    VARIANTS,
+    WORKLOADS,
+    Workload,
+    network_name,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -38,7 +51,7 @@ ENVIRONMENT = {
 }
 COLUMNS = [
     *("workload", "library", "chains", "points", "network", "draws", "repetition"),
-    *("value", "unit", "import_s", "first_s", "acceptance", "moved", "jump"),
+    *("value", "unit", "import_s", "first_s", "acceptance", "moved", "jump", "ess", "r_hat", "divergences"),
 ]
 MOST_CHAINS = max(workload.num_chains for workload in WORKLOADS.values())
 SKIP_BEYOND = 10.0  # seconds that one point on a curve of cost may take
@@ -70,10 +83,11 @@ def measure(repetitions: int, quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for repetition in range(repetitions):
             problem = save_problem(Path(folder), repetition)
-            for name, workload in WORKLOADS.items():
-                num_draws = min(workload.num_draws, 50) if quick else workload.num_draws
+            for name, workload in [*WORKLOADS.items(), *(("F", part) for part in EFFECTIVE)]:
+                if quick:
+                    workload = workload._replace(num_draws=min(workload.num_draws, 50))
                 for library in (library for library in workload.libraries if library in present):
-                    rows.append(measure_library(name, library, num_draws, problem, repetition))
+                    rows.append(measure_library(name, workload, library, problem, repetition))
             rows += measure_curves(Path(folder), quick, repetition)
     return rows
 
@@ -88,13 +102,12 @@ def save_problem(folder: Path, repetition: int) -> Path:
     return path
 
 
-def measure_library(name: str, library: str, num_draws: int, problem: Path, repetition: int) -> dict[str, Any]:
-    workload = WORKLOADS[name]
+def measure_library(name: str, workload: Workload, library: str, problem: Path, repetition: int) -> dict[str, Any]:
     job = {
         "library": library,
         "program": LIBRARIES[library],
         "num_chains": workload.num_chains,
-        "num_draws": num_draws,
+        "num_draws": workload.num_draws,
         "warm": workload.warm,
         "unit": workload.unit,
         "seed": 1_000 * repetition,
@@ -103,9 +116,10 @@ def measure_library(name: str, library: str, num_draws: int, problem: Path, repe
     with tempfile.TemporaryDirectory() as cache:
         measured = run_apart(job, Path(cache))
     what = {"workload": name, "library": library, "points": len(boxes()), "network": network_name(NETWORK)}
-    much = {"chains": workload.num_chains, "draws": num_draws, "unit": workload.unit, "repetition": repetition}
+    much = {"chains": workload.num_chains, "draws": workload.num_draws, "unit": workload.unit, "repetition": repetition}
     row = what | much | measured
-    check_same_work(row)
+    if name != "F":
+        check_same_work(row)
     print(f"{name}  {library:24} {row['value']:10.4g} {workload.unit}", flush=True)
     return row
 

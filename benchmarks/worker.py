@@ -8,9 +8,12 @@ import sys
 import time
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from problem import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def main() -> None:
@@ -37,25 +40,55 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
 
     begun = time.perf_counter()
     run = getattr(program, function)(problem, job["num_draws"])
-    draws, acceptance = run(job["seed"])
+    draws, reported = run(job["seed"])
     seconds = first = time.perf_counter() - begun
     if job["warm"]:
         begun = time.perf_counter()
-        draws, acceptance = run(job["seed"] + 1)
+        draws, reported = run(job["seed"] + 1)
         seconds = time.perf_counter() - begun
 
     expected = (job["num_chains"], job["num_draws"], problem.starts.shape[1])
     if draws.shape != expected or draws.dtype != np.float32 or not np.isfinite(draws).all():
         sys.exit(f"draws of shape {draws.shape} and type {draws.dtype}; expected finite float32 of shape {expected}")
+    costs = {"import_s": imported - started, "first_s": first}
+    if job["unit"] == "ESS/s":
+        ess, r_hat = mixing(draws)
+        return costs | {"value": ess / seconds, "ess": ess, "r_hat": r_hat, "divergences": reported}
     distances = np.square(np.diff(draws, axis=1)).sum(-1)
-    return {
+    return costs | {
         "value": seconds * 1e3 / job["num_draws"] if job["unit"] == "ms" else seconds,
-        "import_s": imported - started,
-        "first_s": first,
-        "acceptance": acceptance,
+        "acceptance": reported,
         "moved": float((distances > 0).mean()),
         "jump": float(distances[distances > 0].mean()),
     }
+
+
+def mixing(draws: np.ndarray) -> tuple[float, float]:
+    """Smallest bulk ESS and largest R-hat of the predicted probability over a grid, by the same code for all."""
+    import torch
+
+    from bnn_utils import diagnostics, square_grid
+
+    ess, r_hat = [], []
+    for row in square_grid(25, 6.0).numpy().reshape(25, 25, 2):  # all places at once would take gigabytes
+        p = torch.from_numpy(probabilities(draws, row))
+        ess.append(diagnostics.ess(p).min().item())
+        r_hat.append(diagnostics.rhat(p).max().item())
+    return min(ess), max(r_hat)
+
+
+def probabilities(draws: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Probabilities of class 1, in float64: draws (C, N, 20), points (M, 2) -> (C, N, M)."""
+    import numpy as np
+
+    theta = draws.astype(np.float64)
+
+    def layer(x: np.ndarray, start: int, inputs: int, outputs: int) -> np.ndarray:
+        weight, bias = np.split(theta[..., start : start + (inputs + 1) * outputs], [inputs * outputs], axis=-1)
+        return x @ weight.reshape(*theta.shape[:2], outputs, inputs).swapaxes(2, 3) + bias[:, :, None]
+
+    hidden = np.tanh(layer(np.tanh(layer(x, 0, 2, 3)), 9, 3, 2))
+    return (1 + np.tanh(layer(hidden, 17, 2, 1)[..., 0] / 2)) / 2
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from numpyro.infer import HMC, MCMC
+from numpyro.infer import HMC, MCMC, NUTS
 
 from problem import NUM_STEPS, STEP_SIZE, Problem, Run
 from programs.jax_density import log_density
@@ -33,6 +33,30 @@ def build_jitted(problem: Problem, num_draws: int) -> Run:
     def run(seed: int) -> tuple[np.ndarray, float]:
         draws, acceptance = map(np.asarray, chains(jax.random.key(seed)))
         return draws, float(acceptance.mean())
+
+    return run
+
+
+def build_nuts(problem: Problem, num_draws: int) -> Run:
+    """NUTS with all its defaults and as many draws of warm-up. Chains in sequence would take longer on one core."""
+    log_prob = log_density(problem)
+
+    @jax.jit
+    def chains(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mcmc = MCMC(
+            NUTS(potential_fn=lambda theta: -log_prob(theta)),
+            num_warmup=num_draws,
+            num_samples=num_draws,
+            num_chains=len(problem.starts),
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        mcmc.run(key, init_params=problem.starts, extra_fields=("diverging",))
+        return mcmc.get_samples(group_by_chain=True), mcmc.get_extra_fields()["diverging"]
+
+    def run(seed: int) -> tuple[np.ndarray, float]:
+        draws, diverging = map(np.asarray, chains(jax.random.key(seed)))
+        return draws, float(diverging.sum())
 
     return run
 

@@ -6,15 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, sample
-from problem import NUM_STEPS, PRECISION, STEP_SIZE, Problem, Run
+from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, ReplicaExchange, sample
+from problem import EXCHANGE_STEPS, NUM_STEPS, PRECISION, STEP_SIZE, Problem, Run
 
 
 def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
-    data = Data(torch.from_numpy(problem.x), torch.from_numpy(problem.y))
-    posterior = Posterior(net, data, prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())
-    starts = torch.from_numpy(problem.starts)
+    posterior, starts = _posterior(problem), torch.from_numpy(problem.starts)
 
     def run(seed: int) -> tuple[np.ndarray, float]:
         chain = sample(
@@ -34,3 +31,29 @@ def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
 
 def build_compiled(problem: Problem, num_draws: int) -> Run:
     return build(problem, num_draws, compile=True)
+
+
+def build_tempered(problem: Problem, num_draws: int) -> Run:
+    """Replica exchange with a quarter as many draws of warm-up."""
+    posterior, starts = _posterior(problem), torch.from_numpy(problem.starts)
+
+    def run(seed: int) -> tuple[np.ndarray, float]:
+        chain = sample(
+            posterior,
+            ReplicaExchange(HMC(STEP_SIZE, EXCHANGE_STEPS), num_temperatures=16),
+            num_draws,
+            num_chains=len(starts),
+            warmup=num_draws // 4,
+            init=starts,
+            seed=seed,
+            progress=False,
+        )
+        return chain.draws.numpy(), chain.stats["diverging"].sum().item()
+
+    return run
+
+
+def _posterior(problem: Problem) -> Posterior:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    data = Data(torch.from_numpy(problem.x), torch.from_numpy(problem.y))
+    return Posterior(net, data, prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())
