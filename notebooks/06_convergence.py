@@ -14,10 +14,10 @@
 # failure apart until one piece is left, names it, and gets past it.
 #
 # You will see
-# - 256 chains, each of which looks fine alone, that don't agree,
+# - 256 chains, nearly all of which look fine alone, that don't agree,
 # - what symmetry has to do with it, and the one weight that no symmetry explains,
 # - two kinds of network, and the barrier between them that stops Hamiltonian Monte Carlo,
-# - replica exchange, which crosses it all the time: a posterior that passes every test,
+# - replica exchange, which crosses it all the time: a posterior that passes these tests,
 # - what comes for free: the evidence, which compares priors and networks.
 #
 # It computes for some two minutes, in single precision, which is enough for this and faster.
