@@ -174,9 +174,8 @@ class Backprop:
 
 
 def closed_form(layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int) -> Target:
-    """The log likelihood and its gradient for batches of ``num_lanes`` vectors."""
+    """The log likelihood and its gradient for batches of ``num_lanes`` vectors; y has targets for each of them."""
     network = Backprop(layers, x, num_lanes)
-    y = y.expand(num_lanes, *y.shape).contiguous()  # repeated once, not at every gradient
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
         outputs = network.outputs(theta)

@@ -62,6 +62,7 @@ class Posterior:
         with torch.no_grad():
             outputs = self.flat(self.flat.ravel(), data.x)
         self.data = Data(data.x, likelihood.targets(data.y, outputs))
+        self.num_datasets = 1
         self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
         self._compilations: dict[int, Target | None] = {}
         if gradient == "closed-form" and self._layers is None:
@@ -104,7 +105,8 @@ class Posterior:
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
         """Log likelihood of all points, a sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        return self.likelihood.log_prob(self.outputs(theta, self.data.x), self.data.y)
+        outputs = self.outputs(theta, self.data.x)
+        return self.likelihood.log_prob(outputs, self._targets_of(1 if theta.ndim == 1 else len(theta)))
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
@@ -157,7 +159,10 @@ class Posterior:
             return _by_autograd(self.log_likelihood)
         if compile and self.compile(num_lanes):
             return self._compilations[num_lanes]
-        return closed_form(self._layers, self.likelihood, self.data.x, self.data.y, num_lanes)
+        y = self._targets_of(num_lanes)
+        if self.num_datasets == 1:  # repeated once, not at every gradient
+            y = y.expand(num_lanes, *y.shape).contiguous()
+        return closed_form(self._layers, self.likelihood, self.data.x, y, num_lanes)
 
     def check_can_compile(self) -> None:
         """Raise unless `target` can be compiled."""
@@ -184,7 +189,7 @@ class Posterior:
         self.check_can_compile()
         if num_lanes not in self._compilations:
             self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self.data.x, self.data.y, num_lanes
+                self._layers, self.likelihood, self.data.x, self._targets_of(num_lanes), num_lanes
             )
         return self._compilations[num_lanes] is not None
 
@@ -238,9 +243,68 @@ class Posterior:
         with lend_to_torch(generator):
             return self.prior_distribution.sample((num,))
 
+    @torch.no_grad()
+    def simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+        """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.
+
+        Of draws from the prior that is the prior predictive distribution, of draws from the posterior the posterior
+        predictive one.
+
+        Returns:
+            shape ``(N, ...)`` for theta ``(D,)``, ``(C, N, ...)`` for ``(C, D)``.
+        """
+        outputs = self.outputs(theta, self.data.x)
+        with lend_to_torch(generator):
+            return self.likelihood.distribution(outputs).sample()
+
+    def with_targets(self, y: Tensor) -> Posterior:
+        """The posterior of the same network, inputs and prior given other targets: of one data set, or of S at once.
+
+        With S data sets, theta has a row for each: row s of ``(S, D)`` is judged by ``y[s]``; of ``(k S, D)``, the
+        first k rows by ``y[0]``, and so on. `sample` draws from all in one batch. ``data.y`` is ``(N, S, ...)`` then.
+
+        Args:
+            y: targets, ``(N, ...)`` or ``(S, N, ...)``, such as `simulate` makes.
+
+        Raises:
+            ValueError: if the targets have another shape, or values that don't fit the likelihood.
+        """
+        shape = (self.data.y if self.num_datasets == 1 else self.data.y[:, 0]).shape
+        if y.shape != shape and (y.shape[1:] != shape or len(y) == 0):
+            raise ValueError(
+                f"the targets have shape {tuple(y.shape)}, but for this posterior's inputs they need {tuple(shape)}, "
+                f"or (S, {', '.join(map(str, shape))}) for S data sets"
+            )
+        sets = y.to(self.device).reshape(-1, *shape)
+        with torch.no_grad():
+            outputs = self.outputs(self.flat.ravel(), self.data.x)
+        # Checked all at once, as if they were one data set with many points.
+        sets = self.likelihood.targets(sets.flatten(0, 1), torch.cat(len(sets) * [outputs])).view(sets.shape)
+        other = copy.copy(self)
+        other._compilations = {}
+        other.num_datasets = len(sets)
+        other.data = Data(self.data.x, sets[0] if len(sets) == 1 else sets.transpose(0, 1))
+        return other
+
+    def dataset(self, index: int) -> Posterior:
+        """The posterior of one of the data sets of `with_targets`; of a single one, the posterior itself."""
+        return self if self.num_datasets == 1 else self.with_targets(self.data.y[:, index])
+
+    def _targets_of(self, num_lanes: int) -> Tensor:
+        """Targets by which a batch is judged: ``(N, ...)`` where all lanes share them, else ``(num_lanes, N, ...)``."""
+        if self.num_datasets == 1:
+            return self.data.y
+        if num_lanes % self.num_datasets:
+            raise ValueError(
+                f"this posterior has {self.num_datasets} data sets and needs one row of theta for each of them, or "
+                f"several; it got {num_lanes}: ask for num_chains={self.num_datasets}, or for dataset(k) alone"
+            )
+        return self.data.y.transpose(0, 1).repeat_interleave(num_lanes // self.num_datasets, dim=0)
+
     def __repr__(self) -> str:
         return (
             f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
+            f"{f'{self.num_datasets} data sets, ' * (self.num_datasets > 1)}"
             f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
         )
 

@@ -92,6 +92,11 @@ def sample(
         num_chains = len(init)
     batch_size = num_chains if batch_size is None else _whole("batch_size", batch_size, 1)
     sizes = [len(part) for part in torch.arange(num_chains).split(batch_size)]
+    if posterior.num_datasets > 1 and len(sizes) > 1:
+        raise ValueError(
+            f"a posterior of {posterior.num_datasets} data sets is sampled in one batch: leave batch_size out, or take "
+            "some of the data sets at a time"
+        )
     if workers > 1 and len(sizes) == 1:
         raise ValueError(
             f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "

@@ -74,6 +74,16 @@ def test_compiled_is_the_uncompiled(make_posterior, theta, likelihood):
 
 
 @needs_compiler
+def test_compiled_with_a_data_set_for_each_lane(posterior, theta):
+    labels = (torch.rand(5, 80, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+    together = posterior.with_targets(labels)
+    mine, other = together.target(5, compile=True), together.target(5)
+    assert together.compile(5)
+    for one, two in zip(mine.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
 def test_compiled_chains(posterior, capsys):
     """They follow the uncompiled ones until rounding has grown, say that they were compiled, and cost nothing twice."""
     arguments = {"num_chains": 5, "seed": 1}

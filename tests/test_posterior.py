@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import nn
 from torch.func import functional_call
 
-from bnn_utils import Bernoulli, Data, Likelihood, NormalPrior, Posterior, boxes
+from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, boxes, sample
 from bnn_utils import posterior as posterior_module
 
 
@@ -248,6 +248,89 @@ def test_prior_draws_go_on_where_the_generator_is(posterior):
     both = torch.cat([posterior.sample_prior(1, one), posterior.sample_prior(1, one)])
     expected = torch.stack([torch.randn(20, generator=two, dtype=torch.float64) for _ in range(2)]) * 0.09**-0.5
     torch.testing.assert_close(both, expected)
+
+
+# --- other targets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels():
+    return (torch.rand(5, 80, generator=generator(1)) < 0.5).double()
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+@pytest.mark.parametrize("rows_each", [1, 2])
+def test_every_row_is_judged_by_its_own_data_set(make_posterior, theta, labels, gradient, rows_each):
+    """As if each data set were alone; rows of one data set are neighbours."""
+    together, theta = make_posterior(gradient=gradient).with_targets(labels), torch.cat(rows_each * [theta])
+    values, grads = together.log_prob_and_grad(theta)
+    torch.testing.assert_close(together.log_prob(theta), values, rtol=1e-12, atol=0)
+    parts = [part.log_prob_and_grad(theta) for part in together.split_target(len(theta))]
+    torch.testing.assert_close(parts[0][1] + parts[1][1], grads)
+    for row in range(len(theta)):
+        alone = make_posterior(data=Data(boxes().x, labels[row // rows_each]), gradient=gradient)
+        value, grad = alone.log_prob_and_grad(theta[row])
+        torch.testing.assert_close(values[row], value, rtol=1e-12, atol=0)
+        torch.testing.assert_close(grads[row], grad, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(together.dataset(row // rows_each).log_prob(theta[row]), value)
+
+
+def test_many_data_sets_are_one_batch(posterior, theta, labels):
+    """The draws are those of each data set alone, with the same random numbers; and they survive a copy."""
+    together = pickle.loads(pickle.dumps(posterior.with_targets(labels)))
+    assert together.num_datasets == 5
+    assert "5 data sets" in repr(together)
+    for kernel in (HMC(0.05, 3), ReplicaExchange(HMC(0.05, 3), 3)):
+        draws = sample(together, kernel, 10, num_chains=5, init=theta, progress=False).draws
+        for k in range(5):
+            alone = sample(together.dataset(k), kernel, 10, num_chains=5, init=theta, progress=False).draws
+            torch.testing.assert_close(draws[k], alone[k], rtol=0, atol=1e-9)
+    assert torch.equal(posterior.dataset(0).data.y, boxes().y), "the posterior itself is as it was"
+
+
+def test_other_targets_for_all_rows(posterior, theta, labels):
+    for y in (labels[0], labels[:1]):
+        other = posterior.with_targets(labels).with_targets(y)
+        assert other.num_datasets == 1
+        assert torch.equal(other.data.y, labels[0])
+        expected = [posterior.with_targets(labels).dataset(0).log_prob(row) for row in theta]
+        torch.testing.assert_close(other.log_prob(theta), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(79,), (0, 80), (5, 79), (2, 5, 80), ()])
+def test_targets_of_another_shape(posterior, labels, shape):
+    for one in (posterior, posterior.with_targets(labels)):
+        with pytest.raises(ValueError, match=r"need \(80,\), or \(S, 80\) for S data sets"):
+            one.with_targets(torch.zeros(shape))
+
+
+def test_targets_are_checked_and_counted(posterior, theta, labels):
+    with pytest.raises(ValueError, match="labels 0 and 1, but y also holds 3"):
+        posterior.with_targets(3 * labels)
+    together = posterior.with_targets(labels)
+    for rows in (theta[0], theta[:4]):
+        with pytest.raises(ValueError, match=f"5 data sets .* it got {1 if rows.ndim == 1 else 4}"):
+            together.log_prob(rows)
+    with pytest.raises(ValueError, match="num_chains=5"):
+        sample(together, HMC(0.05, 4), 3, progress=False)
+    with pytest.raises(ValueError, match="5 data sets is sampled in one batch: leave batch_size out"):
+        sample(together, HMC(0.05, 4), 3, num_chains=5, batch_size=2, progress=False)
+
+
+def test_simulated_targets(posterior, theta):
+    """Labels come as often as the network says; the global stream stays as it was."""
+    before, stream = torch.get_rng_state(), generator(2)
+    y = posterior.simulate(theta[:1].expand(4000, -1), stream)
+    p = posterior.predict(theta[0], posterior.data.x)
+    assert y.shape == (4000, 80)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    z = (y.sum(0) - 4000 * p) / (4000 * p * (1 - p)).sqrt()
+    unsure = (p > 0.01) & (p < 0.99)
+    assert unsure.sum() > 5
+    assert z[unsure].abs().max() < norm.isf(1e-4 / 2 / 80)
+    assert posterior.simulate(theta[0], stream).shape == (80,)
+    assert torch.equal(posterior.simulate(theta, generator(3)), posterior.simulate(theta, generator(3)))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- parts that others bring ------------------------------------------------------------------------------------------

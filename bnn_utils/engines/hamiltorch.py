@@ -46,14 +46,16 @@ def transitions(
     """
     hamiltorch = _import_quietly()
     log_prob = posterior.log_prob(theta).detach()
+    chains_per_dataset = len(theta) // posterior.num_datasets
+    posteriors = [posterior.dataset(chain // chains_per_dataset) for chain in range(len(theta))]
     learning = Warmup(kernel, warmup)
     for done in count(1):
         kernel = learning.kernel
         with torch.inference_mode(False), torch.enable_grad():  # it needs autograd, which the caller may do without
             steps = []
-            for row in theta:
+            for own, row in zip(posteriors, theta, strict=True):
                 with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
-                    steps.append(_transition(hamiltorch, posterior, kernel, row))
+                    steps.append(_transition(hamiltorch, own, kernel, row))
             theta = torch.stack([end for end, _, _ in steps])
             start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
             is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
