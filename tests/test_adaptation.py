@@ -7,23 +7,14 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from scipy.special import erfc
-from scipy.stats import chi2, norm, qmc
+from scipy.stats import qmc
+from targets import generator, normal
 from torch import nn
 
 from bnn_utils import HMC, ChEES, Data, Likelihood, NormalPrior, Posterior, sample
 from bnn_utils.adaptation import MAX_STEPS, ChEESWarmup, DualAveraging, Moments, Warmup, halton, windows
 from bnn_utils.engines import ENGINES
 from bnn_utils.hmc import HMCState, Proposal
-
-FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
 
 
 class Silent(Likelihood):
@@ -299,33 +290,6 @@ def test_learned_length_with_learned_mass(sd, lanes):
     """
     *_, last = run(ChEES(), gaussian(sd), 400, 1, lanes)
     assert 1.3 < last.kernel.trajectory_length < 2.3
-
-
-@pytest.mark.parametrize("mass", MASSES)
-def test_draws_of_a_gaussian(mass):
-    """4,000 lanes after 60 transitions from one point are independent draws: exact tests of means and variances.
-
-    Fails when the Metropolis correction is left out.
-    """
-    lanes, covariance = 4000, MASSES["dense"]
-
-    def log_prob_and_grad(theta):
-        grad = -theta @ torch.linalg.inv(covariance)
-        return (theta * grad).sum(-1) / 2, grad
-
-    kernel = ChEES({"identity": 0.65, "diagonal": 1.0, "dense": 1.5}[mass], 4.0, MASSES[mass])
-    transition, stream, accepted = kernel.build_kernel(log_prob_and_grad), generator(1), []
-    state = kernel.init(log_prob_and_grad, torch.tensor([[4.0, -2.0, 1.0]], dtype=torch.float64).expand(lanes, -1))
-    for _ in range(60):
-        state, info, _ = transition(stream, state)
-        accepted.append(info.is_accept.double().mean().item())
-    assert 0.4 < np.mean(accepted) < 0.9
-    z = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), state.lanes.theta.mT, upper=False)
-    one_test = FALSE_ALARM / 6  # two tests of three directions
-    assert (z.mean(1) * lanes**0.5).abs().max() < norm.isf(one_test / 2)
-    squares = z.square().sum(1)
-    assert chi2.ppf(one_test / 2, lanes) < squares.min()
-    assert squares.max() < chi2.isf(one_test / 2, lanes)
 
 
 def test_number_of_steps_follows_halton():

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import cumulative_trapezoid
 from scipy.stats import chi2, norm
-from test_tempering import NOISE, PRECISION, Mixture, Near, exact, normal, one_parameter, regression, vector
+from targets import FALSE_ALARM, NOISE, PRECISION, Mixture, exact, normal, one_parameter, regression, vector
+from test_tempering import Near
 from torch.distributions import MultivariateNormal
 
 from bnn_utils import HMC, Chain, NormalPrior, ReplicaExchange, sample
 from bnn_utils.engines import ENGINES
 from bnn_utils.evidence import Estimate, Tempering, integral, stepping_stones
-
-FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
 
 
 def log_evidence(posterior):

@@ -1,35 +1,18 @@
-"""The HMC kernel: geometry of the integrator, exactness of the draws, independence of the lanes."""
+"""The HMC kernel: geometry of the integrator, what a transition keeps and says. What it draws: test_exactness.py."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from scipy.stats import binom, chi2, norm
+from scipy.stats import binom
+from targets import FALSE_ALARM, generator, normal
 
 from bnn_utils import HMC
-from bnn_utils.hmc import MAX_ENERGY_ERROR, HMCInfo, leapfrog, metric
-
-FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
-
+from bnn_utils.hmc import MAX_ENERGY_ERROR, HMCInfo, HMCState, leapfrog, metric
 
 # Standard deviations 6, 1 and 0.5 along rotated axes: a condition number of 144.
 ROTATION = torch.linalg.qr(normal(3, 3, seed=1))[0]
 COVARIANCE = ROTATION @ torch.diag(torch.tensor([36.0, 1.0, 0.25], dtype=torch.float64)) @ ROTATION.T
-
-
-def gaussian(theta):
-    """Log density, without its constant, and gradient of Normal(0, COVARIANCE)."""
-    grad = -theta @ torch.linalg.inv(COVARIANCE)
-    return (theta * grad).sum(-1) / 2, grad
 
 
 def bumpy(theta):
@@ -37,7 +20,6 @@ def bumpy(theta):
     return (theta.cos() - theta.square() / 2).sum(-1), -theta.sin() - theta
 
 
-# Steps so long that a tenth to a half of the proposals is rejected: a sampler that forgets to reject is far off.
 KERNELS = {
     "identity": HMC(0.8, 11),
     "diagonal": HMC(0.8, 11, torch.tensor([1.2, 0.7, 1.1], dtype=torch.float64)),
@@ -58,29 +40,53 @@ def run(kernel, log_prob_and_grad, theta, num, seed=0):
 # --- the integrator ---------------------------------------------------------------------------------------------------
 
 
-@kernels
-def test_leapfrog_is_reversible(kernel):
-    """Fails when a half step is left out or made whole."""
-    velocity = metric(kernel.inv_mass).velocity
-    start, p = kernel.init(bumpy, normal(5, 3)), normal(5, 3, seed=1)
-    end, p_end = leapfrog(start, p, bumpy, 0.05, 20, velocity)
-    back, p_back = leapfrog(end, -p_end, bumpy, 0.05, 20, velocity)
-    assert (end.theta - start.theta).abs().min() > 1e-3
+def of_network(posterior):
+    """Density and gradient of each row, in a form that torch.func can differentiate."""
+    grad_and_value = torch.func.vmap(torch.func.grad_and_value(posterior.log_prob))
+    return lambda theta: grad_and_value(theta)[::-1]
+
+
+def masses(dim):
+    factor = normal(dim, dim, seed=1) / dim**0.5
+    return {"identity": None, "diagonal": 0.5 + normal(dim).square(), "dense": factor @ factor.T + torch.eye(dim) / 2}
+
+
+geometries = pytest.mark.parametrize(
+    ("make", "dim", "step_size"), [(lambda _: bumpy, 3, 0.05), (of_network, 20, 0.02)], ids=["bumps", "network"]
+)
+
+
+@pytest.mark.parametrize("mass", KERNELS)
+@geometries
+def test_leapfrog_is_reversible(posterior, make, dim, step_size, mass):
+    """Forward, momentum turned round, forward: back at the start. Fails when a half step is left out or made whole."""
+    density, velocity = make(posterior), metric(masses(dim)[mass]).velocity
+    theta, p = normal(5, dim), normal(5, dim, seed=1)
+    start = HMCState(theta, *density(theta))
+    end, p_end = leapfrog(start, p, density, step_size, 20, velocity)
+    back, p_back = leapfrog(end, -p_end, density, step_size, 20, velocity)
+    assert (end.theta - start.theta).abs().min() > 1e-4
     torch.testing.assert_close(back.theta, start.theta, rtol=0, atol=1e-10)
     torch.testing.assert_close(back.log_prob, start.log_prob, rtol=0, atol=1e-10)
     torch.testing.assert_close(-p_back, p, rtol=0, atol=1e-10)
 
 
-@kernels
-def test_energy_error_is_of_second_order(kernel):
-    """Half the step, a quarter of the error; fails when the integrator is only of first order."""
-    errors = []
-    for halvings in range(3):
-        finer = HMC(0.04 / 2**halvings, 20 * 2**halvings, kernel.inv_mass)
-        ((_, info),) = run(finer, bumpy, normal(200, 3), 1)
-        errors.append(info.energy_error.square().mean().sqrt())
-    slopes = [torch.log2(a / b).item() for a, b in itertools.pairwise(errors)]
-    assert slopes == pytest.approx([2, 2], abs=0.1)
+@pytest.mark.parametrize("mass", KERNELS)
+@geometries
+def test_leapfrog_preserves_volume(posterior, make, dim, step_size, mass):
+    """A trajectory's Jacobian, by autograd, has determinant 1. Fails when position and momentum move at once."""
+    density, velocity = make(posterior), metric(masses(dim)[mass]).velocity
+
+    def trajectory(together):
+        theta, p = together.view(2, 1, dim)
+        end, p_end = leapfrog(HMCState(theta, *density(theta)), p, density, step_size, 5, velocity)
+        return torch.cat([end.theta, p_end]).flatten()
+
+    jacobian = torch.func.jacrev(trajectory)(normal(2 * dim))
+    assert (jacobian - torch.eye(2 * dim)).abs().max() > 0.1
+    sign, log_determinant = torch.linalg.slogdet(jacobian)
+    assert sign == 1
+    assert abs(log_determinant.item()) < 1e-10
 
 
 @kernels
@@ -132,27 +138,7 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
     assert all(torch.equal(mine, other) for mine, other in zip(state, expected, strict=True))
 
 
-# --- the draws --------------------------------------------------------------------------------------------------------
-
-
-@kernels
-def test_draws_of_a_gaussian(kernel):
-    """Where 4,000 lanes are after 100 transitions from one point: independent draws from the target.
-
-    Each direction's mean is normal and its sum of squares chi-squared, both exactly. Fails when the Metropolis
-    correction is left out, when momenta are drawn from the inverse mass, and when a rejected lane keeps its end point.
-    """
-    lanes = 4000
-    states = run(kernel, gaussian, torch.tensor([[6.0, -3.0, 3.0]], dtype=torch.float64).expand(lanes, -1), 100)
-    *_, (state, info) = states
-    assert 0.1 < 1 - info.is_accept.double().mean() < 0.5
-    standardised = state.theta @ ROTATION / torch.tensor([6.0, 1.0, 0.5], dtype=torch.float64)
-    one_test = FALSE_ALARM / 6  # two tests of three directions
-    z = standardised.mean(0) * lanes**0.5
-    assert z.abs().max() < norm.isf(one_test / 2)
-    squares = standardised.square().sum(0)
-    assert chi2.ppf(one_test / 2, lanes) < squares.min()
-    assert squares.max() < chi2.isf(one_test / 2, lanes)
+# --- what a transition keeps and says ---------------------------------------------------------------------------------
 
 
 def test_rejection_keeps_state_and_gradient(posterior, theta):
@@ -186,20 +172,6 @@ def test_info_is_about_this_transition(posterior, theta):
 
 
 # --- lanes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
-def test_lanes_do_not_influence_each_other(make_posterior, theta, gradient):
-    """To the bit: fails when anything is summed or decided across lanes."""
-    log_prob_and_grad = make_posterior(gradient=gradient).log_prob_and_grad
-    moved = theta.clone()
-    moved[2] += 1
-    others = [0, 1, 3, 4]
-    runs = (run(HMC(0.1, 5), log_prob_and_grad, start, 30, seed=3) for start in (theta, moved))
-    for (state, info), (other_state, other_info) in zip(*runs, strict=True):
-        for one, other in zip((*state, *info[:3]), (*other_state, *other_info[:3]), strict=True):
-            assert torch.equal(one[others], other[others])
-        assert not (state.theta[2] == other_state.theta[2]).any()
 
 
 def test_each_lane_tosses_its_own_coin():

@@ -8,66 +8,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.integrate import cumulative_trapezoid
-from scipy.stats import chi2, kstest, norm, t
+from samplers import placed
+from scipy.stats import chi2, kstest, norm
+from targets import (
+    FALSE_ALARM,
+    PRECISION,
+    Mixture,
+    Noisy,
+    distribution_function,
+    exact,
+    generator,
+    normal,
+    one_parameter,
+    regression,
+    vector,
+)
 from test_compiled import needs_compiler
 from torch import nn
 
-from bnn_utils import HMC, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
+from bnn_utils import HMC, NormalPrior, Posterior, ReplicaExchange, sample
 from bnn_utils.tempering import equal_rejection, rounds
-
-FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
-
-
-def vector(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-# --- posteriors that are known at every temperature -------------------------------------------------------------------
-
-PRECISION, NOISE = 0.25, 0.5  # of the prior; standard deviation of the targets
-
-
-class Noisy(Likelihood):
-    """``y_i ~ Normal(output_i, NOISE)``"""
-
-    def targets(self, y, outputs):
-        return y.to(outputs.dtype)
-
-    def distribution(self, outputs):
-        return torch.distributions.Normal(outputs.squeeze(-1), NOISE, validate_args=False)
-
-
-def regression(seed=0, num_points=12, dim=3):
-    """One linear layer: its posterior is Gaussian at every temperature."""
-    x = normal(num_points, dim, seed=seed)
-    y = x @ normal(dim, seed=seed + 1) + NOISE * normal(num_points, seed=seed + 2)
-    return Posterior(nn.Linear(dim, 1, bias=False), Data(x, y), NormalPrior(PRECISION), Noisy())
-
-
-def exact(posterior, beta):
-    """Mean and covariance of a regression's theta at an inverse temperature."""
-    x, y = posterior.data.x, posterior.data.y
-    precision = PRECISION * torch.eye(x.shape[1], dtype=torch.float64) + beta * x.T @ x / NOISE**2
-    covariance = torch.linalg.inv(precision)
-    return covariance @ (beta * x.T @ y / NOISE**2), covariance
-
-
-class Mixture(Noisy):
-    """``y`` lies 4 below the output with probability 0.2 and 4 above it with 0.8, give or take 0.3."""
-
-    def distribution(self, outputs):
-        component = torch.distributions.Normal(outputs + vector(-4, 4), 0.3, validate_args=False)
-        weights = torch.distributions.Categorical(vector(0.2, 0.8).expand_as(component.loc))
-        return torch.distributions.MixtureSameFamily(weights, component, validate_args=False)
 
 
 class Near(Noisy):
@@ -91,12 +51,6 @@ class LaplacePrior:
         return torch.distributions.Independent(torch.distributions.Laplace(0 * scale, scale), 1)
 
 
-def one_parameter(likelihood, prior, y):
-    """The posterior of one number, which the network puts out."""
-    data = Data(torch.ones(len(y), 1, dtype=torch.float64), vector(*y))
-    return Posterior(nn.Linear(1, 1, bias=False), data, prior, likelihood, gradient="autograd")
-
-
 def travel(kernel, posterior, theta, num, seed=0):
     """State and info after each of ``num`` transitions."""
     stream, (prior, likelihood) = generator(seed), posterior.split_target(len(theta) * kernel.num_temperatures)
@@ -104,12 +58,6 @@ def travel(kernel, posterior, theta, num, seed=0):
     for _ in range(num):
         state, info = transition(stream, state)
         yield state, info
-
-
-def at(theta, likelihood, state):
-    """The state with every lane at a place of its own, ``(C K, D)``."""
-    log_likelihood, grad = likelihood.log_prob_and_grad(theta)
-    return state._replace(theta=theta, log_likelihood=log_likelihood, grad_likelihood=grad)
 
 
 # --- the draws at all temperatures ------------------------------------------------------------------------------------
@@ -158,33 +106,9 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
     *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
-    with torch.no_grad():
-        width = 8 * posterior.prior_distribution.variance.sqrt().item()
-        coarse, fine = (torch.linspace(-size, size, 100_001, dtype=torch.float64) for size in (width, 10))
-        theta = torch.cat([coarse, fine]).sort().values
-        log_prior, log_likelihood = posterior.log_prior(theta[:, None]), posterior.log_likelihood(theta[:, None])
-    log_likelihood = log_likelihood.nan_to_num(-1e300, -1e300, -1e300)
     for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
-        log_density = log_prior + beta * log_likelihood
-        below = cumulative_trapezoid((log_density - log_density.max()).exp(), theta, initial=0)
-        assert kstest(places, lambda q, cdf=below / below[-1]: np.interp(q, theta, cdf)).pvalue > FALSE_ALARM / 4
-
-
-def test_two_modes_that_are_far_apart():
-    """By symmetry 0.2 of the posterior lies above 0, where all chains start; plain HMC finds the other mode in none."""
-    posterior, chains = one_parameter(Mixture(), NormalPrior(0.1), [0.0]), 64
-    start = torch.full((chains, 1), 4.0, dtype=torch.float64)
-    arguments = {"init": start, "warmup": 150, "seed": 1, "progress": False}
-    plain = sample(posterior, HMC(0.2, 5), 400, **arguments)
-    chain = sample(posterior, ReplicaExchange(HMC(0.2, 5), 8), 400, **arguments)
-
-    def z(draws):
-        above = (draws[..., 0] > 0).double().mean(1)  # in each chain; after the warm-up chains are independent
-        return (above.mean() - 0.2) / (above.std() / chains**0.5)
-
-    assert z(chain.draws).abs() < t.isf(FALSE_ALARM / 2, chains - 1)
-    assert (plain.draws > 0).all()
-    assert chain.tempering.round_trips.min() > 0
+        theta, below = distribution_function(posterior, beta.item())
+        assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
 
 def test_state_and_info_belong_together(posterior, theta):
@@ -214,7 +138,7 @@ def test_replicas_follow_their_positions_and_swap_in_turn():
     _, likelihood = targets = posterior.split_target(chains * num)
     marks = normal(chains * num, 3) / 3
     like = marks[:chains]
-    state = at(marks, likelihood, kernel.init(likelihood, like))
+    state = placed(kernel, likelihood, marks)
     transition, stream, swaps = kernel.build_kernel(*targets, like), generator(), [0, 0]
     for count in range(60):
         before, (state, info) = state.replica, transition(stream, state)
@@ -237,7 +161,7 @@ def test_swap_rates_are_those_of_the_swaps():
     kernel = ReplicaExchange(HMC(1e-9, 1), 2, vector(0, 1))
     prior, likelihood = posterior.split_target(2 * chains)
     theta = exact(posterior, 1)[0] + 0.3 * normal(2 * chains, 3)
-    state = at(theta, likelihood, kernel.init(likelihood, theta[:chains]))
+    state = placed(kernel, likelihood, theta)
     hot, cold = state.log_likelihood.view(chains, 2).T
     state, info = kernel.build_kernel(prior, likelihood, theta[:chains])(generator(), state)
     rate = torch.exp(0 * cold + 1 * hot - 0 * hot - 1 * cold).clamp(max=1)
@@ -246,19 +170,6 @@ def test_swap_rates_are_those_of_the_swaps():
     z = (swapped - rate).sum() / (rate * (1 - rate)).sum().sqrt()
     assert 0.2 < rate.mean() < 0.8
     assert z.abs() < norm.isf(FALSE_ALARM / 2)
-
-
-def test_chains_do_not_influence_each_other(posterior, theta):
-    """To the bit, at all temperatures: fails when a swap or a decision reaches into another chain."""
-    moved, others = theta.clone(), [0, 1, 3, 4]
-    moved[2] += 1
-    kernel = ReplicaExchange(HMC(0.1, 3), 5)
-    one, other = (sample(posterior, kernel, 40, init=start, seed=3, progress=False) for start in (theta, moved))
-    assert torch.equal(one.draws[others], other.draws[others])
-    for (_, _, mine), (_, _, theirs) in zip(one.tempering.items(), other.tempering.items(), strict=True):
-        assert torch.equal(mine[others], theirs[others])
-    assert not (one.draws[2] == other.draws[2]).any()
-    assert one.tempering.swap_rates.min() > 0
 
 
 # --- the same density by other ways -----------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""The network's own posterior, for which there is no closed form: what is known is how parameters and data go together.
+
+Parameters from the prior, and labels from the network with these parameters, are a draw from their joint distribution.
+A sampler that changes the parameters given the labels must leave that distribution as it is (Geweke 2004), and its
+draws cannot be told from the parameters that the labels came from (simulation-based calibration, `bnn_utils.sbc`).
+"""
+
+import pytest
+import torch
+from samplers import ROUGHLY, each_sampler, placed
+from scipy.stats import chi2, ks_2samp, norm
+from targets import FALSE_ALARM, generator, vector
+
+from bnn_utils import HMC, ReplicaExchange, boxes
+from bnn_utils.engines import ENGINES
+from bnn_utils.sbc import simulation_based_calibration
+
+# Between the boxes, in one of them, and at the edge of the cross.
+PLACES = vector(0, 0, 2.5, 2.5, 0, 2.5).view(3, 2)
+
+
+@pytest.fixture
+def model(make_posterior):
+    """The tutorial's network and prior, and five points of each box; their labels will be made up."""
+    return make_posterior(data=boxes(n=20))
+
+
+def assert_same_joint_distribution(model, theta, y, stream):
+    """Of parameters and labels ``(C, ...)``, all independent: the prior's moments, and functions of fresh pairs."""
+    lanes, num_tests = len(theta), 2 * model.dim + len(PLACES) + 1
+    z = theta * model.prior_distribution.precision.sqrt()
+    assert (z.mean(0) * lanes**0.5).abs().max() < norm.isf(FALSE_ALARM / num_tests / 2)
+    squares = z.square().sum(0)
+    assert chi2.ppf(FALSE_ALARM / num_tests / 2, lanes) < squares.min()
+    assert squares.max() < chi2.isf(FALSE_ALARM / num_tests / 2, lanes)
+    fresh = model.sample_prior(4000, stream)
+    values, expected = (
+        torch.cat([model.outputs(at, PLACES)[..., 0], model.with_targets(labels).log_likelihood(at)[:, None]], dim=1)
+        for at, labels in ((theta, y), (fresh, model.simulate(fresh, stream)))
+    )
+    p = [ks_2samp(*columns).pvalue for columns in zip(values.T, expected.T, strict=True)]
+    assert min(p) > FALSE_ALARM / num_tests
+
+
+@each_sampler("replica exchange")
+def test_labels_and_parameters_in_turn(sampler, model):
+    """Geweke's successive-conditional simulation: labels given parameters, then one transition given the labels.
+
+    Each lane starts with a draw from the joint distribution, so that all are in equilibrium from the start and remain
+    independent: what Geweke estimates from one long chain is tested here without an estimate of its error. Fails when
+    the Metropolis correction is left out, when the likelihood counts a point twice, and when the prior is another.
+    """
+    lanes, stream, kernel = sampler.size(4000), generator(7), sampler.tuned(ROUGHLY)
+    theta = model.sample_prior(lanes, stream)
+    for _ in range(100):
+        y = model.simulate(theta, stream)
+        given = model.with_targets(y)
+        theta = next(ENGINES[sampler.engine](kernel, given, theta, stream, False, 0)).theta
+    assert_same_joint_distribution(model, theta, y, stream)
+
+
+def test_labels_and_parameters_in_turn_at_two_temperatures(model):
+    """The same for replica exchange between the prior and the posterior: the labels are the posterior's alone."""
+    lanes, stream = 4000, generator(8)
+    kernel = ReplicaExchange(HMC(0.1, 4), 2, vector(0, 1), vector(2.0, 0.15))
+    theta, swaps = model.sample_prior(2 * lanes, stream), 0
+    for _ in range(100):
+        y = model.simulate(theta[1::2], stream)
+        prior, likelihood = model.with_targets(y).split_target(2 * lanes)
+        transition = kernel.build_kernel(prior, likelihood, theta[::2])
+        state, info = transition(stream, placed(kernel, likelihood, theta))
+        theta, swaps = state.theta, swaps + (info.replica[:, 0] == 1).double().mean().item()
+    assert swaps > 3, "every place is to change hands some times"
+    assert_same_joint_distribution(model, theta[1::2], y, stream)
+
+
+@each_sampler()
+def test_simulation_based_calibration(sampler, model):
+    """Ranks of the truth, in what the network predicts and in how well it fits, are uniform.
+
+    Replica exchange has to find the posterior from prior draws, the others only to stay in it. Fails when the
+    Metropolis correction is left out, which makes networks that are too sure, and when the prior is another.
+    """
+    quantities = {
+        "between the boxes": lambda theta: model.predict(theta, PLACES)[..., 0],
+        "how sure": lambda theta: (model.predict(theta, PLACES) - 0.5).abs().mean(-1),
+    }
+    is_exchange, is_slow = sampler.kernel(ROUGHLY).lanes_per_chain > 1, sampler.engine == "hamiltorch"
+    calibration = simulation_based_calibration(
+        model,
+        sampler.tuned(ROUGHLY),
+        quantities,
+        num_datasets=320 if is_slow else 640,
+        thin=2 if is_slow else 20,
+        warmup=300 if is_exchange else 0,
+        seed=9,
+        engine=sampler.engine,
+        progress=False,
+    )
+    assert calibration.is_calibrated, calibration.verdict
