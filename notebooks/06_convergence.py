@@ -438,4 +438,4 @@ print("at 0.09, more units than 3 and 2 gain little; at 0.01, the tutorial's net
 # - A barrier in the function is not cured by longer runs. Change the route, not the patience.
 # - Replica exchange gives chains that travel, and the evidence with its error.
 #
-# **Back to the start:** [1. Four boxes of points](01_data.ipynb)
+# **Next:** [7. Why believe the sampler?](07_trust.ipynb)

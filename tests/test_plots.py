@@ -13,6 +13,7 @@ from PIL import Image
 from bnn_utils import HMC, ReplicaExchange, animate, boxes, plots, published_summary, sample, square_grid, widgets
 from bnn_utils.diagnostics import Convergence, convergence
 from bnn_utils.predict import split_uncertainty
+from bnn_utils.sbc import Calibration
 
 
 @pytest.fixture
@@ -29,6 +30,8 @@ def grid():
 def p(posterior, chain, grid):
     return posterior.predict(chain.draws, grid)
 
+
+UNIFORM = Calibration(torch.arange(320)[:, None] % 16, 15, ["first"])
 
 FIGURES = {
     "points": lambda chain, grid, p, posterior: plots.points(posterior.data, title="finding"),
@@ -79,6 +82,13 @@ FIGURES = {
     "ladder": lambda chain, grid, p, posterior: plots.ladder(
         sample(posterior, ReplicaExchange(HMC(0.05, 2), 4), 20, num_chains=2, progress=False).tempering, title="finding"
     ),
+    "energy_slopes": lambda chain, grid, p, posterior: plots.energy_slopes(
+        torch.tensor([0.1, 0.2]), {"a": torch.tensor([0.01, 0.04]), "b": torch.tensor([0.1, 0.2])}, title="finding"
+    ),
+    "calibrations": lambda chain, grid, p, posterior: plots.calibrations(
+        {"a": UNIFORM, "b": UNIFORM}, "first", title="finding"
+    ),
+    "partings": lambda chain, grid, p, posterior: plots.partings(torch.rand(4, 50), 2.0, title="finding"),
     "evidence": lambda chain, grid, p, posterior: plots.evidence(
         pd.DataFrame(
             {"network": ["a", "a", "b"], "precision": [0.1, 1, 1], "log_evidence": [-3, -4, -5], "se": [0.1, 0.2, 0.3]}
@@ -86,6 +96,34 @@ FIGURES = {
         title="finding",
     ),
 }
+
+
+def test_energy_slopes_say_which_slope():
+    steps = torch.tensor([0.1, 0.2, 0.4])
+    figure = plots.energy_slopes(steps, {"square": 3 * steps**2, "straight": 5 * steps})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["slope 2", "slope 1"]
+
+
+def test_calibrations_draw_the_ranks_that_they_are_given():
+    """Bars are counts, the curve is the ECDF minus the uniform one; bands hold what is uniform and not what isn't."""
+    high = Calibration(torch.arange(320)[:, None] % 8 + 8, 15, ["first"])
+    figure = plots.calibrations({"uniform": UNIFORM, "high": high}, "first")
+    for column, expected in ((0, [20] * 16), (1, [0] * 8 + [40] * 8)):
+        bars, curve = figure.axes[column], figure.axes[2 + column]
+        heights = [bar.get_height() for bar in bars.patches[:16]]
+        assert heights == expected
+        band = bars.patches[16].get_bbox()
+        assert all(band.y0 < height < band.y1 for height in heights) == (column == 0)
+        x, y = curve.lines[0].get_data()
+        np.testing.assert_allclose(x, np.arange(17) / 16)
+        np.testing.assert_allclose(y, np.r_[0, np.cumsum(expected)] / 320 - x, atol=1e-12)
+        inside = curve.collections[0].get_paths()[0].contains_points(np.c_[x, y][1:-1], radius=1e-9)
+        assert inside.all() == (column == 0)
+
+
+def test_partings_draw_the_median():
+    line = plots.partings(torch.tensor([[1.0, 2.0], [3.0, 8.0], [2.0, 4.0]]), 5.0).axes[0].lines[3]
+    assert line.get_ydata().tolist() == [2, 4]
 
 
 def test_kinds_are_drawn_draw_by_draw():

@@ -5,19 +5,23 @@ from bnn_utils.plots.convergence import convergence_maps, rhat_comparison, rhat_
 from bnn_utils.plots.predictions import decision_maps, parameter_layout, points, trajectory, uncertainty_maps
 from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
 from bnn_utils.plots.tempering import evidence, kinds, ladder
+from bnn_utils.plots.trust import calibrations, energy_slopes, partings
 
 __all__ = [
     "Figure",
     "against_published",
     "autocorrelations",
+    "calibrations",
     "convergence_maps",
     "decision_maps",
     "energies",
+    "energy_slopes",
     "evidence",
     "image_bundle",
     "kinds",
     "ladder",
     "parameter_layout",
+    "partings",
     "points",
     "probability_contours",
     "ranks",

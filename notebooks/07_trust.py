@@ -1,0 +1,266 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7. Why believe the sampler?
+#
+# So far we have judged *chains*: too short, too few, stuck behind a barrier. But what if the
+# **program** is wrong? A sampler with a mistake in it does not crash. It returns numbers, the
+# numbers look like a posterior, R-hat may be perfect, and they are draws from something else.
+#
+# There is one way to find out: ask questions to which the answer is known, of a kind that a
+# wrong sampler cannot get right. This notebook asks two of them, each of a right sampler and of
+# one that was **broken on purpose**. A test that has never failed has shown nothing.
+#
+# You will see
+# - a law of mechanics that every correct integrator obeys, and a small slip that breaks it,
+# - made-up data whose true parameters are known, and where the truth ranks among the draws,
+# - how two runs that start a hair's breadth apart part, and what a seed is worth.
+
+# %%
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, boxes
+from bnn_utils import default_device, plots, sample
+from bnn_utils.hmc import leapfrog, metric, propose
+from bnn_utils.sbc import simulation_based_calibration
+
+data = boxes(n=80, seed=1234).to(default_device())
+net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+posterior = Posterior(net, data, NormalPrior(precision=0.09), Bernoulli())
+
+# %% [markdown]
+# ## Does the ball keep its energy?
+# Hamiltonian Monte Carlo rolls a ball over the landscape of the posterior
+# ([notebook 3](03_hmc.ipynb)). Mechanics says that its energy never changes. The leapfrog
+# integrator takes steps, so it gets the energy slightly wrong, and mechanics even says by how
+# much: **the error shrinks with the square of the step size.** Half the step, a quarter of the
+# error. On log scales that is a line of slope 2.
+#
+# For the broken one, take the most common slip. A leapfrog trajectory begins with *half* a step
+# of the momentum. Here it begins with a whole one. The trajectories look as smooth as before.
+
+# %%
+start = sample(
+    posterior, HMC(step_size=0.05, num_steps=4), num_samples=1500, num_chains=64, seed=1
+).draws[:, -1]
+state = HMC(0.05, 4).init(posterior.log_prob_and_grad, start)
+generator = torch.Generator(start.device).manual_seed(0)
+p = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
+
+
+def energy(state, p):
+    return p.square().sum(-1) / 2 - state.log_prob
+
+
+def energy_error(step_size, slip):
+    """Over trajectories of the same length; a slip of 1/2 makes the first half step whole."""
+    pushed = p + slip * step_size * state.grad
+    end = leapfrog(
+        state, pushed, posterior.log_prob_and_grad, step_size, round(0.16 / step_size)
+    )
+    return (energy(*end) - energy(state, p)).square().mean().sqrt()
+
+
+# %% [markdown]
+# Both start from the same 64 places with the same pushes. Guess: with tiny steps, who is
+# better? And with large ones, would you notice?
+
+# %%
+step_sizes = torch.tensor([0.008, 0.004, 0.002, 0.001])
+errors = {
+    name: torch.stack([energy_error(step, slip) for step in step_sizes.tolist()])
+    for name, slip in {"leapfrog": 0, "first half step made whole": 1 / 2}.items()
+}
+plots.energy_slopes(
+    step_sizes, errors, title="A quarter of the error for half the step: the slip loses that"
+)
+
+# %%
+slopes = {
+    name: torch.log2(values[:-1] / values[1:]).mean().item() for name, values in errors.items()
+}
+assert abs(slopes["leapfrog"] - 2) < 0.1
+assert abs(slopes["first half step made whole"] - 1) < 0.1
+print("slopes:", {name: round(slope) for name, slope in slopes.items()})
+
+# %% [markdown]
+# The slip turns the 2 into a 1. A slope needs no reference, no other program and no luck, and
+# one wrong half step cannot hide from it. It says nothing about what happens *after* the
+# trajectory, though: a sampler accepts some proposals and rejects others, and most mistakes
+# that matter are made there.
+#
+# ## A truth that is known because we made it up
+# We don't know the posterior of the tutorial's data. But we can make up data of our own:
+#
+# 1. Draw parameters from the prior. They are **the truth**.
+# 2. Let the network with these parameters label the 80 points.
+# 3. Ask the sampler for draws from the posterior of these labels.
+#
+# Given the labels, the truth is a draw from the posterior like any other: nobody can tell it
+# from the sampler's draws, if these are right. So put the truth and 15 draws in order, by any
+# quantity you like. The truth must come first as often as second, ninth or last. Do that for
+# a thousand made-up data sets, and the ranks must be **uniform**. This is called
+# *simulation-based calibration*.
+#
+# There is a catch: the sampler must not be blamed for chains that are too short, and on this
+# posterior they all are. The way out is that the truth *is* a draw from the posterior. A chain
+# that starts there is in equilibrium at once. Make some of the draws forwards from the truth
+# and the others backwards, how many by lot: then the truth is at a random place of a chain, and
+# its rank is uniform even if the chain hardly moves.
+#
+# Now break the sampler. Hamiltonian Monte Carlo ends each trajectory by a decision to accept or
+# to reject. Ours does not bother:
+
+
+# %%
+@dataclass(frozen=True, eq=False, repr=False)
+class NeverRejects(HMC):
+    """HMC that believes every proposal."""
+
+    def build_kernel(self, log_prob_and_grad, grad=None):
+        kinetic, settings = metric(None), (self.step_size, self.num_steps)
+
+        def transition(generator, state):
+            end = propose(generator, state, log_prob_and_grad, *settings, kinetic, grad)
+            always = torch.ones_like(end.end_energy, dtype=torch.bool)
+            return end.state, self.info(end.start_energy, end.end_energy, always)
+
+        return transition
+
+
+# %% [markdown]
+# What shall we rank? The prediction in the very centre of the plane; how sure it is, that is
+# how far from one half; and how well the network fits its data, the log likelihood, which
+# always comes with it.
+#
+# Which of the three will give the broken sampler away? Guess before you run it: it makes steps
+# that are too bold and never takes one back.
+
+# %%
+single = Posterior(net, data.to(torch.float32), NormalPrior(precision=0.09), Bernoulli())
+centre = torch.zeros(1, 2).to(single.data.x)
+quantities = {
+    "prediction": lambda theta: single.predict(theta, centre)[..., 0],
+    "sureness": lambda theta: (single.predict(theta, centre)[..., 0] - 0.5).abs(),
+}
+runs = {
+    name: simulation_based_calibration(single, kernel, quantities, num_datasets=1024, seed=1)
+    for name, kernel in {"HMC": HMC(0.1, 8), "never rejects": NeverRejects(0.1, 8)}.items()
+}
+plots.calibrations(
+    runs, "log likelihood", title="The right sampler's ranks are flat, the broken one's pile up"
+)
+
+# %% [markdown]
+# Above: how many of the data sets gave each rank, with the grey band in which all bars end in
+# 95 % of all runs of a right sampler. Below: the same, added up from the left, minus what is
+# expected, with its own band. It sees what many neighbouring bars have in common.
+#
+# For the broken sampler the truth ranks too high. Its draws fit the data worse than the truth
+# does: bold steps go uphill and are never taken back. Now all three quantities:
+
+# %% tags=["nbval-ignore-output"]
+for name, run in runs.items():
+    print(name, "-", run.verdict)
+    print(run.table().map("{:.1g}".format), "\n")
+
+# %%
+broken = runs["never rejects"].table()
+assert runs["HMC"].is_calibrated and not runs["never rejects"].is_calibrated
+assert broken.loc["log likelihood"].max() < 1e-6 < broken.loc["prediction"].max()
+ranks = runs["never rejects"].ranks[:, 2].double()
+assert ranks.mean() > 15 / 2 + 1, "the truth ranks too high"
+print("verdict: HMC passes; the broken one fails, and the prediction does not show it")
+
+# %% [markdown]
+# The prediction in the centre looks fine, and no wonder: the two classes are alike, so an error
+# that treats them alike cancels. **A test sees what it ranks, and nothing else.** That is why
+# the log likelihood always comes along.
+#
+# ## And the sampler of the last notebook?
+# Replica exchange ([notebook 6](06_convergence.ipynb)) can't start in equilibrium, because the
+# truth is a draw at the coldest temperature only. It goes the usual way: from the prior, a
+# warm-up, then draws that are far enough apart to be independent. So it has more to prove: not
+# only that it would stay in the posterior, but that it finds it, 512 times. (To save time, with
+# 40 points in a data set, and seven draws from each.)
+
+# %% tags=["nbval-ignore-output"]
+smaller = Posterior(net, boxes(n=40).to(single.data.x), single.prior, single.likelihood)
+exchange = simulation_based_calibration(
+    smaller, ReplicaExchange(HMC(step_size=0.1, num_steps=4), num_temperatures=8), quantities,
+    num_datasets=512, num_draws=7, thin=50, warmup=300, seed=1,
+)  # fmt: skip
+print(exchange.verdict)
+
+# %%
+assert exchange.is_calibrated
+print("verdict: replica exchange finds the posterior of data sets that it has never seen")
+
+# %% [markdown]
+# ## What a seed is worth
+# The same seed gives the same draws: on this machine, with these libraries, to the last bit.
+# Somewhere else the processor may add numbers in another order, and the sixteenth digit comes
+# out differently. Does that matter? Let 64 chains run twice, with the same random numbers, from
+# starts that differ by 0.000000000000001. How many draws until you can see the difference?
+
+# %%
+twins = [
+    sample(posterior, HMC(0.05, 4), num_samples=3000, init=theta, seed=2, compile=False).draws
+    for theta in (start, start + 1e-15)
+]
+again = sample(posterior, HMC(0.05, 4), num_samples=10, init=start, seed=2, compile=False)
+assert torch.equal(again.draws, twins[0][:, :10])
+distance = (twins[0] - twins[1]).norm(dim=-1)
+usual = (twins[0][:, 1000:] - twins[0][:, :-1000]).norm(dim=-1).median().item()
+plots.partings(
+    distance,
+    usual,
+    title="The twins part exponentially: a hundred draws cost more than a digit",
+)
+
+# %% [markdown]
+# Each grey line is a pair. On a log scale their median rises in a straight line: the distance
+# is multiplied again and again. That is **chaos**. Once apart, the twins stay apart.
+
+# %%
+digits = distance.median(0).values.log10()
+growing = ((digits > -13) & (digits < -3)).nonzero().flatten()
+line = torch.stack([growing.to(digits), digits[growing]])
+digits_per_draw = line.cov()[0, 1] / line[0].var()
+apart = distance[:, 1500] > 1
+assert torch.corrcoef(line)[0, 1] > 0.9 and digits_per_draw > 1 / 100
+assert digits[0] < -13 and digits[-1] > 0 and apart.double().mean() > 0.5
+assert distance[apart, 1500:].min() > 0.1, "they don't come together again"
+print("the median distance grew from below 1e-13 to above 1, by a digit within 100 draws")
+
+# %% [markdown]
+# So a seed reproduces a run on one machine. What travels to another machine is the
+# *distribution* of the draws, and what is printed and compared in these notebooks is of that
+# kind: counts, exact identities, and claims with room for chance.
+#
+# ## Who tests the tests?
+# Every sampler in the library goes through the same suite: the two tests of this notebook,
+# posteriors that are known in closed form, detailed balance, chains that must not influence
+# each other. A script, `tests/faults.py`, then plants faults in the samplers, one at a time,
+# and lets the suite look for them: a wrong sign, a forgotten rejection, a stale gradient, a
+# swap with the wrong odds. Here is [which test noticed which](../docs/faults.md).
+#
+# That is evidence, not proof. A fault that no test looks for is still there.
+#
+# ## What to remember
+# - A wrong sampler returns numbers like a right one. Only questions with known answers tell
+#   them apart.
+# - Test the tests: break the sampler and see that they fail.
+# - Rank what matters, and the log likelihood. What you don't rank you don't see.
+# - A seed reproduces draws on one machine; distributions are what travels.
+#
+# **Back to the start:** [1. Four boxes of points](01_data.ipynb)
