@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks test lab refresh bench lock clean
+.PHONY: notebooks test lab refresh bench faults lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
@@ -28,6 +28,10 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
+
+# Some 15 minutes on two cores.
+faults: $(READY)
+	$(BIN)/python tests/faults.py --to docs/faults.md
 
 lock:
 	$(PYTHON) -m venv build/lock

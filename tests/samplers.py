@@ -63,7 +63,7 @@ def hmc(mass: str) -> Callable[[Tensor], HMC]:
         dense = torch.eye(len(covariance)) if inv_mass is None else inv_mass.diag() if inv_mass.ndim == 1 else inv_mass
         # Where the mass is the identity. Steps of 2 standard deviations of the narrowest direction would be unstable.
         sd = torch.linalg.eigvals(torch.linalg.solve(dense.to(covariance), covariance)).real.sqrt()
-        step = 0.9 * sd.min().item()
+        step = 1.2 * sd.min().item() * min(1, 10 / len(sd)) ** 0.25  # the more directions, the larger the energy error
         # A step turns each direction by an angle of its own. After a quarter turn it has forgotten where it was, after
         # half a turn it is back, mirrored: of the lengths up to that, for the widest, the one that is best for all.
         angle = torch.arccos(1 - step**2 / sd**2 / 2)
@@ -84,8 +84,8 @@ SAMPLERS = {
 }
 
 
-# For the network's posterior, which is no Gaussian: with these widths steps are rejected now and then.
-ROUGHLY = rotated(spread(0.1, 0.5, 20), 2)
+# For the network's posterior, which is no Gaussian: with these widths a third to a half of all proposals is rejected.
+ROUGHLY = rotated(spread(0.3, 0.9, 20), 2)
 
 
 def placed(kernel: ReplicaExchange, likelihood: Target, lanes: Tensor) -> ExchangeState:

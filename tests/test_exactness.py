@@ -25,6 +25,8 @@ from targets import (
 from bnn_utils import HMC, ChEES, NormalPrior, ReplicaExchange, sample
 from bnn_utils.diagnostics import ess, mcse
 
+pytestmark = pytest.mark.slow
+
 # --- closed forms -----------------------------------------------------------------------------------------------------
 
 # ESS is an estimate. Where it is 15 % too large, errors beyond 5 standard errors are five times as frequent; a tenth of
@@ -184,20 +186,20 @@ def finer(kernel, halvings):
         sizes = None if kernel.step_sizes is None else kernel.step_sizes / 2**halvings
         return replace(kernel, kernel=finer(kernel.kernel, halvings), step_sizes=sizes)
     if isinstance(kernel, ChEES):
-        return replace(kernel, step_size=kernel.step_size / 2**halvings, trajectory_length=16 * kernel.step_size)
+        return replace(kernel, step_size=kernel.step_size / 2**halvings, trajectory_length=4 * kernel.step_size)
     return replace(kernel, step_size=kernel.step_size / 2**halvings, num_steps=kernel.num_steps * 2**halvings)
 
 
 @each_sampler()
 def test_energy_error_is_proportional_to_the_step_squared(sampler, posterior):
     """The slope of a line through four step sizes, on log scales. Fails when a half step is left out or made whole."""
-    start = normal(sampler.size(400), 20) / 2
+    start = normal(sampler.size(200), 20) / 2
     kernel = sampler.tuned(ROUGHLY)
-    kernels = [finer(kernel, halvings) for halvings in range(2, 6)]
+    kernels = [finer(kernel, halvings) for halvings in range(4, 8)]
     chains = [
         sample(posterior, kernel, 1, init=start, seed=5, engine=sampler.engine, progress=False) for kernel in kernels
     ]
-    errors = [chain.stats["energy_error"].square().mean().sqrt().log2().item() for chain in chains]
+    errors = [chain.stats["energy_error"].abs().median().log2().item() for chain in chains]
     steps = [chain.stats["step_size"].mean().log2().item() for chain in chains]
     assert np.polyfit(steps, errors, 1)[0] == pytest.approx(2, abs=0.1)
 

@@ -15,6 +15,8 @@ from bnn_utils import HMC, ReplicaExchange, boxes
 from bnn_utils.engines import ENGINES
 from bnn_utils.sbc import simulation_based_calibration
 
+pytestmark = pytest.mark.slow
+
 # Between the boxes, in one of them, and at the edge of the cross.
 PLACES = vector(0, 0, 2.5, 2.5, 0, 2.5).view(3, 2)
 
@@ -85,16 +87,12 @@ def test_simulation_based_calibration(sampler, model):
         "between the boxes": lambda theta: model.predict(theta, PLACES)[..., 0],
         "how sure": lambda theta: (model.predict(theta, PLACES) - 0.5).abs().mean(-1),
     }
-    is_exchange, is_slow = sampler.kernel(ROUGHLY).lanes_per_chain > 1, sampler.engine == "hamiltorch"
+    sizes = {"num_datasets": 640, "num_draws": 15, "thin": 20}
+    if sampler.engine == "hamiltorch":
+        sizes = {"num_datasets": 320, "num_draws": 15, "thin": 2}
+    elif sampler.kernel(ROUGHLY).lanes_per_chain > 1:  # its draws have to be independent
+        sizes = {"num_datasets": 640, "num_draws": 7, "thin": 50, "warmup": 300}
     calibration = simulation_based_calibration(
-        model,
-        sampler.tuned(ROUGHLY),
-        quantities,
-        num_datasets=320 if is_slow else 640,
-        thin=2 if is_slow else 20,
-        warmup=300 if is_exchange else 0,
-        seed=9,
-        engine=sampler.engine,
-        progress=False,
+        model, sampler.tuned(ROUGHLY), quantities, **sizes, seed=9, engine=sampler.engine, progress=False
     )
     assert calibration.is_calibrated, calibration.verdict
