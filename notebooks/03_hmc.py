@@ -232,7 +232,54 @@ print(f"hamiltorch.sample_model needs {ratio:.0f} times as long for the tutorial
 
 # %% [markdown]
 # Speed does not make a chain converge. It makes it cheap to run enough chains to find out.
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
 #
+# ### Exercise: the way back
+# Roll to the end of the path with the largest steps. There, turn round: keep the place, reverse
+# the momentum, and roll just as many steps. Where do you end? Guess before you run it, and
+# remember that the energy was *not* kept exactly.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# path, momenta = roll(start, push, step_size=0.05, num_steps=48)
+# back, _ = roll(path[-1], -momenta[-1], step_size=0.05, num_steps=48)
+# missed = (back[-1] - start).abs().max().item()
+# assert missed < 1e-9
+# print("back at the start, but for rounding")
+# ```
+#
+# Leapfrog keeps the energy only nearly, but its way back is exact. The decision to keep or go
+# back needs just that: it is right only because each path could as well have been walked from
+# its end.
+#
+# </details>
+#
+# ### Exercise: how large a step?
+# Large steps travel further for the same price. Run 500 transitions from `start` with step
+# sizes 0.025, 0.05, 0.1, 0.2 and 0.4. Where does the acceptance rate fall below one half, and
+# where do divergences begin?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for step in (0.025, 0.05, 0.1, 0.2, 0.4):
+#     short = sample(posterior, HMC(step, 4), 500, init=start, seed=1, progress=False)
+#     rate, diverging = short.stats["acceptance_rate"].mean(), short.stats["diverging"].sum()
+#     print(f"step size {step:<5}: acceptance {rate:.2f}, divergences {diverging}")
+# assert rate < 0.1 and diverging > 20
+# ```
+#
+# Not a slope but a cliff: past some size the steps leave the curve of the landscape altogether.
+# The tutorial's 0.05 is on the safe side of it.
+#
+# </details>
+
+# %% [markdown]
 # ## What to remember
 # - Leapfrog steps keep the energy nearly constant, and the accept step repairs the rest.
 # - 5,000 draws were made in seconds. For half of the parameters they are worth fewer than fifty

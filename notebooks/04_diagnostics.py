@@ -222,7 +222,51 @@ print("verdict: at some place the chains' averages lie more than 0.1 apart")
 # To a question that we want to ask, such as the probability at one place, four chains give four
 # answers, and averaging them does not tell which is right. The maps of the next notebook are a
 # picture of the posterior, not a measurement of it.
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
 #
+# ### Exercise: fool R-hat
+# Think of a posterior with two valleys, one around -3 and one around 3. Make four chains of
+# 1,000 independent normal draws each, all of them in the left valley. What does `rhat` say?
+# Then move one chain to the right valley, and ask again.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# left = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) - 3
+# both = left.clone()
+# both[3] += 6  # one of four chains has found the other valley
+# print(f"R-hat: {rhat(left):.2f} in one valley, {rhat(both):.2f} with one chain in the other")
+# assert rhat(left) < 1.01 and rhat(both) > 1.3
+# ```
+#
+# The first run is wrong about half of the posterior and passes. The second knows more and
+# fails. More chains, from starts far apart, are more chances to be told.
+#
+# </details>
+#
+# ### Exercise: does thinning help?
+# Keeping every 10th draw makes traces look better: neighbours resemble each other less. How
+# much of the bulk ESS is left, for the weights and for the specimen? Guess both.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for name, values in (("weights", draws), ("specimen", specimen)):
+#     kept = (ess(values[:, ::10]) / ess(values)).median().item()
+#     print(f"{name:8}: a tenth of the draws keeps {kept:.1f} of the effective draws")
+#     assert kept > 0.8 if name == "weights" else kept < 0.2
+# ```
+#
+# Of the weights nothing is lost, since neighbours are nearly copies, and nothing is gained
+# either. Of the specimen nine tenths are lost. Thinning saves memory, and that is all.
+#
+# </details>
+
+# %% [markdown]
 # ## What to remember
 # - Run several chains. Some weights look well in one chain alone.
 # - Judge what you will use: predictions, not only weights.
