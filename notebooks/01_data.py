@@ -19,6 +19,8 @@
 # - the data set and why no straight line solves it,
 # - how the data say in which precision and on which device everything later is computed,
 # - what happens to bad data.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -74,7 +76,7 @@ assert best == 58
 # and a small neural network will do.
 #
 # ## Precision and device
-# Everything later is computed in the **dtype of the data**, on the **device of the data**.
+# Everything later is computed in the dtype of the data, on the device of the data.
 # There is no other switch: the network is copied to where the data are. `boxes` gives float64
 # on the CPU; for a network of this size a CPU will do.
 

@@ -10,16 +10,19 @@
 # # 2. One network, one vector
 #
 # The **posterior** is the distribution of the network's parameters once the data have been
-# seen. A **sampler** makes draws from it: parameter vectors, each as often as it is probable.
-# All it needs is a function of **one flat vector**: give it `theta`, get back the logarithm of
-# a probability density. A network wants weights and biases in their shapes. This notebook joins
-# the two, so that the network can be handed to any package that expects a flat vector.
+# seen. A **sampler** makes **draws** from it: parameter vectors, each as often as it is
+# probable. All it needs is a function of one **flat vector**: give it `theta`, get back the
+# logarithm of a probability density. A network wants weights and biases in their shapes. This
+# notebook joins the two, so that the network can be handed to any package that expects a flat
+# vector.
 #
 # You will see
 # - the network's 20 parameters as one vector, and the way there and back,
 # - the prior, the likelihood, and their sum, the log joint density,
 # - what the prior believes before it has seen a single point,
 # - the best single network (MAP), found by an optimiser, beside the best draw of a sampler.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -114,7 +117,7 @@ assert reaches_theta is None
 # %% [markdown]
 # ## Prior, likelihood, log joint
 # The **prior** says what we believe about the weights before any data: independent normals with
-# mean 0 and precision 0.09. (Precision is one over variance.) The **likelihood** says how
+# mean 0 and precision 0.09. (**Precision** is one over variance.) The **likelihood** says how
 # probable the labels are for given weights: each label is a coin flip with the network's
 # probability. Bayes' rule multiplies the two, so their logarithms add up to the **log joint**,
 # the log posterior density but for a constant.

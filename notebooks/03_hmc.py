@@ -20,6 +20,8 @@
 # - 5,000 draws with the original tutorial's settings: step size 0.05, 4 leapfrog steps,
 # - their summary tables, beside the ones that the original published,
 # - and why drawing them takes seconds.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import pandas as pd
@@ -39,10 +41,10 @@ posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=B
 
 # %% [markdown]
 # ## Rolling
-# The ball has a position `theta` and a momentum `p`. Its energy `H` is its height,
+# The ball has a position `theta` and a **momentum** `p`. Its **energy** `H` is its height,
 # `-log_prob(theta)`, plus half its squared speed, `|p|^2 / 2`. Nature keeps `H` constant. The
-# leapfrog method imitates nature in small steps: half a push by the gradient, a move, half a
-# push.
+# **leapfrog** method imitates nature in small steps: half a push by the gradient, a move, half
+# a push.
 
 
 # %%
@@ -115,8 +117,8 @@ print("verdict: half the step size, about a quarter of the energy error")
 # ## Keep or go back
 # Because of that error the ball drifts off a little. HMC corrects it exactly. Call the end of
 # the path the **proposal**, and its energy minus that of the start the error. The proposal is
-# kept with probability `exp(-error)`, at most 1; otherwise the chain stays where it was. One
-# **transition** is a fresh push, a few leapfrog steps, and this decision. That is the whole
+# kept with probability `exp(-error)`, at most 1; otherwise the **chain** stays where it was.
+# One **transition** is a fresh push, a few leapfrog steps, and this decision. That is the whole
 # algorithm.
 #
 # ## 5,000 draws
@@ -137,12 +139,12 @@ other = (
 print(f"drawn by {chain.engine} on {chain.device}; {other}")
 
 # %% [markdown]
-# The chain describes itself. Look at the acceptance rate: how probable it was, on average, that
-# a proposal was kept. A divergence is a path whose energy error explodes; a few on the way from
-# the start do no harm, later ones would. Under internals stand the statistics kept for each
-# draw: `lp` is the log joint density, `n_steps` the number of leapfrog steps, `energy` is `H`.
-# Is a high acceptance rate good news? It shows that the steps are small enough, not that the
-# chain gets anywhere.
+# The chain describes itself. Look at the **acceptance rate**: how probable it was, on average,
+# that a proposal was kept. A **divergence** is a path whose energy error explodes; a few on the
+# way from the start do no harm, later ones would. Under internals stand the statistics kept for
+# each draw: `lp` is the log joint density, `n_steps` the number of leapfrog steps, `energy` is
+# `H`. Is a high acceptance rate good news? It shows that the steps are small enough, not that
+# the chain gets anywhere.
 
 # %% tags=["nbval-ignore-output"]
 chain
@@ -153,8 +155,8 @@ assert torch.isfinite(chain.draws).all() and chain.stats["is_accept"].any()
 
 # %% [markdown]
 # ## The summary
-# One row for each parameter: mean and standard deviation, Monte Carlo standard error of the
-# mean (`mcse`), effective sample size in the bulk and in the tails (how many *independent*
+# One row for each parameter: mean and standard deviation, **Monte Carlo standard error** of the
+# mean (`mcse`), **effective sample size** in the bulk and in the tails (how many *independent*
 # draws these 5,000 are worth), R-hat (1.00 when different parts of the chain agree), and
 # effective draws per second. Look at `ess_bulk`: how many of 5,000 would you have hoped for?
 

@@ -12,12 +12,14 @@
 # A sampler always returns numbers. Whether they come from the posterior is a separate question,
 # and there are instruments for it. Each sees one kind of trouble and is blind to others. This
 # notebook points all of them at the tutorial's chain, which fails most of them, and at a
-# **specimen that passes**: independent random numbers.
+# specimen that passes: independent random numbers.
 #
 # You will see
 # - traces, rank plots, autocorrelation and energy: what good and bad look like,
 # - R-hat and effective sample size, from one chain and from four,
-# - the same judgement in weight space and in function space, and a verdict.
+# - the same judgement in **weight space** and in **function space**, and a verdict.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -52,11 +54,11 @@ print("chains, draws, parameters:", tuple(draws.shape))
 
 # %% [markdown]
 # ## Traces
-# A trace plots a quantity against the draw's number. A good one looks like a hairy caterpillar:
-# noise around one level, the same for all colours. The top row is the log density: it climbs
-# from the start. How long does each chain take, and does it stay up there? Then look at the
-# weights: slow wandering, colours that stay apart, and flat pieces, where nothing was accepted
-# for a while.
+# A **trace** plots a quantity against the draw's number. A good one looks like a hairy
+# caterpillar: noise around one level, the same for all colours. The top row is the log density:
+# it climbs from the start. How long does each chain take, and does it stay up there? Then look
+# at the weights: slow wandering, colours that stay apart, and flat pieces, where nothing was
+# accepted for a while.
 
 # %%
 watched = [0, 9, 17]  # one weight of each layer
@@ -105,8 +107,9 @@ for k in range(4):
 
 # %% [markdown]
 # ## Rank plots
-# Put the draws of all chains in order and ask, chain by chain, which ranks it holds. Chains
-# that agree share all ranks evenly: flat bars at the dashed line. The specimen first.
+# A **rank plot** puts the draws of all chains in order and asks, chain by chain, which ranks it
+# holds. Chains that agree share all ranks evenly: flat bars at the dashed line. The specimen
+# first.
 
 # %%
 plots.ranks(
@@ -127,9 +130,9 @@ plots.ranks(
 # compares chains with each other and knows nothing of what all of them missed.
 #
 # ## Autocorrelation
-# How long does a chain remember? The autocorrelation at lag k is the correlation of a draw with
-# the one k draws later: 1 for a copy, 0 for no memory. The specimen forgets at once. Guess at
-# which lag the weights have forgotten, before you look.
+# How long does a chain remember? The **autocorrelation** at lag k is the correlation of a draw
+# with the one k draws later: 1 for a copy, 0 for no memory. The specimen forgets at once. Guess
+# at which lag the weights have forgotten, before you look.
 
 # %%
 plots.autocorrelations(
@@ -148,7 +151,7 @@ print("verdict: 100 draws later, every watched weight still resembles itself")
 # ## Energy
 # Each fresh push changes the energy. If these changes are as wide as the energy's own
 # distribution, the pushes can reach all levels. The mean squared change over the variance is
-# the BFMI (Bayesian fraction of missing information); below 0.3 it warns of trouble.
+# the **BFMI** (Bayesian fraction of missing information); below 0.3 it warns of trouble.
 
 # %%
 plots.energies(
@@ -171,7 +174,7 @@ assert (bfmi > 0.3).any(), "passed by a chain that has not converged"
 # Perhaps we ask too much. Weights have names, but the network does not care about them: swap
 # two hidden units, or flip the sign of one and of what follows it, and every prediction stays
 # the same. Chains may disagree about the weights and agree about everything that matters. So
-# ask again about the **predictions**, at each of 625 points. Guess before you run it: will the
+# ask again about the predictions, at each of 625 points. Guess before you run it: will the
 # weights fail? Will the predictions?
 
 # %%

@@ -17,6 +17,8 @@
 # - uncertainty taken apart: doubt inside each network, or networks that disagree,
 # - the sampler at work, as an animation, and a slider to stop it anywhere.
 #
+# Words in bold are in the [glossary](glossary.md).
+#
 # One warning goes with all of it. The chain has not converged ([notebook
 # 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
 
@@ -61,8 +63,8 @@ print("and is more than 95% sure on more than half of the plane")
 
 # %% [markdown]
 # ## Many networks
-# The posterior predictive probability is the average over draws. The original tutorial takes
-# every 10th of the first 1,500. We show that first. Then four chains instead of one, as
+# The **posterior predictive** probability is the average over draws. The original tutorial
+# takes every 10th of the first 1,500. We show that first. Then four chains instead of one, as
 # [notebook 4](04_diagnostics.ipynb) advises, and all of their draws after those 1,500. Look at
 # the cross between the boxes, and then at the rim of the map, where there are no data either.
 #
@@ -101,8 +103,8 @@ print("in the boxes, and beyond them, the average is sure")
 # extend a box's colour outwards in the same way, because tanh is flat far from its edges.
 # Averaging finds doubt only where networks disagree.
 #
-# The thinned average includes the chain's way from its start, and thinning throws draws away
-# without making the others any better. There is no reason to thin but memory.
+# The thinned average includes the chain's way from its start, and **thinning** throws draws
+# away without making the others any better. There is no reason to thin but memory.
 #
 # ## Two kinds of not knowing
 # A prediction of one half can mean two things. Every network says "a coin flip": as far as it

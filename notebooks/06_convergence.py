@@ -20,6 +20,8 @@
 # - replica exchange, which crosses it all the time: a posterior that passes these tests,
 # - what comes for free: the evidence, which compares priors and networks.
 #
+# Words in bold are in the [glossary](glossary.md).
+#
 # It computes for some two minutes, in single precision, which is enough for this and faster.
 
 # %%
@@ -51,7 +53,7 @@ posterior = Posterior(tanh_network(3, 2), data, NormalPrior(precision=0.09), Ber
 # %% [markdown]
 # ## Give Hamiltonian Monte Carlo every chance
 # Longer trajectories, 64 steps in place of 4. A **warm-up** of 300 transitions that adapts the
-# step size, to accept 80 % of proposals, and the mass, to the variances of the weights. And
+# step size, to accept 80 % of proposals, and the **mass**, to the variances of the weights. And
 # 256 chains, each from its own draw from the prior. All of them learn together.
 
 # %%
@@ -133,7 +135,7 @@ print("no weight mixes as drawn; folded, one does not:", *left)
 
 # %% [markdown]
 # So symmetry explains nearly everything about the weights, and not the one thing that is left:
-# **the bias of the output**, which no flip and no swap touches. Whatever is wrong is wrong with
+# *the bias of the output*, which no flip and no swap touches. Whatever is wrong is wrong with
 # the function.
 #
 # ## What the last weight means
@@ -202,8 +204,8 @@ print("in the cross they differ more than twice as much as elsewhere")
 # prior(theta) likelihood(theta)^beta
 #
 # At beta = 1 that is the posterior, at beta = 0 the prior, where there is no barrier at all.
-# Run a chain at each of 16 powers, from 0 to 1, and let neighbours **swap their networks** now
-# and then, with the probability that keeps every chain's distribution right:
+# **Replica exchange** runs a chain at each of 16 powers, from 0 to 1, and lets neighbours swap
+# their networks now and then, with the probability that keeps every chain's distribution right:
 #
 # min(1, exp((beta_i - beta_j) (log likelihood_j - log likelihood_i)))
 #
@@ -218,8 +220,8 @@ chain = sample(
 print("chains, draws, parameters:", tuple(chain.draws.shape))
 
 # %% [markdown]
-# Each row of the table is a temperature. Look at the swap rates, which should be alike, and at
-# the step sizes: near the prior, one can take giant steps.
+# Each row of the table is a **temperature**. Look at the swap rates, which should be alike, and
+# at the step sizes: near the prior, one can take giant steps.
 
 # %% tags=["nbval-ignore-output"]
 chain.tempering.table().round(3)
@@ -349,8 +351,8 @@ print("verdict: this run agrees with the reference posterior within its standard
 # ## The evidence, for free
 # The chain at the prior and all those on the way are not wasted. Their log likelihoods add up
 # to the **log evidence**: the log probability of the data under the model, all weights averaged
-# out. Two ways to add them up: *stepping stones* multiply ratios from one temperature to the
-# next; *thermodynamic integration* takes the area under the curve of mean log likelihood.
+# out. Two ways to add them up: **stepping stones** multiply ratios from one temperature to the
+# next; **thermodynamic integration** takes the area under the curve of mean log likelihood.
 
 # %% tags=["nbval-ignore-output"]
 estimates = chain.tempering.log_evidence()
