@@ -155,7 +155,7 @@ print("verdict: 100 draws later, every watched weight still resembles itself")
 
 # %%
 plots.energies(
-    chain, starts=1500, title="How far one push moves the energy, against how far it varies"
+    chain, starts=1500, title="One push moves the energy about as far as the energy varies"
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -164,6 +164,7 @@ bfmi = energy.diff(dim=1).square().mean(1) / energy.var(1)
 print("BFMI by chain:", [f"{value:.2f}" for value in bfmi.tolist()])
 print(f"{int((bfmi > 0.3).sum())} of {len(bfmi)} chains pass")
 assert (bfmi > 0.3).any(), "passed by a chain that has not converged"
+assert 0.5 < bfmi.median() < 2
 
 # %% [markdown]
 # A chain can pass here and be nowhere near convergence, as R-hat has shown above. The
