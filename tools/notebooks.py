@@ -12,11 +12,15 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jupytext
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
@@ -53,8 +57,8 @@ def build(sources: list[Path]) -> None:
     BUILD.mkdir()
     notebooks, costs = {}, {}
     for source in sources:
-        notebooks[source.stem], seconds = execute(source, BUILD)
-        costs[source.stem] = f" ({seconds:.0f} s)"
+        notebooks[source.stem], seconds, megabytes = execute(source, BUILD)
+        costs[source.stem] = f" ({seconds:.0f} s, {megabytes:.0f} MB)"
         nbformat.write(notebooks[source.stem], BUILD / f"{source.stem}.ipynb")
     write_site(BUILD, notebooks, costs)
     print(f"\nThe notebooks are in {BUILD.name}/, and {BUILD.name}/index.html shows what was made.")
@@ -114,7 +118,7 @@ def refresh(sources: list[Path]) -> None:
     """Execute in place and store the outputs that the tests compare with, and the README's pictures."""
     DOCS.mkdir(exist_ok=True)
     for source in sources:
-        notebook, _ = execute(source, NOTEBOOKS)
+        notebook, *_ = execute(source, NOTEBOOKS)
         nbformat.write(notebook, source.with_suffix(".ipynb"))
         name, title = README_PICTURE
         if source.stem == name:
@@ -123,15 +127,19 @@ def refresh(sources: list[Path]) -> None:
             shutil.copy(NOTEBOOKS / "results.gif", DOCS / "results.gif")
 
 
-def execute(source: Path, folder: Path) -> tuple[NotebookNode, float]:
-    """Run the notebook that ``source`` is the text of, in ``folder``; returns it with its outputs, and the seconds."""
+def execute(source: Path, folder: Path) -> tuple[NotebookNode, float, float]:
+    """Run the notebook that ``source`` is the text of, in ``folder``.
+
+    Returns:
+        the notebook with its outputs; seconds; the most megabytes that its kernel and what that started held.
+    """
     notebook = jupytext.read(source)
     notebook.metadata.pop("jupytext", None)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # ids that depend on nothing, so that an unchanged notebook stays unchanged
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
     started = time.perf_counter()
-    with tqdm(total=code, desc=source.stem, unit="cell", disable=False) as bar:
+    with tqdm(total=code, desc=source.stem, unit="cell", disable=False) as bar, watch_memory() as peak:
         client = NotebookClient(
             notebook,
             timeout=600,
@@ -145,7 +153,35 @@ def execute(source: Path, folder: Path) -> tuple[NotebookNode, float]:
             client.execute()
         except CellExecutionError as error:
             sys.exit(f"\n{source.stem} failed:\n{error}")
-    return notebook, time.perf_counter() - started
+    return notebook, time.perf_counter() - started, peak() / 1e6
+
+
+@contextmanager
+def watch_memory() -> Iterator[Callable[[], int]]:
+    """While it is open, watch the processes that this one started; the function tells the most bytes they held at once.
+
+    Pages that processes share count for each of them, so the truth may be less, and never more.
+    """
+    peak, is_over = 0, threading.Event()
+
+    def bytes_of(process: psutil.Process) -> int:
+        try:
+            return process.memory_info().rss
+        except psutil.NoSuchProcess:  # it has ended since it was listed
+            return 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not is_over.wait(0.05):
+            peak = max(peak, sum(map(bytes_of, psutil.Process().children(recursive=True))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: peak
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def title_of(notebook: NotebookNode) -> str:
