@@ -60,6 +60,8 @@ def build(sources: list[Path]) -> None:
         notebooks[source.stem], seconds, megabytes = execute(source, BUILD)
         costs[source.stem] = f" ({seconds:.0f} s, {megabytes:.0f} MB)"
         nbformat.write(notebooks[source.stem], BUILD / f"{source.stem}.ipynb")
+    for text in NOTEBOOKS.glob("*.md"):  # which the notebooks link to
+        shutil.copy(text, BUILD)
     write_site(BUILD, notebooks, costs)
     print(f"\nThe notebooks are in {BUILD.name}/, and {BUILD.name}/index.html shows what was made.")
     print("Open them live in JupyterLab with:  make lab")
