@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks test lab refresh bench faults lock clean
+.PHONY: notebooks html test lab refresh bench faults lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
+
+# From the stored notebooks: nothing is executed.
+html: $(READY)
+	$(BIN)/python tools/notebooks.py html
 
 test: $(READY)
 	$(BIN)/ruff check .

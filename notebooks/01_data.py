@@ -19,6 +19,8 @@
 # - the data set and why no straight line solves it,
 # - how the data say in which precision and on which device everything later is computed,
 # - what happens to bad data.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -74,7 +76,7 @@ assert best == 58
 # and a small neural network will do.
 #
 # ## Precision and device
-# Everything later is computed in the **dtype of the data**, on the **device of the data**.
+# Everything later is computed in the dtype of the data, on the device of the data.
 # There is no other switch: the network is copied to where the data are. `boxes` gives float64
 # on the CPU; for a network of this size a CPU will do.
 
@@ -98,6 +100,51 @@ try:
     Data(broken, data.y)
 except ValueError as error:
     print(error)
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
+#
+# ### Exercise: one more number
+# A straight line fails because it sees `x1` and `x2` apart. Compute *one* number from the two,
+# such that a single threshold on it gets all 80 points right. (This is what a hidden layer has
+# to find by itself.)
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# feature = data.x[:, 0] * data.x[:, 1]  # positive in two opposite quadrants
+# right = int(((feature > 0) == data.y.bool()).sum())
+# print(f"the product gets {right} of {len(data)} points right")
+# assert right == len(data)
+# ```
+#
+# With the right feature, a threshold is enough. The hard part of the problem is the feature.
+#
+# </details>
+#
+# ### Exercise: is 58 a lot?
+# The search above tried thousands of lines and kept the best. Something tried that often may
+# look good by luck. Shuffle the labels twenty times, so that place says nothing about class,
+# and search again each time. Guess first: half of 80 is 40. What does the best line get?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# generator = torch.Generator().manual_seed(0)
+# found = []
+# for _ in range(20):
+#     shuffled = data.y.cpu()[torch.randperm(80, generator=generator)].bool()
+#     found.append(int((says_one == shuffled[:, None, None]).sum(0).max()))
+# print(f"with shuffled labels, the best line gets {min(found)} to {max(found)} of 80 right")
+# assert 40 < min(found) and max(found) < best
+# ```
+#
+# The best of many looks better than a coin even where there is nothing to find. So 58 is more
+# than luck, and not by much.
+#
+# </details>
 
 # %% [markdown]
 # ## What to remember

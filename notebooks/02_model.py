@@ -10,16 +10,19 @@
 # # 2. One network, one vector
 #
 # The **posterior** is the distribution of the network's parameters once the data have been
-# seen. A **sampler** makes draws from it: parameter vectors, each as often as it is probable.
-# All it needs is a function of **one flat vector**: give it `theta`, get back the logarithm of
-# a probability density. A network wants weights and biases in their shapes. This notebook joins
-# the two, so that the network can be handed to any package that expects a flat vector.
+# seen. A **sampler** makes **draws** from it: parameter vectors, each as often as it is
+# probable. All it needs is a function of one **flat vector**: give it `theta`, get back the
+# logarithm of a probability density. A network wants weights and biases in their shapes. This
+# notebook joins the two, so that the network can be handed to any package that expects a flat
+# vector.
 #
 # You will see
 # - the network's 20 parameters as one vector, and the way there and back,
 # - the prior, the likelihood, and their sum, the log joint density,
 # - what the prior believes before it has seen a single point,
 # - the best single network (MAP), found by an optimiser, beside the best draw of a sampler.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -114,7 +117,7 @@ assert reaches_theta is None
 # %% [markdown]
 # ## Prior, likelihood, log joint
 # The **prior** says what we believe about the weights before any data: independent normals with
-# mean 0 and precision 0.09. (Precision is one over variance.) The **likelihood** says how
+# mean 0 and precision 0.09. (**Precision** is one over variance.) The **likelihood** says how
 # probable the labels are for given weights: each label is a coin flip with the network's
 # probability. Bayes' rule multiplies the two, so their logarithms add up to the **log joint**,
 # the log posterior density but for a constant.
@@ -223,7 +226,57 @@ print("by something like half a unit for each of the", posterior.dim, "dimension
 # log density below the top for every dimension. The MAP is the point of highest density, and a
 # most untypical one. (Even that only as far as 16 climbs can tell: nobody knows that there is
 # no higher hill.) Predictions should come from the many, not from the one.
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
 #
+# ### Exercise: a twin
+# Two vectors can be the same network. Take a draw from the prior. Flip the sign of all that
+# goes into the first hidden unit (its two weights and its bias), and of all that comes out of
+# it. What happens to the function? (tanh is odd: tanh(-a) = -tanh(a). And the pieces that
+# `unravel` gives are views.)
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# twin = posterior.sample_prior(1, torch.Generator(device).manual_seed(3))[0]
+# before = posterior.flat(twin, grid)
+# pieces = posterior.flat.unravel(twin)  # views: writing to them changes twin
+# pieces["0.weight"][0] *= -1
+# pieces["0.bias"][0] *= -1
+# pieces["2.weight"][:, 0] *= -1
+# torch.testing.assert_close(posterior.flat(twin, grid), before)
+# print("five numbers changed their signs, and the function is the same everywhere")
+# ```
+#
+# Every network has such twins, so weights alone don't say what a network does. [Notebook
+# 6](06_convergence.ipynb) counts them.
+#
+# </details>
+#
+# ### Exercise: monkeys at typewriters
+# The best straight line gets 58 of the 80 points right ([notebook 1](01_data.ipynb)). Draw
+# 10,000 networks from the prior, which know nothing of the data. How many of them do better
+# than the line? How many points does the luckiest get right?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# many = posterior.sample_prior(10_000, torch.Generator(device).manual_seed(3))
+# right = ((posterior.predict(many, data.x) > 0.5) == data.y.bool()).sum(1)
+# better, luckiest = int((right > 58).sum()), int(right.max())
+# print(f"{better} of 10,000 beat the line; the luckiest gets {luckiest} of 80 right")
+# assert 30 < better < 300 and luckiest > 65
+# ```
+#
+# Waiting for luck would be a sampler, too: keep what fits, throw the rest away. It throws away
+# nearly everything. The next notebook shows a way that doesn't.
+#
+# </details>
+
+# %% [markdown]
 # ## What to remember
 # - A network is a function of one flat vector, and the log joint is a function of the same
 #   vector.

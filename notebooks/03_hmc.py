@@ -20,6 +20,8 @@
 # - 5,000 draws with the original tutorial's settings: step size 0.05, 4 leapfrog steps,
 # - their summary tables, beside the ones that the original published,
 # - and why drawing them takes seconds.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import pandas as pd
@@ -39,10 +41,10 @@ posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=B
 
 # %% [markdown]
 # ## Rolling
-# The ball has a position `theta` and a momentum `p`. Its energy `H` is its height,
+# The ball has a position `theta` and a **momentum** `p`. Its **energy** `H` is its height,
 # `-log_prob(theta)`, plus half its squared speed, `|p|^2 / 2`. Nature keeps `H` constant. The
-# leapfrog method imitates nature in small steps: half a push by the gradient, a move, half a
-# push.
+# **leapfrog** method imitates nature in small steps: half a push by the gradient, a move, half
+# a push.
 
 
 # %%
@@ -115,8 +117,8 @@ print("verdict: half the step size, about a quarter of the energy error")
 # ## Keep or go back
 # Because of that error the ball drifts off a little. HMC corrects it exactly. Call the end of
 # the path the **proposal**, and its energy minus that of the start the error. The proposal is
-# kept with probability `exp(-error)`, at most 1; otherwise the chain stays where it was. One
-# **transition** is a fresh push, a few leapfrog steps, and this decision. That is the whole
+# kept with probability `exp(-error)`, at most 1; otherwise the **chain** stays where it was.
+# One **transition** is a fresh push, a few leapfrog steps, and this decision. That is the whole
 # algorithm.
 #
 # ## 5,000 draws
@@ -137,12 +139,12 @@ other = (
 print(f"drawn by {chain.engine} on {chain.device}; {other}")
 
 # %% [markdown]
-# The chain describes itself. Look at the acceptance rate: how probable it was, on average, that
-# a proposal was kept. A divergence is a path whose energy error explodes; a few on the way from
-# the start do no harm, later ones would. Under internals stand the statistics kept for each
-# draw: `lp` is the log joint density, `n_steps` the number of leapfrog steps, `energy` is `H`.
-# Is a high acceptance rate good news? It shows that the steps are small enough, not that the
-# chain gets anywhere.
+# The chain describes itself. Look at the **acceptance rate**: how probable it was, on average,
+# that a proposal was kept. A **divergence** is a path whose energy error explodes; a few on the
+# way from the start do no harm, later ones would. Under internals stand the statistics kept for
+# each draw: `lp` is the log joint density, `n_steps` the number of leapfrog steps, `energy` is
+# `H`. Is a high acceptance rate good news? It shows that the steps are small enough, not that
+# the chain gets anywhere.
 
 # %% tags=["nbval-ignore-output"]
 chain
@@ -153,8 +155,8 @@ assert torch.isfinite(chain.draws).all() and chain.stats["is_accept"].any()
 
 # %% [markdown]
 # ## The summary
-# One row for each parameter: mean and standard deviation, Monte Carlo standard error of the
-# mean (`mcse`), effective sample size in the bulk and in the tails (how many *independent*
+# One row for each parameter: mean and standard deviation, **Monte Carlo standard error** of the
+# mean (`mcse`), **effective sample size** in the bulk and in the tails (how many *independent*
 # draws these 5,000 are worth), R-hat (1.00 when different parts of the chain agree), and
 # effective draws per second. Look at `ess_bulk`: how many of 5,000 would you have hoped for?
 
@@ -232,7 +234,56 @@ print(f"hamiltorch.sample_model needs {ratio:.0f} times as long for the tutorial
 
 # %% [markdown]
 # Speed does not make a chain converge. It makes it cheap to run enough chains to find out.
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
 #
+# ### Exercise: the way back
+# Roll to the end of the path with the largest steps. There, turn round: keep the place, reverse
+# the momentum, and roll just as many steps. Where do you end? Guess before you run it, and
+# remember that the energy was *not* kept exactly.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# path, momenta = roll(start, push, step_size=0.05, num_steps=48)
+# back, _ = roll(path[-1], -momenta[-1], step_size=0.05, num_steps=48)
+# missed = (back[-1] - start).abs().max().item()
+# assert missed < 1e-9
+# print("back at the start, but for rounding")
+# ```
+#
+# Leapfrog keeps the energy only nearly, but its way back is exact. The decision to keep or go
+# back needs just that: it is right only because each path could as well have been walked from
+# its end.
+#
+# </details>
+#
+# ### Exercise: how large a step?
+# Large steps travel further for the same price. Run 500 transitions from `start` with step
+# sizes 0.025, 0.05, 0.1, 0.2 and 0.4. Where does the acceptance rate fall below one half, and
+# where do divergences begin?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# rates = {}
+# for step in (0.025, 0.05, 0.1, 0.2, 0.4):
+#     short = sample(posterior, HMC(step, 4), 500, init=start, seed=1, progress=False)
+#     rates[step] = short.stats["acceptance_rate"].mean()
+#     diverging = short.stats["diverging"].sum()
+#     print(f"step size {step:<5}: acceptance {rates[step]:.2f}, divergences {diverging}")
+# assert rates[0.05] > 0.5 > rates[0.2] and diverging > 20
+# ```
+#
+# Acceptance falls faster and faster: between 0.05 and 0.2 it drops below one half, and with the
+# largest steps paths explode. Steps twice as long go twice as far, but only if they are kept.
+#
+# </details>
+
+# %% [markdown]
 # ## What to remember
 # - Leapfrog steps keep the energy nearly constant, and the accept step repairs the rest.
 # - 5,000 draws were made in seconds. For half of the parameters they are worth fewer than fifty

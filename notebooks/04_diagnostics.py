@@ -12,12 +12,14 @@
 # A sampler always returns numbers. Whether they come from the posterior is a separate question,
 # and there are instruments for it. Each sees one kind of trouble and is blind to others. This
 # notebook points all of them at the tutorial's chain, which fails most of them, and at a
-# **specimen that passes**: independent random numbers.
+# specimen that passes: independent random numbers.
 #
 # You will see
 # - traces, rank plots, autocorrelation and energy: what good and bad look like,
 # - R-hat and effective sample size, from one chain and from four,
-# - the same judgement in weight space and in function space, and a verdict.
+# - the same judgement in **weight space** and in **function space**, and a verdict.
+#
+# Words in bold are in the [glossary](glossary.md).
 
 # %%
 import torch
@@ -52,11 +54,11 @@ print("chains, draws, parameters:", tuple(draws.shape))
 
 # %% [markdown]
 # ## Traces
-# A trace plots a quantity against the draw's number. A good one looks like a hairy caterpillar:
-# noise around one level, the same for all colours. The top row is the log density: it climbs
-# from the start. How long does each chain take, and does it stay up there? Then look at the
-# weights: slow wandering, colours that stay apart, and flat pieces, where nothing was accepted
-# for a while.
+# A **trace** plots a quantity against the draw's number. A good one looks like a hairy
+# caterpillar: noise around one level, the same for all colours. The top row is the log density:
+# it climbs from the start. How long does each chain take, and does it stay up there? Then look
+# at the weights: slow wandering, colours that stay apart, and flat pieces, where nothing was
+# accepted for a while.
 
 # %%
 watched = [0, 9, 17]  # one weight of each layer
@@ -105,8 +107,9 @@ for k in range(4):
 
 # %% [markdown]
 # ## Rank plots
-# Put the draws of all chains in order and ask, chain by chain, which ranks it holds. Chains
-# that agree share all ranks evenly: flat bars at the dashed line. The specimen first.
+# A **rank plot** puts the draws of all chains in order and asks, chain by chain, which ranks it
+# holds. Chains that agree share all ranks evenly: flat bars at the dashed line. The specimen
+# first.
 
 # %%
 plots.ranks(
@@ -127,9 +130,9 @@ plots.ranks(
 # compares chains with each other and knows nothing of what all of them missed.
 #
 # ## Autocorrelation
-# How long does a chain remember? The autocorrelation at lag k is the correlation of a draw with
-# the one k draws later: 1 for a copy, 0 for no memory. The specimen forgets at once. Guess at
-# which lag the weights have forgotten, before you look.
+# How long does a chain remember? The **autocorrelation** at lag k is the correlation of a draw
+# with the one k draws later: 1 for a copy, 0 for no memory. The specimen forgets at once. Guess
+# at which lag the weights have forgotten, before you look.
 
 # %%
 plots.autocorrelations(
@@ -148,11 +151,11 @@ print("verdict: 100 draws later, every watched weight still resembles itself")
 # ## Energy
 # Each fresh push changes the energy. If these changes are as wide as the energy's own
 # distribution, the pushes can reach all levels. The mean squared change over the variance is
-# the BFMI (Bayesian fraction of missing information); below 0.3 it warns of trouble.
+# the **BFMI** (Bayesian fraction of missing information); below 0.3 it warns of trouble.
 
 # %%
 plots.energies(
-    chain, starts=1500, title="How far one push moves the energy, against how far it varies"
+    chain, starts=1500, title="One push moves the energy about as far as the energy varies"
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -161,6 +164,7 @@ bfmi = energy.diff(dim=1).square().mean(1) / energy.var(1)
 print("BFMI by chain:", [f"{value:.2f}" for value in bfmi.tolist()])
 print(f"{int((bfmi > 0.3).sum())} of {len(bfmi)} chains pass")
 assert (bfmi > 0.3).any(), "passed by a chain that has not converged"
+assert 0.5 < bfmi.median() < 2
 
 # %% [markdown]
 # A chain can pass here and be nowhere near convergence, as R-hat has shown above. The
@@ -171,7 +175,7 @@ assert (bfmi > 0.3).any(), "passed by a chain that has not converged"
 # Perhaps we ask too much. Weights have names, but the network does not care about them: swap
 # two hidden units, or flip the sign of one and of what follows it, and every prediction stays
 # the same. Chains may disagree about the weights and agree about everything that matters. So
-# ask again about the **predictions**, at each of 625 points. Guess before you run it: will the
+# ask again about the predictions, at each of 625 points. Guess before you run it: will the
 # weights fail? Will the predictions?
 
 # %%
@@ -222,7 +226,51 @@ print("verdict: at some place the chains' averages lie more than 0.1 apart")
 # To a question that we want to ask, such as the probability at one place, four chains give four
 # answers, and averaging them does not tell which is right. The maps of the next notebook are a
 # picture of the posterior, not a measurement of it.
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
 #
+# ### Exercise: fool R-hat
+# Think of a posterior with two valleys, one around -3 and one around 3. Make four chains of
+# 1,000 independent normal draws each, all of them in the left valley. What does `rhat` say?
+# Then move one chain to the right valley, and ask again.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# left = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) - 3
+# both = left.clone()
+# both[3] += 6  # one of four chains has found the other valley
+# print(f"R-hat: {rhat(left):.2f} in one valley, {rhat(both):.2f} with one chain in the other")
+# assert rhat(left) < 1.01 and rhat(both) > 1.3
+# ```
+#
+# The first run is wrong about half of the posterior and passes. The second knows more and
+# fails. More chains, from starts far apart, are more chances to be told.
+#
+# </details>
+#
+# ### Exercise: does thinning help?
+# Keeping every 10th draw makes traces look better: neighbours resemble each other less. How
+# much of the bulk ESS is left, for the weights and for the specimen? Guess both.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for name, values in (("weights", draws), ("specimen", specimen)):
+#     kept = (ess(values[:, ::10]) / ess(values)).median().item()
+#     print(f"{name:8}: a tenth of the draws keeps {kept:.1f} of the effective draws")
+#     assert kept > 0.8 if name == "weights" else kept < 0.2
+# ```
+#
+# Of the weights nothing is lost, since neighbours are nearly copies, and nothing is gained
+# either. Of the specimen nine tenths are lost. Thinning saves memory, and that is all.
+#
+# </details>
+
+# %% [markdown]
 # ## What to remember
 # - Run several chains. Some weights look well in one chain alone.
 # - Judge what you will use: predictions, not only weights.

@@ -17,6 +17,8 @@
 # - uncertainty taken apart: doubt inside each network, or networks that disagree,
 # - the sampler at work, as an animation, and a slider to stop it anywhere.
 #
+# Words in bold are in the [glossary](glossary.md).
+#
 # One warning goes with all of it. The chain has not converged ([notebook
 # 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
 
@@ -61,8 +63,8 @@ print("and is more than 95% sure on more than half of the plane")
 
 # %% [markdown]
 # ## Many networks
-# The posterior predictive probability is the average over draws. The original tutorial takes
-# every 10th of the first 1,500. We show that first. Then four chains instead of one, as
+# The **posterior predictive** probability is the average over draws. The original tutorial
+# takes every 10th of the first 1,500. We show that first. Then four chains instead of one, as
 # [notebook 4](04_diagnostics.ipynb) advises, and all of their draws after those 1,500. Look at
 # the cross between the boxes, and then at the rim of the map, where there are no data either.
 #
@@ -101,8 +103,8 @@ print("in the boxes, and beyond them, the average is sure")
 # extend a box's colour outwards in the same way, because tanh is flat far from its edges.
 # Averaging finds doubt only where networks disagree.
 #
-# The thinned average includes the chain's way from its start, and thinning throws draws away
-# without making the others any better. There is no reason to thin but memory.
+# The thinned average includes the chain's way from its start, and **thinning** throws draws
+# away without making the others any better. There is no reason to thin but memory.
 #
 # ## Two kinds of not knowing
 # A prediction of one half can mean two things. Every network says "a coin flip": as far as it
@@ -179,6 +181,56 @@ widgets.draw_slider(chain, posterior, grid)
 # %%
 maps = {f"draw {k:,}": p[k] for k in (1000, 2000, 3000, 4000)}
 plots.decision_maps(maps, grid, data, title="Four positions of the slider")
+
+# %% [markdown]
+# ## Exercises
+# Try each in a new cell before you open its solution; both start from what this notebook has
+# computed.
+#
+# ### Exercise: far, far away
+# Walk away from the data, along the diagonal `(r, r)` and along the axis `(r, 0)`, with r = 10,
+# 100 and 1,000. Nobody has ever been there. What should the entropy of the average be, and what
+# is it?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for r in (10.0, 100.0, 1000.0):
+#     places = torch.tensor([[r, r], [r, 0.0]]).to(grid)
+#     mean_there = predictive_mean(posterior.predict(four.draws[:, 1500:], places))
+#     diagonal, axis = entropy(mean_there).tolist()
+#     print(f"r = {r:6,.0f}: {diagonal:.2f} bits on the diagonal, {axis:.2f} on the axis")
+# assert diagonal < 0.7 and diagonal < axis
+# ```
+#
+# On the diagonal the model hardly gets any less sure, however far it is from all it knows: tanh
+# is flat out there, so each network repeats what it said at the edge. The average inherits it.
+#
+# </details>
+#
+# ### Exercise: one more question
+# You may ask for one more label. Where? Ask where the networks disagree most. Say the answer is
+# class 1, add the point to the data, draw again, and look what has become of the epistemic
+# uncertainty there.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from bnn_utils import Data
+#
+# where = grid[split.epistemic.argmax()][None]
+# more = Data(torch.cat([data.x, where]), torch.cat([data.y, data.y.new_ones(1)]))
+# wiser = Posterior(net, more, posterior.prior, posterior.likelihood)
+# again = sample(wiser, HMC(0.05, 4), num_samples=5000, num_chains=4, seed=1, progress=False)
+# after = split_uncertainty(wiser.predict(again.draws[:, 1500:], where)).epistemic.item()
+# print(f"{split.epistemic.max():.2f} bits of disagreement before, {after:.2f} after")
+# assert after < split.epistemic.max()
+# ```
+#
+# Disagreement is what data can remove, so it says where to look next. Choosing questions this
+# way is called active learning.
+#
+# </details>
 
 # %% [markdown]
 # ## What to remember

@@ -20,6 +20,8 @@
 # - replica exchange, which crosses it all the time: a posterior that passes these tests,
 # - what comes for free: the evidence, which compares priors and networks.
 #
+# Words in bold are in the [glossary](glossary.md).
+#
 # It computes for some two minutes, in single precision, which is enough for this and faster.
 
 # %%
@@ -51,7 +53,7 @@ posterior = Posterior(tanh_network(3, 2), data, NormalPrior(precision=0.09), Ber
 # %% [markdown]
 # ## Give Hamiltonian Monte Carlo every chance
 # Longer trajectories, 64 steps in place of 4. A **warm-up** of 300 transitions that adapts the
-# step size, to accept 80 % of proposals, and the mass, to the variances of the weights. And
+# step size, to accept 80 % of proposals, and the **mass**, to the variances of the weights. And
 # 256 chains, each from its own draw from the prior. All of them learn together.
 
 # %%
@@ -59,8 +61,7 @@ tuned = sample(
     posterior, HMC(step_size=0.05, num_steps=64), num_samples=500, num_chains=256,
     warmup=300, seed=1,
 )  # fmt: skip
-p_tuned = posterior.predict(tuned.draws, grid)  # (chains, draws, 625)
-print("chains, draws, places:", tuple(p_tuned.shape))
+print("chains, draws, parameters:", tuple(tuned.draws.shape))
 
 # %% [markdown]
 # Is that better? Take each chain alone first. Do its own two halves agree about the prediction
@@ -75,10 +76,11 @@ print(f"{int((alone < 1.05).sum())} of 256 chains look fine alone")
 
 # %% [markdown]
 # Now all of them together, at all 625 places. `convergence` takes R-hat and the bulk and tail
-# effective sample sizes of every prediction, and says in words what it finds.
+# effective sample sizes of every prediction, and says in words what it finds. (Every fourth
+# draw is enough for that, and a quarter of the memory.)
 
 # %% tags=["nbval-ignore-output"]
-before = convergence(p_tuned, grid)
+before = convergence(posterior.predict(tuned.draws[:, ::4], grid), grid)
 print(before.verdict)
 
 # %%
@@ -133,7 +135,7 @@ print("no weight mixes as drawn; folded, one does not:", *left)
 
 # %% [markdown]
 # So symmetry explains nearly everything about the weights, and not the one thing that is left:
-# **the bias of the output**, which no flip and no swap touches. Whatever is wrong is wrong with
+# *the bias of the output*, which no flip and no swap touches. Whatever is wrong is wrong with
 # the function.
 #
 # ## What the last weight means
@@ -202,8 +204,8 @@ print("in the cross they differ more than twice as much as elsewhere")
 # prior(theta) likelihood(theta)^beta
 #
 # At beta = 1 that is the posterior, at beta = 0 the prior, where there is no barrier at all.
-# Run a chain at each of 16 powers, from 0 to 1, and let neighbours **swap their networks** now
-# and then, with the probability that keeps every chain's distribution right:
+# **Replica exchange** runs a chain at each of 16 powers, from 0 to 1, and lets neighbours swap
+# their networks now and then, with the probability that keeps every chain's distribution right:
 #
 # min(1, exp((beta_i - beta_j) (log likelihood_j - log likelihood_i)))
 #
@@ -218,8 +220,8 @@ chain = sample(
 print("chains, draws, parameters:", tuple(chain.draws.shape))
 
 # %% [markdown]
-# Each row of the table is a temperature. Look at the swap rates, which should be alike, and at
-# the step sizes: near the prior, one can take giant steps.
+# Each row of the table is a **temperature**. Look at the swap rates, which should be alike, and
+# at the step sizes: near the prior, one can take giant steps.
 
 # %% tags=["nbval-ignore-output"]
 chain.tempering.table().round(3)
@@ -229,7 +231,9 @@ chain.tempering.table().round(3)
 # swaps. On the right, follow one traveller up and down between prior and posterior.
 
 # %%
-plots.ladder(chain.tempering, title="A network's way from the posterior to the prior and back")
+plots.ladder(
+    chain.tempering, title="A network travels from the posterior to the prior and back"
+)
 
 # %% tags=["nbval-ignore-output"]
 print(chain.tempering)
@@ -285,10 +289,10 @@ print("AND and OR have about half of the posterior each")
 
 # %% [markdown]
 # ## Has it converged?
-# The same question as before, in function space, at all 625 places.
+# The same question as before, in function space, at all 625 places, from every fourth draw.
 
 # %% tags=["nbval-ignore-output"]
-p = posterior.predict(chain.draws, grid)  # (chains, draws, 625)
+p = posterior.predict(chain.draws[:, ::4], grid)  # (chains, draws, 625)
 after = convergence(p, grid)
 print("before:", before)
 print("after: ", after)
@@ -296,11 +300,11 @@ print("after: ", after)
 # %%
 plots.rhat_maps(
     {"HMC, 256 chains": before.r_hat, "replica exchange, 16 chains": after.r_hat},
-    grid, data, title="R-hat of the predictions, before and after",
+    grid, data, title="Replica exchange brings R-hat below its limit, at every place",
 )  # fmt: skip
 
 # %%
-plots.convergence_maps(after, data, title="Replica exchange: no place is above the limit")
+plots.convergence_maps(after, data, title="Replica exchange: no place is beyond a limit")
 
 # %%
 assert after.is_converged and after.r_hat.max() <= 1.01
@@ -349,8 +353,8 @@ print("verdict: this run agrees with the reference posterior within its standard
 # ## The evidence, for free
 # The chain at the prior and all those on the way are not wasted. Their log likelihoods add up
 # to the **log evidence**: the log probability of the data under the model, all weights averaged
-# out. Two ways to add them up: *stepping stones* multiply ratios from one temperature to the
-# next; *thermodynamic integration* takes the area under the curve of mean log likelihood.
+# out. Two ways to add them up: **stepping stones** multiply ratios from one temperature to the
+# next; **thermodynamic integration** takes the area under the curve of mean log likelihood.
 
 # %% tags=["nbval-ignore-output"]
 estimates = chain.tempering.log_evidence()

@@ -1,9 +1,11 @@
 """Figures, animations and widgets: they draw what they are given, and describe it."""
 
 import io
+import itertools
 import math
 
 import ipywidgets
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from bnn_utils import HMC, ReplicaExchange, animate, boxes, plots, published_summary, sample, square_grid, widgets
 from bnn_utils.diagnostics import Convergence, convergence
+from bnn_utils.plots import style, tempering
 from bnn_utils.predict import split_uncertainty
 from bnn_utils.sbc import Calibration
 
@@ -149,6 +152,31 @@ def test_classes_differ_by_shape_and_colour():
     assert one.get_offsets().shape == zero.get_offsets().shape == (40, 2)
     assert len(one.get_paths()[0].vertices) != len(zero.get_paths()[0].vertices)
     assert not np.array_equal(one.get_facecolor(), zero.get_facecolor())
+
+
+# Machado et al. 2009, for those who see no green: from linear red, green and blue to what they look like.
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+
+
+def lab(colour, seen=DEUTERANOPIA):
+    """A colour as seen, in CIELAB: lightness from 0 to 100, and two opponent hues."""
+    srgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4) @ seen.T
+    xyz = linear.clip(0, 1) @ [[0.4339, 0.2126, 0.0177], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8728]]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("palette", [style.CHAIN_COLOURS, tempering.KIND_COLOURS, style.PROBABILITY_MAP([0.0, 1.0])])
+def test_colours_differ_to_the_colour_blind_and_in_grey(palette):
+    """Fails with the reddish purple of Okabe and Ito in place of brown, and with Matplotlib's RdBu."""
+    for one, other in itertools.combinations(palette, 2):
+        assert np.linalg.norm(lab(one) - lab(other)) > 20
+        assert abs(lab(one, seen=np.eye(3)) - lab(other, seen=np.eye(3)))[0] > 10, (
+            "lightness, which is what print keeps"
+        )
 
 
 def test_rank_bars_average_to_one():

@@ -152,3 +152,12 @@ def test_readme_pictures_exist_and_are_small():
     for name in ("docs/posterior.png", "docs/results.gif"):
         assert name in readme
         assert (ROOT / name).stat().st_size < 1_000_000
+
+
+def test_readme_lists_the_notebooks_and_they_fit_into_binder():
+    """Binder guarantees 1 GB."""
+    rows = re.findall(
+        r"^\| \[.*?\]\(notebooks/(\w+)\.ipynb\) \|.*\| (\d+) MB \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert [name for name, _ in rows] == [path.stem for path in NOTEBOOKS]
+    assert all(int(megabytes) < 1000 for _, megabytes in rows)

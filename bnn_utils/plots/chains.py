@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnn_utils.chain import Chain
 from bnn_utils.diagnostics import RHAT_LIMIT
-from bnn_utils.plots.style import BLUE, CHAIN_COLOURS, GREY, INK, RED, Figure
+from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, LINE_STYLES, Figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,14 +49,14 @@ def speed(results: pd.DataFrame, title: str = "") -> Figure:
     )
     left, right = figure.subplots(1, 2)
     seconds = results[results["workload"] == "A"].groupby("library")["value"].median().sort_values(ascending=False)
-    colours = [RED if library.startswith("bnn_utils") else GREY for library in seconds.index]
+    colours = [CHAIN_COLOURS[0] if library.startswith("bnn_utils") else GREY for library in seconds.index]
     left.bar_label(left.barh(seconds.index, seconds, color=colours), fmt=" %.1f s")
     left.set(xlabel="seconds for 1 chain of 5,000 draws, first call")
     left.margins(x=0.2)
     lanes = results[results["workload"] == "E lanes"]
-    for (library, curve), colour in zip(lanes.groupby("library"), (BLUE, INK, RED), strict=False):
+    for (library, curve), colour, mark in zip(lanes.groupby("library"), CHAIN_COLOURS, "o^s", strict=False):
         medians = curve.groupby("chains")["value"].median()
-        right.loglog(medians.index, medians, "o-", color=colour, label=library)
+        right.loglog(medians.index, medians, f"{mark}-", color=colour, label=library)
     right.set(xlabel="chains in one batch", ylabel="ms for one transition of all")
     right.legend(fontsize=9)
     return figure
@@ -128,7 +128,7 @@ def autocorrelations(draws: Tensor, names: Sequence[str], max_lag: int = 1000, t
     spectrum = torch.fft.rfft(centred, n=2 * draws.shape[1], dim=1).abs().square()
     covariance = torch.fft.irfft(spectrum, dim=1)[:, :max_lag].mean(0)
     for k, name in enumerate(names):
-        ax.plot(covariance[:, k] / covariance[0, k], lw=1.5, color=CHAIN_COLOURS[k % 4], label=name)
+        ax.plot(covariance[:, k] / covariance[0, k], LINE_STYLES[k % 4], lw=1.5, color=CHAIN_COLOURS[k % 4], label=name)
     ax.axhline(0, color=GREY, lw=0.8)
     ax.set(xlabel="lag (draws)", ylabel="autocorrelation", xlim=(0, max_lag))
     ax.legend(fontsize=9)
@@ -143,11 +143,11 @@ def energies(chain: Chain, starts: int, title: str = "") -> Figure:
     centred, change = (energy - energy.mean(1, keepdim=True)).flatten(), energy.diff(dim=1).flatten()
     limit = torch.cat([centred, change]).abs().quantile(0.999).item()
     bins = np.linspace(-limit, limit, 61)
-    for values, colour, name in (
-        (centred, CHAIN_COLOURS[0], "energy around its mean: what has to be explored"),
-        (change, CHAIN_COLOURS[1], "change from draw to draw: what one step explores"),
+    for values, style, name in (
+        (centred, {"color": CHAIN_COLOURS[1]}, "energy around its mean: what has to be explored"),
+        (change, {"ec": CHAIN_COLOURS[0], "lw": 2, "fill": False}, "change from draw to draw: what one step explores"),
     ):
-        ax.hist(values.numpy(), bins=bins, density=True, histtype="stepfilled", color=colour, alpha=0.55, label=name)
+        ax.hist(values.numpy(), bins=bins, density=True, histtype="stepfilled", label=name, **style)
     ax.set(xlabel="energy", ylabel="density")
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
     ax.legend(fontsize=9)

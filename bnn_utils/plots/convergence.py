@@ -39,7 +39,7 @@ def rhat_comparison(weights: Tensor, function: Tensor, title: str = "") -> Figur
     ax.axvline(RHAT_LIMIT, color=INK, ls="--", lw=1, label=f"limit {RHAT_LIMIT}")
     ax.set_yticks([0, 1], [f"{len(function)} predictions", f"{len(weights)} weights"])
     ax.set(xlabel="R-hat", ylim=(-0.5, 1.5), xscale="log")
-    ax.xaxis.set_major_locator(FixedLocator([1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5]))
+    ax.xaxis.set_major_locator(FixedLocator([1, 1.1, 1.2, 1.5, 2, 3, 5]))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(fontsize=9, loc="lower right")
@@ -77,7 +77,7 @@ def rhat_maps(maps: Mapping[str, Tensor], grid: Tensor, data: Data, title: str =
     axes = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         filled = _rhat_contours(ax, grid, values)
-        scatter(ax, data, size=20, edge="white")
+        scatter(ax, data, size=20)
         ax.set_title(name, fontsize=10)
         ax.label_outer()
     figure.colorbar(filled, ax=axes, label=f"R-hat of the prediction (line: {RHAT_LIMIT})", format="%g")
@@ -100,7 +100,7 @@ def convergence_maps(convergence: Convergence, data: Data, title: str = "") -> F
         ("tail ESS", _ess_contours(axes[2], places, convergence.ess_tail), ESS_LIMIT),
     )
     for ax, (name, filled, limit) in zip(axes, panels, strict=True):
-        scatter(ax, data, size=16, edge="white")
+        scatter(ax, data, size=16)
         ax.set_title(name, fontsize=10)
         ax.label_outer()
         bar = figure.colorbar(filled, ax=ax, label=f"{name} (line: {limit})", format="{x:,g}", location="bottom")

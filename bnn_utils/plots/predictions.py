@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib import colormaps
 from torch import Tensor
 
 from bnn_utils.data import Data
@@ -15,7 +14,7 @@ from bnn_utils.plots.style import (
     CHAIN_COLOURS,
     GREY,
     INK,
-    RED,
+    LINE_STYLES,
     UNCERTAINTY_MAP,
     Figure,
     mesh,
@@ -30,7 +29,7 @@ def points(data: Data, title: str = "") -> Figure:
     """The data set: two inputs, two classes."""
     figure = Figure(figsize=(5.2, 4.6), title=title, alt="Scatter plot of the data: class 1 circles, class 0 squares")
     ax = figure.subplots()
-    scatter(ax, data, size=60)
+    scatter(ax, data, size=60, edge="black")
     square(ax, limit=6)
     ax.axhline(0, color=GREY, lw=0.8, zorder=0)
     ax.axvline(0, color=GREY, lw=0.8, zorder=0)
@@ -41,12 +40,11 @@ def points(data: Data, title: str = "") -> Figure:
 def parameter_layout(flat: FlatModule, theta: Tensor | None = None, title: str = "") -> Figure:
     """Which slice of the flat vector is which parameter; with theta, its values too."""
     figure = Figure(
-        figsize=(10, 2.0), title=title, alt="A strip of cells, one per element of theta, coloured by parameter tensor"
+        figsize=(10, 2.0), title=title, alt="A strip of cells, one per element of theta, shaded by parameter tensor"
     )
     ax = figure.subplots()
-    ramp = colormaps["Set2"]
     for number, (name, place) in enumerate(flat.slices.items()):
-        ax.axvspan(place.start, place.stop, color=ramp(number % 8))
+        ax.axvspan(place.start, place.stop, color=("#cfdde6", "#94b3c6")[number % 2])
         ax.text((place.start + place.stop) / 2, 1.06, name, ha="center", va="bottom", fontsize=9)
     for position in range(flat.dim if flat.dim <= 60 else 0):
         ax.axvline(position, color="white", lw=1)
@@ -123,15 +121,15 @@ def trajectory(
     )
     left, right = figure.subplots(1, 2)
     u, v, log_prob = plane
-    top = log_prob.max()
-    left.contourf(u, v, log_prob.clamp(min=top - 60), levels=24, cmap="Greys_r", alpha=0.75)
+    top = log_prob.max().item()
+    left.contourf(u, v, log_prob, levels=np.linspace(top - 60, top, 25), cmap="Greys_r", alpha=0.75, extend="min")
     left.plot(*path.T, ".-", color=CHAIN_COLOURS[1], lw=1.2, ms=4, markeredgecolor=INK, markeredgewidth=0.3)
     left.plot(*path[0], "o", color="white", mec=INK, ms=9, label="start")
-    left.plot(*path[-1], "D", color=RED, mec=INK, ms=8, label="end: the proposal")
+    left.plot(*path[-1], "D", color=INK, ms=8, label="end: the proposal")
     left.set(xlabel="main direction of the path (darker ground: lower log density)", ylabel="second direction")
     left.legend(fontsize=9)
-    for colour, (label, error) in zip(CHAIN_COLOURS, errors.items(), strict=False):
-        right.plot(np.linspace(0, 1, len(error)), error, color=colour, label=label)
+    for colour, style, (label, error) in zip(CHAIN_COLOURS, LINE_STYLES, errors.items(), strict=False):
+        right.plot(np.linspace(0, 1, len(error)), error, style, color=colour, label=label)
     right.axhline(0, color=GREY, lw=0.8)
     right.set(xlabel="part of the trajectory", ylabel="energy error  H - H(start)")
     right.legend(fontsize=9)

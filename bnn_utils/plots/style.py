@@ -1,7 +1,9 @@
 """What all figures share.
 
 Class 1 is red circles and class 0 blue squares; probabilities run from blue to red with white at 0.5; uncertainty has
-one sequential ramp, and R-hat and ESS have another, on one scale in all figures, where dark is bad.
+one sequential ramp, and R-hat and ESS have another, on one scale in all figures, where dark is bad. Whatever else has
+to be told apart (chains, networks, runs) shares one palette, with line styles or marks beside the colour. All of it is
+chosen to be read by those who confuse red and green, and in grey print: sure of class 0 is darker than sure of class 1.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.contour import QuadContourSet
 from torch import Tensor
 
@@ -25,9 +27,13 @@ from bnn_utils.data import Data
 from bnn_utils.diagnostics import ESS_LIMIT, RHAT_LIMIT
 
 RED, BLUE, GREY, INK = "#b2182b", "#2166ac", "#8c8c8c", "#222222"
-PROBABILITY_MAP, UNCERTAINTY_MAP, RHAT_MAP = "RdBu_r", "viridis", "magma_r"
+UNCERTAINTY_MAP, RHAT_MAP = "viridis", "magma_r"
+PROBABILITY_MAP = LinearSegmentedColormap.from_list(
+    "probability", ["#0b3c73", "#4393c3", "#f7f7f7", "#f4a582", "#d0503e"], N=20
+)
 PROBABILITY_LEVELS = np.linspace(0, 1, 21)
-CHAIN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")  # Okabe and Ito 2008
+CHAIN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#661100")  # of Okabe and Ito 2008, and a brown that differs in grey
+LINE_STYLES = ("-", "--", "-.", ":")
 DPI = 110
 # Four bands on the good side of the limit and five on the bad, so that 1.01 shows beside 1.5.
 RHAT_LEVELS = (1.001, 1.002, 1.005, RHAT_LIMIT, 1.02, 1.05, 1.1, 1.2)
@@ -66,7 +72,7 @@ def image_bundle(data: bytes, kind: str, alt: str) -> dict[str, str]:
     return {"text/html": f'<img src="{source}" alt="{html.escape(alt)}">', "text/plain": f"<Image: {alt}>"}
 
 
-def scatter(ax: Axes, data: Data, size: float, edge: str = "black") -> None:
+def scatter(ax: Axes, data: Data, size: float, edge: str = "white") -> None:
     """The points of a data set with two inputs and labels 0 and 1."""
     x, y = data.x.cpu(), data.y.cpu()
     for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):

@@ -17,6 +17,8 @@ from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, Figure
 if TYPE_CHECKING:
     import pandas as pd
 
+KIND_COLOURS = ("#56b4e9", "#332288", "#aa4499")  # of networks: other ones than of chains
+
 
 def kinds(runs: Mapping[str, Tensor], names: Mapping[str, int], title: str = "") -> Figure:
     """Which kind of network each chain is in at each draw, one row per chain and one panel per run.
@@ -31,7 +33,7 @@ def kinds(runs: Mapping[str, Tensor], names: Mapping[str, int], title: str = "")
         alt=f"One strip for each chain, coloured by the kind of network ({', '.join(names)})",
     )
     axes = figure.subplots(1, len(runs), squeeze=False)[0]
-    colours = [*CHAIN_COLOURS[1:][: len(names)], "white"]
+    colours = [*KIND_COLOURS[: len(names)], "white"]
     for ax, (name, numbers) in zip(axes, runs.items(), strict=True):
         shown = torch.full_like(numbers, len(names))
         for position, number in enumerate(names.values()):
@@ -87,12 +89,13 @@ def evidence(table: pd.DataFrame, title: str = "") -> Figure:
         figsize=(6.4, 3.8), title=title, alt="Log evidence against the prior's precision, a line per network"
     )
     ax = figure.subplots()
-    for (network, rows), colour in zip(table.groupby("network", sort=False), [*CHAIN_COLOURS, INK], strict=False):
+    networks = table.groupby("network", sort=False)
+    for (network, rows), colour, mark in zip(networks, [*CHAIN_COLOURS, GREY], "os^Dv", strict=False):
         ax.errorbar(
             rows["precision"],
             rows["log_evidence"],
             yerr=2 * rows["se"],
-            fmt="o-",
+            fmt=f"{mark}-",
             color=colour,
             ms=5,
             capsize=3,
