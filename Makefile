@@ -35,7 +35,7 @@ bench: $(READY)
 
 # Some 15 minutes on two cores.
 faults: $(READY)
-	$(BIN)/python tests/faults.py --to docs/faults.md
+	$(BIN)/python tests/faults.py --to notebooks/faults.md
 
 lock:
 	$(PYTHON) -m venv build/lock

@@ -10,12 +10,13 @@
 # # 7. Why believe the sampler?
 #
 # So far we have judged *chains*: too short, too few, stuck behind a barrier. But what if the
-# **program** is wrong? A sampler with a mistake in it does not crash. It returns numbers, the
+# *program* is wrong? A sampler with a mistake in it does not crash. It returns numbers, the
 # numbers look like a posterior, R-hat may be perfect, and they are draws from something else.
 #
 # There is one way to find out: ask questions to which the answer is known, of a kind that a
 # wrong sampler cannot get right. This notebook asks two of them, each of a right sampler and of
-# one that was **broken on purpose**. A test that has never failed has shown nothing.
+# one that was broken on purpose. A test that has never failed has shown nothing. Words in bold
+# are in the [glossary](glossary.md).
 #
 # You will see
 # - a law of mechanics that every correct integrator obeys, and a small slip that breaks it,
@@ -42,7 +43,7 @@ posterior = Posterior(net, data, NormalPrior(precision=0.09), Bernoulli())
 # Hamiltonian Monte Carlo rolls a ball over the landscape of the posterior
 # ([notebook 3](03_hmc.ipynb)). Mechanics says that its energy never changes. The leapfrog
 # integrator takes steps, so it gets the energy slightly wrong, and mechanics even says by how
-# much: **the error shrinks with the square of the step size.** Half the step, a quarter of the
+# much: the error shrinks with the *square* of the step size. Half the step, a quarter of the
 # error. On log scales that is a line of slope 2.
 #
 # For the broken one, take the most common slip. A leapfrog trajectory begins with *half* a step
@@ -101,15 +102,15 @@ print("slopes:", {name: round(slope) for name, slope in slopes.items()})
 # ## A truth that is known because we made it up
 # We don't know the posterior of the tutorial's data. But we can make up data of our own:
 #
-# 1. Draw parameters from the prior. They are **the truth**.
+# 1. Draw parameters from the prior. They are *the truth*.
 # 2. Let the network with these parameters label the 80 points.
 # 3. Ask the sampler for draws from the posterior of these labels.
 #
 # Given the labels, the truth is a draw from the posterior like any other: nobody can tell it
 # from the sampler's draws, if these are right. So put the truth and 15 draws in order, by any
 # quantity you like. The truth must come first as often as second, ninth or last. Do that for
-# a thousand made-up data sets, and the ranks must be **uniform**. This is called
-# *simulation-based calibration*.
+# a thousand made-up data sets, and the ranks must be uniform. This is called
+# **simulation-based calibration**.
 #
 # There is a catch: the sampler must not be blamed for chains that are too short, and on this
 # posterior they all are. The way out is that the truth *is* a draw from the posterior. A chain
@@ -183,7 +184,7 @@ print("verdict: HMC passes; the broken one fails, and the prediction does not sh
 
 # %% [markdown]
 # The prediction in the centre looks fine, and no wonder: the two classes are alike, so an error
-# that treats them alike cancels. **A test sees what it ranks, and nothing else.** That is why
+# that treats them alike cancels. A test sees what it ranks, and nothing else. That is why
 # the log likelihood always comes along.
 #
 # ## And the sampler of the last notebook?
@@ -207,10 +208,11 @@ print("verdict: replica exchange finds the posterior of data sets that it has ne
 
 # %% [markdown]
 # ## What a seed is worth
-# The same seed gives the same draws: on this machine, with these libraries, to the last bit.
-# Somewhere else the processor may add numbers in another order, and the sixteenth digit comes
-# out differently. Does that matter? Let 64 chains run twice, with the same random numbers, from
-# starts that differ by 0.000000000000001. How many draws until you can see the difference?
+# The same **seed** gives the same draws: on this machine, with these libraries, to the last
+# bit. Somewhere else the processor may add numbers in another order, and the sixteenth digit
+# comes out differently. Does that matter? Let 64 chains run twice, with the same random
+# numbers, from starts that differ by 0.000000000000001. How many draws until you can see the
+# difference?
 
 # %%
 twins = [
@@ -252,7 +254,7 @@ print("the median distance grew from below 1e-13 to above 1, by a digit within 1
 # posteriors that are known in closed form, detailed balance, chains that must not influence
 # each other. A script, `tests/faults.py`, then plants faults in the samplers, one at a time,
 # and lets the suite look for them: a wrong sign, a forgotten rejection, a stale gradient, a
-# swap with the wrong odds. Here is [which test noticed which](../docs/faults.md).
+# swap with the wrong odds. Here is [which test noticed which](faults.md).
 #
 # That is evidence, not proof. A fault that no test looks for is still there.
 #
@@ -263,4 +265,4 @@ print("the median distance grew from below 1e-13 to above 1, by a digit within 1
 # - Rank what matters, and the log likelihood. What you don't rank you don't see.
 # - A seed reproduces draws on one machine; distributions are what travels.
 #
-# **Back to the start:** [1. Four boxes of points](01_data.ipynb)
+# **Next:** [8. A playground](08_playground.ipynb)

@@ -40,7 +40,7 @@ def test_table():
 
 def test_report_is_of_all_faults():
     """Fails when a fault was added and `make faults` was not run, and when one went unseen."""
-    report = (ROOT / "docs" / "faults.md").read_text()
+    report = (ROOT / "notebooks" / "faults.md").read_text()
     rows = [line for line in report.splitlines() if line.startswith("| ")][2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [fault.what for fault in FAULTS]
     assert "unseen**" not in report

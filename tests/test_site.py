@@ -12,7 +12,8 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
-PAGES = ["index", "glossary", *NAMES]
+TEXTS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.md"))
+PAGES = ["index", *TEXTS, *NAMES]
 
 each_page = pytest.mark.parametrize("name", PAGES)
 
@@ -57,7 +58,7 @@ def test_page_says_what_it_is(name, site):
     (heading,) = page.find_all("h1")
     assert page.title.string == heading.get_text().removesuffix("¶")
     pictures = page.find_all("img")
-    assert pictures or name == "glossary"
+    assert pictures or name in TEXTS
     assert all(len(picture["alt"]) > 10 for picture in pictures)
     ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(ids) == len(set(ids)), "two headings of the same name: a link finds the first"
@@ -75,7 +76,7 @@ def test_all_outputs_are_in_the_pages(site):
 
 def test_pages_are_a_chain(site):
     assert [link["href"] for link in site["index"].main.li.parent.find_all("a")] == [
-        f"{name}.html" for name in [*NAMES, "glossary"]
+        f"{name}.html" for name in [*NAMES, *TEXTS]
     ]
     for name, following in zip(NAMES, [*NAMES[1:], None], strict=True):
         links = {link["href"] for link in site[name].find_all("a", rel="next")}
