@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from bnn_utils.data import Data
+from bnn_utils.hmc import MAX_ENERGY_ERROR
 from bnn_utils.plots.style import (
     BLUE,
     CHAIN_COLOURS,
@@ -42,10 +43,11 @@ def trajectories(paths: Tensor, plane: tuple[Tensor, Tensor, Tensor], energy_err
         alt=f"Left: {len(paths)} leapfrog paths over contours of the log density. Right: their energy errors",
     )
     left, right = figure.subplots(1, 2)
-    u, v, log_prob = plane
-    top = log_prob.max().item()
+    u, v, log_prob = (values.cpu().numpy() for values in plane)
+    top = log_prob.max()
     levels = np.linspace(top - HEIGHT_SHOWN, top, 25)
     left.contourf(u, v, log_prob, levels=levels, cmap="Greys_r", alpha=0.75, extend="min")
+    paths, energy_errors = paths.cpu().numpy(), energy_errors.cpu().numpy()
     for colour, style, path, errors in zip(CHAIN_COLOURS, LINE_STYLES, paths, energy_errors, strict=False):
         left.plot(*path.T, style, color=colour, lw=1.2, marker=".", ms=4, mec=INK, mew=0.3)
         left.plot(*path[-1], "D", color=colour, mec=INK, ms=8)
@@ -53,13 +55,14 @@ def trajectories(paths: Tensor, plane: tuple[Tensor, Tensor, Tensor], energy_err
     left.plot(*paths[0, 0], "o", color="white", mec=INK, ms=9, label="start")
     left.plot([], [], "D", color=GREY, mec=INK, ms=8, label="end: the proposal")
     left.set(xlim=(u[0], u[-1]), ylim=(v[0], v[-1]))
-    left.set(xlabel="main direction of the draws (darker ground: lower log density)", ylabel="second direction")
-    left.legend(fontsize=9)
+    left.set(xlabel="main direction of the paths (darker ground: lower log density)", ylabel="second direction")
+    left.legend(fontsize=9, loc="upper right")
     right.axhline(0, color=GREY, lw=0.8)
     right.set_yscale("symlog", linthresh=1)
-    right.set(xlabel="leapfrog step", ylabel="energy error  H - H(start)")
-    highest = max(2.0, energy_errors.nan_to_num(0, 1e6, -1e6).abs().max().item())
-    right.set_ylim(-1.5 * highest, 1.5 * highest)
+    right.set(xlabel="leapfrog step", ylabel="energy error  H - H(start)", ylim=(-10, 2 * MAX_ENERGY_ERROR))
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.axhline(MAX_ENERGY_ERROR, color=INK, ls="--", lw=1)
+    right.text(0, MAX_ENERGY_ERROR, "divergence", va="bottom", fontsize=8)
     return figure
 
 

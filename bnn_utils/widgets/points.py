@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from unittest import mock
 
 import ipywidgets
@@ -66,12 +67,12 @@ class PointPad(ipywidgets.VBox):
             value=points,
         )
         self._draw()
+        self.observe(lambda _: self._draw(), names="value")
 
     def undo(self) -> None:
         """Back to before the last change; nothing where there was none."""
         if self._before:
             self.value = self._before.pop()
-            self._draw()
 
     def add(self, place: tuple[float, float], label: int) -> None:
         self._change((*self.value, (*place, label)))
@@ -86,7 +87,6 @@ class PointPad(ipywidgets.VBox):
         if points != self.value:
             self._before.append(self.value)
             self.value = points
-        self._draw()
 
     def _nearest(self, place: tuple[float, float], reach: float) -> int | None:
         distances = [math.dist(place, point[:2]) for point in self.value]
@@ -113,7 +113,6 @@ class PointPad(ipywidgets.VBox):
         points = list(self.value)
         points[self._dragged] = (*self.cross, points[self._dragged][2])
         self.value = tuple(points)
-        self._draw()
 
     def _release(self, event: LocationEvent) -> None:
         if self._dragged is not None and self._before[-1] == self.value:
@@ -148,8 +147,11 @@ def _canvas(figure: Figure) -> ipywidgets.DOMWidget:
     with mock.patch("matplotlib.use"):
         from ipympl.backend_nbagg import Canvas, FigureManager
 
-    canvas = Canvas(figure)
+    with warnings.catch_warnings():
+        # It calls constructors of traitlets in a way that these warn of.
+        warnings.filterwarnings("ignore", "Passing unrecognized arguments", DeprecationWarning)
+        canvas = Canvas(figure)
+        manager = FigureManager(canvas, 0)
     canvas.header_visible = canvas.footer_visible = canvas.toolbar_visible = canvas.resizable = False
-    manager = FigureManager(canvas, 0)
     canvas.mpl_disconnect(manager.key_press_handler_id)
     return canvas

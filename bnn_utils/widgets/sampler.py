@@ -18,8 +18,9 @@ from bnn_utils.widgets.explorer import Explorer
 
 NUM_PATHS = 4
 NUM_CHAINS, NUM_TRANSITIONS = 8, 200  # of the run that is made at every change
-LOOK_AROUND = HMC(step_size=0.05, num_steps=8)  # adapts, then finds a start and the plane to look at
-PLANE_POINTS = 60
+TUTORIAL = HMC(step_size=0.05, num_steps=4)
+WALK = 300  # transitions to a place where the posterior is
+PLANE_STEPS, PLANE_POINTS = 50, 60
 
 
 class Paths(NamedTuple):
@@ -30,7 +31,7 @@ class Paths(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """The log density on a plane through a start, along the two directions in which draws vary most."""
+    """The log density on a plane through a start."""
 
     directions: Tensor  # (2, D), orthonormal
     u: Tensor  # (G,), coordinates along the first, 0 at the start
@@ -41,18 +42,19 @@ class Plane(NamedTuple):
 def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: int = 0) -> Explorer:
     """Choose step size and number of steps of HMC and see what they do.
 
-    Left, leapfrog trajectories from four momenta, which stay the same, over a slice of the log density (they run in all
-    dimensions; the slice shows their shadows). Middle, their energy errors. Below, acceptance rate and effective sample
-    size (ESS) of a run made with these settings: 8 chains of 200 transitions from the same start.
+    Left, leapfrog trajectories from four momenta, which stay the same, on a slice of the log density along which they
+    move most; they move in all dimensions, and these are their shadows. Right, their energy errors. Below, acceptance
+    rate and effective sample size (ESS) of a run made with these settings: 8 chains of 200 transitions from that start.
 
     Args:
         posterior: what to draw from; of any inputs.
         start: where trajectories and chains start, shape ``(D,)``; without it, the last draw of a short run.
         seed: of the momenta and the runs.
     """
-    look = sample(posterior, LOOK_AROUND, 300, warmup=300, init=start, seed=seed, progress=False, compile=False)
-    start = look.draws[0, -1] if start is None else start.to(look.draws)
-    plane = slice_through(posterior, start, look.draws[0])
+    if start is None:
+        start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False, compile=False).draws[0, 0]
+    posterior.flat.check(start)
+    plane = slice_through(posterior, start, seed)
 
     def work(step_size: float, num_steps: int) -> tuple[Figure, str]:
         paths = roll(posterior, start, step_size, num_steps, seed)
@@ -62,13 +64,13 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
         shadows = (paths.theta - start) @ plane.directions.T
         rate = chain.stats["acceptance_rate"].mean().item()
         title = f"Step size {step_size:.3g}, {num_steps} steps: {rate:.0%} accepted"
-        return trajectories(shadows.cpu(), plane[1:], paths.energy_error.cpu(), title), worth(chain, num_steps)
+        return trajectories(shadows, plane[1:], paths.energy_error, title), worth(chain, num_steps)
 
     controls = {
         "step_size": ipywidgets.FloatLogSlider(
-            value=LOOK_AROUND.step_size, min=-3, max=0, step=0.05, readout_format=".3g", description="step size"
+            value=TUTORIAL.step_size, min=-3, max=0, step=0.05, readout_format=".3g", description="step size"
         ),
-        "num_steps": ipywidgets.IntSlider(value=LOOK_AROUND.num_steps, min=1, max=30, description="steps"),
+        "num_steps": ipywidgets.IntSlider(value=TUTORIAL.num_steps, min=1, max=30, description="steps"),
     }
     return Explorer(controls, work)
 
@@ -91,17 +93,19 @@ def roll(posterior: Posterior, start: Tensor, step_size: float, num_steps: int, 
 
 
 @torch.no_grad()
-def slice_through(posterior: Posterior, start: Tensor, draws: Tensor) -> Plane:
-    """The plane through ``start`` along the two main directions of draws ``(S, D)``, three deviations far."""
-    _, sizes, directions = torch.linalg.svd(draws - draws.mean(0), full_matrices=False)
+def slice_through(posterior: Posterior, start: Tensor, seed: int) -> Plane:
+    """The plane through ``start`` on which trajectories from there move most, and as far as they get."""
+    step_size = 1.0
+    while not (paths := roll(posterior, start, step_size, PLANE_STEPS, seed)).energy_error.abs().max() < 1:
+        step_size /= 2  # until the steps are small enough for the landscape, whatever its scale
+    offsets = (paths.theta - start).flatten(0, 1)
+    directions = torch.linalg.svd(offsets, full_matrices=False)[2][:2]
     u, v = (
-        torch.linspace(-1, 1, PLANE_POINTS).to(start) * (3 * size / len(draws) ** 0.5).clamp(min=0.1)
-        for size in sizes[:2]
+        torch.linspace(-1.2, 1.2, PLANE_POINTS).to(start) * reach for reach in (offsets @ directions.T).abs().amax(0)
     )
-    directions = directions[:2]
     places = start + u[None, :, None] * directions[0] + v[:, None, None] * directions[1]
     log_prob = posterior.log_prob(places.flatten(0, 1)).view(PLANE_POINTS, PLANE_POINTS)
-    return Plane(directions, u.cpu(), v.cpu(), log_prob.cpu())
+    return Plane(directions, u, v, log_prob)
 
 
 def worth(chain: Chain, num_steps: int) -> str:
