@@ -265,4 +265,4 @@ print("the median distance grew from below 1e-13 to above 1, by a digit within 1
 # - Rank what matters, and the log likelihood. What you don't rank you don't see.
 # - A seed reproduces draws on one machine; distributions are what travels.
 #
-# **Next:** [8. A playground](08_playground.ipynb)
+# **Next:** [8. The playground](08_playground.ipynb)
