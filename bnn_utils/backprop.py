@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood
+from bnn_utils.likelihoods import Likelihood, LogScale
 
 aten = torch.ops.aten
 
@@ -52,12 +52,13 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
 
 @dataclass
 class Layer:
-    """``h <- activation(W h + b)``, with W and b at their places in theta."""
+    """``h <- activation(W h + b)``, with W and b at their places in theta; after the last layer perhaps log scales."""
 
     weight: slice
     bias: slice | None
     shape: tuple[int, int]  # of W: (out, in)
     activation: Activation | None = None
+    log_scale: slice | None = None  # of a `LogScale` that follows
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """Places in theta of the matrix ``[b | W]``, shape (out, 1 + in), or (out, in) without bias."""
@@ -70,12 +71,15 @@ class Layer:
 def linear_chain(flat: FlatModule) -> list[Layer] | None:
     """The layers that compute what ``flat`` computes, or None where its module is something else.
 
-    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them.
+    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them and perhaps
+    a `LogScale` at the end.
     """
     names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
     layers: list[Layer] = []
     used: list[str | None] = []
     for module in _flatten(flat.module):
+        if layers and layers[-1].log_scale is not None:
+            return None
         if type(module) is nn.Linear:
             weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
             used += [weight] if module.bias is None else [weight, bias]
@@ -84,6 +88,11 @@ def linear_chain(flat: FlatModule) -> list[Layer] | None:
             layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
         elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
             layers[-1].activation = ACTIVATIONS[type(module)](module)
+        elif type(module) is LogScale and layers and len(module.log_scale) == layers[-1].shape[0]:
+            used.append(names.get(id(module.log_scale)))
+            if None in used:
+                return None
+            layers[-1].log_scale = flat.slices[used[-1]]
         else:
             return None
     return layers if used == list(flat.shapes) else None
@@ -118,6 +127,9 @@ class Backprop:
     def __init__(self, layers: list[Layer], x: Tensor, num_lanes: int) -> None:
         self.num_lanes = num_lanes
         places = [layer.places(x.device) for layer in layers]
+        log_scale = layers[-1].log_scale
+        if log_scale is not None:
+            places.append(torch.arange(log_scale.start, log_scale.stop, device=x.device))
         dim = sum(matrix.numel() for matrix in places)
         lanes = torch.arange(num_lanes, device=x.device)[:, None, None] * dim
         # The matrices of one layer lie together, lane after lane: where in theta to find them, and the way back.
@@ -129,9 +141,9 @@ class Backprop:
         self._up: list[Callable[[], object]] = []
         down: list[list[Callable[[], object]]] = []
         inputs, g_below = _with_ones(x.T) if layers[0].bias else x.T.contiguous(), None
-        for layer, above, a, da in zip(
-            layers, [*layers[1:], None], self._theta.split(sizes), self._grad.split(sizes), strict=True
-        ):
+        thetas, grads = self._theta.split(sizes), self._grad.split(sizes)
+        # Without strict: of what comes after the last layer there are places, and no layer.
+        for layer, above, a, da in zip(layers, [*layers[1:], None], thetas, grads, strict=False):
             (out, width), act = layer.shape, layer.activation
             a, da = a.view(num_lanes, out, -1), da.view(num_lanes, out, -1)
             z, g = x.new_empty(2, num_lanes, out, len(x))
@@ -156,7 +168,16 @@ class Backprop:
             down.append(back)
             inputs, g_below = outputs, g
         self._down = [call for back in reversed(down) for call in back]
-        self._outputs, self._grad_outputs = h.mT, g.mT
+        self._outputs, self._grad_outputs = h.mT, [(g.mT, slice(0, out))]
+        if log_scale is not None:
+            # Log scales are outputs as well, the same at all points: their gradient is the sum over the points.
+            scales = thetas[-1].view(num_lanes, 1, -1)
+            self._outputs = x.new_empty(num_lanes, len(x), 2 * out)
+            for memory, values in ((self._outputs[..., :out], h.mT), (self._outputs[..., out:], scales)):
+                self._up.append(partial(memory.copy_, values))
+            g_scales = x.new_empty(num_lanes, len(x), out)
+            self._grad_outputs.append((g_scales, slice(out, 2 * out)))
+            self._down.append(partial(torch.sum, g_scales, dim=1, out=grads[-1].view(num_lanes, -1)))
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs at theta ``(C, D)``, shape ``(C, N, K)``, valid until the next call."""
@@ -167,7 +188,8 @@ class Backprop:
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Gradient with respect to theta, ``(C, D)``, from the one with respect to the last outputs, ``(C, N, K)``."""
-        self._grad_outputs.copy_(grad)
+        for memory, part in self._grad_outputs:
+            memory.copy_(grad[..., part])
         for call in self._down:
             call()
         return self._grad.index_select(0, self._inverse).view(self.num_lanes, -1)
