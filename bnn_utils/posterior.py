@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
+from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
@@ -121,6 +122,30 @@ class Posterior:
         lanes = theta.detach().reshape(-1, self.dim)
         log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
         return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
+
+    def numpy(self) -> NumpyFunction:
+        """The log joint density and its gradient for NumPy and SciPy, in float64 whatever the data's dtype is.
+
+        Returns:
+            a function of arrays: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``. SciPy minimises:
+            ``scipy.optimize.minimize(lambda theta: [-value for value in f(theta)], start, jac=True)``.
+        """
+        if self.dtype == torch.float64:
+            return numpy_function(self)
+        y = self.data.y if self.num_datasets == 1 else self.data.y[:, 0]
+        module, data = copy.deepcopy(self.flat.module).double(), Data(self.data.x, y).to(torch.float64)
+        double = Posterior(module, data, self.prior, self.likelihood, self.gradient)
+        return numpy_function(double if self.num_datasets == 1 else double.with_targets(self.data.y.transpose(0, 1)))
+
+    def jax(self) -> Callable[[Any], Any]:
+        """The log joint density for JAX, a function ``(D,)`` -> scalar with a gradient; may be jitted and vmapped.
+
+        It computes in the dtype of the posterior and returns that of its argument.
+
+        Raises:
+            ModuleNotFoundError: if JAX is not installed.
+        """
+        return jax_function(self)
 
     def target(self, num_lanes: int, compile: bool = False) -> Target:
         """The density as kernels take it, for batches of ``num_lanes`` vectors; one per thread.
