@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import nn
 from torch.func import functional_call
 
-from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, boxes, sample
+from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, backprop, boxes, sample
 from bnn_utils import posterior as posterior_module
 
 
@@ -89,6 +89,20 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
         torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
         assert torch.equal(grad, same)
+
+
+@pytest.mark.parametrize("block", [1, 5 * 3 * 7, 5 * 3 * 80, 3 * 3 * 80, 80 * 5 * 3 * 2])
+@pytest.mark.parametrize("many", [False, True], ids=["shared targets", "targets of each lane"])
+def test_blocks_of_lanes_and_points_add_up(posterior, theta, labels, monkeypatch, block, many):
+    """From a point and a lane at a time to all at once; fails where a block is left out, or counted twice."""
+    posterior = posterior.with_targets(labels) if many else posterior
+    expected_values, expected_grads = posterior.target(5).log_prob_and_grad(theta)
+    monkeypatch.setattr(backprop, "BLOCK_ELEMENTS", block)
+    target = posterior.target(5)
+    values, grads = target.log_prob_and_grad(theta)
+    torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+    assert torch.equal(target.grad(theta), grads)
 
 
 @pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
