@@ -24,15 +24,15 @@ import report
 from bnn_utils import boxes
 from problem import (
     ACCEPTANCE,
+    ACCEPTANCE_OF_ONE,
     CURVES,
-    DIM,
     EFFECTIVE,
     JUMP,
     LIBRARIES,
-    NETWORK,
     PRECISION,
     VARIANTS,
     WORKLOADS,
+    Size,
     Workload,
     network_name,
 )
@@ -82,20 +82,20 @@ def measure(repetitions: int, quick: bool) -> list[dict[str, Any]]:
     present = {library for library in LIBRARIES if is_installed(library)}
     with tempfile.TemporaryDirectory() as folder:
         for repetition in range(repetitions):
-            problem = save_problem(Path(folder), repetition)
             for name, workload in [*WORKLOADS.items(), *(("F", part) for part in EFFECTIVE)]:
                 if quick:
                     workload = workload._replace(num_draws=min(workload.num_draws, 50))
                 for library in (library for library in workload.libraries if library in present):
+                    problem = save_problem(Path(folder), workload.size, repetition)
                     rows.append(measure_library(name, workload, library, problem, repetition))
             rows += measure_curves(Path(folder), quick, repetition)
     return rows
 
 
-def save_problem(folder: Path, repetition: int) -> Path:
+def save_problem(folder: Path, size: Size, repetition: int) -> Path:
     """The data and the starting points in a file, which a process can read without importing this project."""
-    data = boxes(80)
-    starts = np.random.default_rng(repetition).normal(scale=PRECISION**-0.5, size=(MOST_CHAINS, DIM))
+    data = boxes(size.points)
+    starts = np.random.default_rng(repetition).normal(scale=PRECISION**-0.5, size=(MOST_CHAINS, size.dim))
     arrays = {"x": data.x.numpy(), "y": data.y.numpy(), "starts": starts}
     path = folder / "problem.npz"
     np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
@@ -112,14 +112,17 @@ def measure_library(name: str, workload: Workload, library: str, problem: Path, 
         "unit": workload.unit,
         "seed": 1_000 * repetition,
         "problem": str(problem),
+        "network": workload.size.network,
+        "step_size": workload.size.step_size,
     }
     with tempfile.TemporaryDirectory() as cache:
         measured = run_apart(job, Path(cache))
-    what = {"workload": name, "library": library, "points": len(boxes()), "network": network_name(NETWORK)}
+    size = workload.size
+    what = {"workload": name, "library": library, "points": size.points, "network": network_name(size.network)}
     much = {"chains": workload.num_chains, "draws": workload.num_draws, "unit": workload.unit, "repetition": repetition}
     row = what | much | measured
     if name != "F":
-        check_same_work(row)
+        check_same_work(row, size)
     print(f"{name}  {library:24} {row['value']:10.4g} {workload.unit}", flush=True)
     return row
 
@@ -160,13 +163,13 @@ def run_apart(job: dict[str, Any], cache: Path) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check_same_work(row: dict[str, Any]) -> None:
+def check_same_work(row: dict[str, Any], size: Size) -> None:
     """Stop if a program did not accept and move as HMC with this step size and number of steps does here."""
-    low, high = ACCEPTANCE[min(row["chains"], 64)]
+    low, high = ACCEPTANCE_OF_ONE if row["chains"] == 1 else ACCEPTANCE
     tolerance = 0.02 + 2 / (row["chains"] * row["draws"]) ** 0.5  # four standard deviations of a fraction, and some
     if not low < row["acceptance"] < high or abs(row["acceptance"] - row["moved"]) > tolerance:
         what = f"accepts {row['acceptance']:.2f}, by its own account, and moves in {row['moved']:.2f} of transitions"
-    elif not JUMP[0] < row["jump"] < JUMP[1]:
+    elif not JUMP[0] < row["jump"] / size.jump < JUMP[1]:
         what = f"moves by {row['jump']:.2f} (squared) in an accepted transition"
     else:
         return

@@ -36,7 +36,8 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     program = import_module(f"programs.{module}")
     imported = time.perf_counter()
     with np.load(job["problem"]) as file:
-        problem = Problem(file["x"], file["y"], file["starts"][: job["num_chains"]])
+        starts = file["starts"][: job["num_chains"]]
+        problem = Problem(file["x"], file["y"], starts, tuple(job["network"]), job["step_size"])
 
     begun = time.perf_counter()
     run = getattr(program, function)(problem, job["num_draws"])

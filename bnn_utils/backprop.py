@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood
+from bnn_utils.likelihoods import Likelihood, LogScale
 
 aten = torch.ops.aten
 
@@ -52,12 +53,13 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
 
 @dataclass
 class Layer:
-    """``h <- activation(W h + b)``, with W and b at their places in theta."""
+    """``h <- activation(W h + b)``, with W and b at their places in theta; after the last layer perhaps log scales."""
 
     weight: slice
     bias: slice | None
     shape: tuple[int, int]  # of W: (out, in)
     activation: Activation | None = None
+    log_scale: slice | None = None  # of a `LogScale` that follows
 
     def places(self, device: torch.device | None = None) -> Tensor:
         """Places in theta of the matrix ``[b | W]``, shape (out, 1 + in), or (out, in) without bias."""
@@ -70,12 +72,15 @@ class Layer:
 def linear_chain(flat: FlatModule) -> list[Layer] | None:
     """The layers that compute what ``flat`` computes, or None where its module is something else.
 
-    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them.
+    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them and perhaps
+    a `LogScale` at the end.
     """
     names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
     layers: list[Layer] = []
     used: list[str | None] = []
     for module in _flatten(flat.module):
+        if layers and layers[-1].log_scale is not None:
+            return None
         if type(module) is nn.Linear:
             weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
             used += [weight] if module.bias is None else [weight, bias]
@@ -84,6 +89,11 @@ def linear_chain(flat: FlatModule) -> list[Layer] | None:
             layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
         elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
             layers[-1].activation = ACTIVATIONS[type(module)](module)
+        elif type(module) is LogScale and layers and len(module.log_scale) == layers[-1].shape[0]:
+            used.append(names.get(id(module.log_scale)))
+            if None in used:
+                return None
+            layers[-1].log_scale = flat.slices[used[-1]]
         else:
             return None
     return layers if used == list(flat.shapes) else None
@@ -94,6 +104,10 @@ SMALL_PRODUCT = 400
 
 # On the CPU torch's tanh takes five times as long as its sigmoid; from this many elements on that outweighs more calls.
 SLOW_TANH = 2**12
+
+# Values of the widest layer that are worked on at once on the CPU: a megabyte of float32 stays in the caches of a core.
+# Several times as much took a tenth to a quarter longer at once than in blocks, and takes memory without limit.
+BLOCK_ELEMENTS = 2**18
 
 
 class Backprop:
@@ -118,6 +132,9 @@ class Backprop:
     def __init__(self, layers: list[Layer], x: Tensor, num_lanes: int) -> None:
         self.num_lanes = num_lanes
         places = [layer.places(x.device) for layer in layers]
+        log_scale = layers[-1].log_scale
+        if log_scale is not None:
+            places.append(torch.arange(log_scale.start, log_scale.stop, device=x.device))
         dim = sum(matrix.numel() for matrix in places)
         lanes = torch.arange(num_lanes, device=x.device)[:, None, None] * dim
         # The matrices of one layer lie together, lane after lane: where in theta to find them, and the way back.
@@ -129,9 +146,9 @@ class Backprop:
         self._up: list[Callable[[], object]] = []
         down: list[list[Callable[[], object]]] = []
         inputs, g_below = _with_ones(x.T) if layers[0].bias else x.T.contiguous(), None
-        for layer, above, a, da in zip(
-            layers, [*layers[1:], None], self._theta.split(sizes), self._grad.split(sizes), strict=True
-        ):
+        thetas, grads = self._theta.split(sizes), self._grad.split(sizes)
+        # Without strict: of what comes after the last layer there are places, and no layer.
+        for layer, above, a, da in zip(layers, [*layers[1:], None], thetas, grads, strict=False):
             (out, width), act = layer.shape, layer.activation
             a, da = a.view(num_lanes, out, -1), da.view(num_lanes, out, -1)
             z, g = x.new_empty(2, num_lanes, out, len(x))
@@ -156,7 +173,16 @@ class Backprop:
             down.append(back)
             inputs, g_below = outputs, g
         self._down = [call for back in reversed(down) for call in back]
-        self._outputs, self._grad_outputs = h.mT, g.mT
+        self._outputs, self._grad_outputs = h.mT, [(g.mT, slice(0, out))]
+        if log_scale is not None:
+            # Log scales are outputs as well, the same at all points: their gradient is the sum over the points.
+            scales = thetas[-1].view(num_lanes, 1, -1)
+            self._outputs = x.new_empty(num_lanes, len(x), 2 * out)
+            for memory, values in ((self._outputs[..., :out], h.mT), (self._outputs[..., out:], scales)):
+                self._up.append(partial(memory.copy_, values))
+            g_scales = x.new_empty(num_lanes, len(x), out)
+            self._grad_outputs.append((g_scales, slice(out, 2 * out)))
+            self._down.append(partial(torch.sum, g_scales, dim=1, out=grads[-1].view(num_lanes, -1)))
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs at theta ``(C, D)``, shape ``(C, N, K)``, valid until the next call."""
@@ -167,7 +193,8 @@ class Backprop:
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Gradient with respect to theta, ``(C, D)``, from the one with respect to the last outputs, ``(C, N, K)``."""
-        self._grad_outputs.copy_(grad)
+        for memory, part in self._grad_outputs:
+            memory.copy_(grad[..., part])
         for call in self._down:
             call()
         return self._grad.index_select(0, self._inverse).view(self.num_lanes, -1)
@@ -175,13 +202,52 @@ class Backprop:
 
 def closed_form(layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int) -> Target:
     """The log likelihood and its gradient for batches of ``num_lanes`` vectors; y has targets for each of them."""
-    network = Backprop(layers, x, num_lanes)
+    width = max(layer.shape[0] for layer in layers)
+    most = BLOCK_ELEMENTS if x.device.type == "cpu" else num_lanes * len(x) * width
+    lanes = _slices(num_lanes, most // (width * len(x)))
+    points = _slices(len(x), most // (width * (lanes[0].stop - lanes[0].start)))
+    networks = {
+        (part, size): Backprop(layers, x[points[part]], size)  # blocks of one size take turns in the same memory
+        for part in range(len(points))
+        for size in {block.stop - block.start for block in lanes}
+    }
+    blocks = [
+        (block, networks[part, block.stop - block.start], y[block, points[part]])
+        for block in lanes
+        for part in range(len(points))
+    ]
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+        value, total = theta.new_zeros(num_lanes), torch.zeros_like(theta)
+        for block, network, targets in blocks:
+            outputs = network.outputs(theta[block])
+            value[block] += likelihood.log_prob(outputs, targets)
+            total[block] += network.gradient(likelihood.grad(outputs, targets))
+        return value, total
+
+    def grad(theta: Tensor) -> Tensor:
+        total = torch.zeros_like(theta)
+        for block, network, targets in blocks:
+            total[block] += network.gradient(likelihood.grad(network.outputs(theta[block]), targets))
+        return total
+
+    if len(blocks) > 1:
+        return Target(log_prob_and_grad, grad)
+
+    ((_, network, y),) = blocks
+
+    def log_prob_and_grad_at_once(theta: Tensor) -> tuple[Tensor, Tensor]:
         outputs = network.outputs(theta)
         return likelihood.log_prob(outputs, y), network.gradient(likelihood.grad(outputs, y))
 
-    return Target(log_prob_and_grad, lambda theta: network.gradient(likelihood.grad(network.outputs(theta), y)))
+    return Target(log_prob_and_grad_at_once, lambda theta: network.gradient(likelihood.grad(network.outputs(theta), y)))
+
+
+def _slices(length: int, most: int) -> list[slice]:
+    """As few slices as cover ``length`` with at most ``most``, or 1, in each, as equal as can be."""
+    num = -(-length // max(1, most))
+    edges = [length * k // num for k in range(num + 1)]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
 def _tanh_by_sigmoid(z: Tensor, one: Tensor, out: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,31 +17,33 @@ from torch import Tensor
 from bnn_utils import diagnostics
 from bnn_utils._arviz import arviz
 from bnn_utils.evidence import Tempering
+from bnn_utils.posterior import Posterior
 
 if TYPE_CHECKING:
     import pandas as pd
     from arviz import InferenceData
+    from numpy.typing import ArrayLike
 
 QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain:
-    """Draws of one run of `sample`.
+    """Draws of one run of `sample`, or drawn elsewhere (`from_draws`, `from_arviz`).
 
     Attributes:
         draws: shape ``(chains, draws, D)``.
         stats: ArviZ name -> values of shape ``(chains, draws)``: lp, acceptance_rate, is_accept, n_steps, step_size,
-            energy, energy_error, diverging.
+            energy, energy_error, diverging; of draws from elsewhere, lp and what came with them.
         names: label of each parameter, D of them.
         kernel: the sampler and its settings, in words.
         engine: which engine drew, and whether compiled.
         device: where it drew, such as "cpu".
-        seed: seed of the run; None if a generator was passed.
+        seed: seed of the run; None if a generator was passed, or the draws come from elsewhere.
         warmup: transitions per chain that were thrown away before the first draw.
-        wall_time: seconds from the call of `sample` to its return.
+        wall_time: seconds from the call of `sample` to its return; NaN where it is not known.
         compile_time: seconds of it spent on compilation.
-        sampling_time: seconds of it spent on the transitions that were kept.
+        sampling_time: seconds of it spent on the transitions that were kept; NaN where it is not known.
         tempering: of replica exchange, what happened at all temperatures; the draws are those of the posterior.
     """
 
@@ -55,6 +59,87 @@ class Chain:
     compile_time: float
     sampling_time: float
     tempering: Tempering | None = None
+
+    @classmethod
+    def from_draws(
+        cls,
+        draws: ArrayLike | Tensor,
+        posterior: Posterior,
+        sampler: str = "unknown",
+        seconds: float = math.nan,
+        stats: Mapping[str, ArrayLike | Tensor] | None = None,
+    ) -> Chain:
+        """Draws made elsewhere, as if `sample` had made them.
+
+        Args:
+            draws: of ``posterior``, shape ``(chains, draws, D)``.
+            sampler: what made them, in words.
+            seconds: how long that took, for ESS per second.
+            stats: ArviZ name -> values of shape ``(chains, draws)``, where known. ``lp`` is computed here, every
+                constant kept, whatever the other sampler called the log density.
+
+        Raises:
+            ValueError: if the shape is another one, or a value is NaN or infinite.
+        """
+        draws = torch.as_tensor(draws if isinstance(draws, Tensor) else np.array(draws))
+        if draws.ndim != 3 or draws.shape[-1] != posterior.dim or draws.numel() == 0:
+            raise ValueError(
+                f"draws have shape {tuple(draws.shape)}, but this posterior's are (chains, draws, {posterior.dim}); a "
+                "single chain is draws[None]"
+            )
+        draws = draws.to(dtype=posterior.dtype, device=posterior.device)
+        bad = (~draws.isfinite()).nonzero()
+        if len(bad):
+            raise ValueError(f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}")
+        known = {name: torch.as_tensor(np.array(values)) for name, values in (stats or {}).items()}
+        for name, values in known.items():
+            if values.shape != draws.shape[:2]:
+                raise ValueError(
+                    f"the statistic {name} has shape {tuple(values.shape)}, expected {tuple(draws.shape[:2])}"
+                )
+        lp = posterior.log_likelihoods(draws).sum(-1) + posterior.log_prior(draws.flatten(0, 1)).view(draws.shape[:2])
+        return cls(
+            draws=draws,
+            stats=known | {"lp": lp},
+            names=posterior.flat.names,
+            kernel=sampler,
+            engine="elsewhere",
+            device=str(draws.device),
+            seed=None,
+            warmup=0,
+            wall_time=seconds,
+            compile_time=0.0,
+            sampling_time=seconds,
+        )
+
+    @classmethod
+    def from_arviz(
+        cls,
+        data: InferenceData,
+        posterior: Posterior,
+        variable: str = "theta",
+        sampler: str = "unknown",
+        seconds: float = math.nan,
+    ) -> Chain:
+        """Draws that another package made and ArviZ holds, with those of their statistics that are one number a draw.
+
+        Args:
+            data: with the flat vectors in ``data.posterior[variable]``, dimensions chain, draw and one more.
+
+        Raises:
+            ValueError: if there is no such variable, or its draws don't fit the posterior.
+        """
+        groups = data.groups()
+        names = list(data["posterior"].data_vars) if "posterior" in groups else []
+        if variable not in names:
+            raise ValueError(
+                f"there is no variable {variable!r} in the posterior group; it holds {', '.join(names) or 'nothing'}: "
+                "name the one that is the flat vector"
+            )
+        stats = data["sample_stats"].data_vars if "sample_stats" in groups else {}
+        single = {str(name): values for name, values in stats.items() if values.dims == ("chain", "draw")}
+        theta = data["posterior"][variable].to_numpy()
+        return cls.from_draws(theta, posterior, sampler, seconds, {k: v.to_numpy() for k, v in single.items()})
 
     @property
     def num_chains(self) -> int:
@@ -103,13 +188,23 @@ class Chain:
         index = pd.Index(self.names, name="parameter")
         return pd.DataFrame(values, index=index, columns=[f"{q:g}%" for q in QUANTILES])
 
-    def to_arviz(self) -> InferenceData:
+    def to_arviz(self, log_likelihoods: Tensor | None = None) -> InferenceData:
         """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats.
 
         Of replica exchange, sample_stats also holds the fields of `Tempering`, with a dimension ``temperature``.
+
+        Args:
+            log_likelihoods: shape ``(chains, draws, N)``, by ``posterior.log_likelihoods(chain.draws)``; with them the
+                group log_likelihood is there, which ``arviz.loo`` and ``arviz.compare`` need.
         """
+        if log_likelihoods is not None and log_likelihoods.shape[:-1] != self.draws.shape[:-1]:
+            raise ValueError(
+                f"log_likelihoods has shape {tuple(log_likelihoods.shape)}, expected {(*self.draws.shape[:-1], 'N')}: "
+                "pass posterior.log_likelihoods(chain.draws)"
+            )
         data = arviz().from_dict(
             posterior={"theta": self.draws.cpu().numpy()},
+            log_likelihood=None if log_likelihoods is None else {"y": log_likelihoods.cpu().numpy()},
             sample_stats={name: value.cpu().numpy() for name, value in self.stats.items()},
             coords={"parameter": self.names},
             dims={"theta": ["parameter"]},
@@ -161,18 +256,23 @@ class Chain:
 
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
-        rate, diverging = self.stats["acceptance_rate"], int(self.stats["diverging"].sum())
+        known = {
+            "acceptance_rate": lambda rate: f"{rate.double().mean():.3f} on average",
+            "diverging": lambda diverging: f"{int(diverging.sum())} divergences",
+        }
+        acceptance = ", ".join(tell(self.stats[name]) for name, tell in known.items() if name in self.stats)
         compiling = f"compiling {self.compile_time:.2f} s, " if self.compile_time else ""
+        duration = f"{self.wall_time:.2f} s, {compiling}sampling {self.sampling_time:.2f} s"
         facts = {
             "sampler": self.kernel,
             "engine": f"{self.engine}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
             "chains": f"{chains}",
             "draws per chain": f"{draws:,} after {self.warmup:,} of warmup",
-            "wall duration": f"{self.wall_time:.2f} s, {compiling}sampling {self.sampling_time:.2f} s",
-            "acceptance rate": f"{rate.double().mean():.3f} on average, {diverging} divergences",
+            "wall duration": "not known" if math.isnan(self.wall_time) else duration,
+            "acceptance rate": acceptance or "not known",
             "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
             "internals": ", ".join(self.stats),
-            "seed": f"{'taken from a generator' if self.seed is None else self.seed}",
+            "seed": "not known: taken from a generator, or elsewhere" if self.seed is None else f"{self.seed}",
         }
         if self.tempering is not None:
             facts["tempering"] = str(self.tempering)

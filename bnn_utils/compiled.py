@@ -42,7 +42,8 @@ OPTIONS = {
 
 
 def num_parameters(layers: list[Layer]) -> int:
-    return sum(layer.places().numel() for layer in layers)
+    last = layers[-1].log_scale
+    return sum(layer.places().numel() for layer in layers) + (last.stop - last.start if last else 0)
 
 
 def seconds_to_compile(layers: list[Layer]) -> float:
@@ -125,9 +126,12 @@ def unrolled(layers: list[Layer], likelihood: Likelihood, theta: Tensor, x: Tens
         act = layer.activation
         h = z if act is None else [act.forward(v, **act.forward_options, out=torch.empty_like(v)) for v in z]
         kept.append((act, inputs, places, h if act is None or act.takes_output else z))
-    outputs = torch.stack(h, dim=-1).transpose(0, 1)
+    last = layers[-1].log_scale
+    log_scales = range(last.start, last.stop) if last else range(0)
+    outputs = torch.stack([*h, *(theta[k].expand_as(h[0]) for k in log_scales)], dim=-1).transpose(0, 1)
     g = likelihood.grad(outputs, y).transpose(0, 1).unbind(-1)
-    grad = {}
+    grad = {k: v.sum(0) for k, v in zip(log_scales, g[len(h) :], strict=True)}
+    g = g[: len(h)]
     for act, inputs, places, above in reversed(kept):
         if act is not None:
             g = [

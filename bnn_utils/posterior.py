@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
+from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood, value_and_grad
+from bnn_utils.likelihoods import ByDistribution, Likelihood, value_and_grad
 from bnn_utils.priors import DiagonalNormal, Prior
 from bnn_utils.random import lend_to_torch
 
@@ -34,14 +36,16 @@ class Posterior:
         module: any network that maps ``data.x`` to one output row per point.
         data: inputs and targets.
         prior: such as ``NormalPrior(precision=0.09)``.
-        likelihood: such as ``Bernoulli()``.
+        likelihood: such as ``Bernoulli()``; or a function from outputs ``(..., N, K)`` to a torch distribution of batch
+            shape ``(..., N)``, such as ``lambda outputs: Poisson(outputs[..., 0].exp())``.
         gradient: "closed-form" for chains of Linear layers and elementwise activations, "autograd" for every module, or
             "auto": the first where it applies.
 
     Raises:
         ValueError: if the module has dropout or batch normalisation in training mode (its output would be random, or
-            depend on the batch), if targets or outputs don't fit the likelihood, if the log prior or log likelihood of
-            one theta is not one number, or if "closed-form" does not apply.
+            depend on the batch), draws random numbers or carries state from call to call, or can't be run for many
+            vectors at once; if targets or outputs don't fit the likelihood, if the log prior or log likelihood of one
+            theta is not one number, or if "closed-form" does not apply.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Posterior:
         module: nn.Module,
         data: Data,
         prior: Prior,
-        likelihood: Likelihood,
+        likelihood: Likelihood | Callable[[Tensor], Distribution],
         gradient: Literal["auto", "closed-form", "autograd"] = "auto",
     ) -> None:
         _check_deterministic(module)
@@ -57,11 +61,10 @@ class Posterior:
             raise ValueError(f"gradient must be 'auto', 'closed-form' or 'autograd', got {gradient!r}")
         dtype = data.x.dtype if data.x.is_floating_point() else None
         self.flat = FlatModule(copy.deepcopy(module).to(device=data.x.device, dtype=dtype))
-        self.prior, self.likelihood = prior, likelihood
+        self.prior = prior
+        self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
         self.prior_distribution = prior.distribution(self.flat)
-        with torch.no_grad():
-            outputs = self.flat(self.flat.ravel(), data.x)
-        self.data = Data(data.x, likelihood.targets(data.y, outputs))
+        self.data = Data(data.x, self.likelihood.targets(data.y, _outputs(self.flat, data.x)))
         self.num_datasets = 1
         self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
         self._compilations: dict[int, Target | None] = {}
@@ -119,6 +122,30 @@ class Posterior:
         lanes = theta.detach().reshape(-1, self.dim)
         log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
         return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
+
+    def numpy(self) -> NumpyFunction:
+        """The log joint density and its gradient for NumPy and SciPy, in float64 whatever the data's dtype is.
+
+        Returns:
+            a function of arrays: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``. SciPy minimises:
+            ``scipy.optimize.minimize(lambda theta: [-value for value in f(theta)], start, jac=True)``.
+        """
+        if self.dtype == torch.float64:
+            return numpy_function(self)
+        y = self.data.y if self.num_datasets == 1 else self.data.y[:, 0]
+        module, data = copy.deepcopy(self.flat.module).double(), Data(self.data.x, y).to(torch.float64)
+        double = Posterior(module, data, self.prior, self.likelihood, self.gradient)
+        return numpy_function(double if self.num_datasets == 1 else double.with_targets(self.data.y.transpose(0, 1)))
+
+    def jax(self) -> Callable[[Any], Any]:
+        """The log joint density for JAX, a function ``(D,)`` -> scalar with a gradient; may be jitted and vmapped.
+
+        It computes in the dtype of the posterior and returns that of its argument.
+
+        Raises:
+            ModuleNotFoundError: if JAX is not installed.
+        """
+        return jax_function(self)
 
     def target(self, num_lanes: int, compile: bool = False) -> Target:
         """The density as kernels take it, for batches of ``num_lanes`` vectors; one per thread.
@@ -207,20 +234,23 @@ class Posterior:
 
     @torch.no_grad()
     def predict(self, draws: Tensor, x: Tensor) -> Tensor:
-        """Expected target (for Bernoulli: probability of class 1) at inputs x under each draw.
+        """Expected target (of classes: their probabilities, for Bernoulli that of 1) at inputs x under each draw.
 
         Args:
             draws: shape ``(..., D)``, such as ``chain.draws`` with its ``(chains, draws, D)``.
             x: inputs, shape ``(M, ...)``.
 
         Returns:
-            shape ``(..., M)``.
+            shape ``(..., M)``; ``(..., M, K)`` for targets of K numbers and for K classes.
 
         Raises:
             ValueError: if the draws have another length than theta, or x has no points or another shape than the data.
         """
+        return self._in_batches(draws, x.to(self.data.x), self.likelihood.mean)
+
+    def _in_batches(self, draws: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``function`` of the outputs of each draw ``(..., D)`` at inputs x, as many at once as memory allows."""
         draws = draws.to(dtype=self.dtype, device=self.device)
-        x = x.to(self.data.x)
         if len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
@@ -230,8 +260,26 @@ class Posterior:
             self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
         batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self.width)))
-        means = torch.cat([self.likelihood.mean(self.outputs(batch, x)) for batch in batches])
-        return means.reshape(*draws.shape[:-1], *means.shape[1:])
+        values = torch.cat([function(self.outputs(batch, x)) for batch in batches])
+        return values.reshape(*draws.shape[:-1], *values.shape[1:])
+
+    @torch.no_grad()
+    def log_likelihoods(self, draws: Tensor, data: Data | None = None) -> Tensor:
+        """Log likelihood of each point under each draw, as log scores and PSIS-LOO need it.
+
+        Args:
+            draws: shape ``(..., D)``.
+            data: other points, such as those held out; the posterior's own without it.
+
+        Returns:
+            shape ``(..., N)``.
+        """
+        if self.num_datasets > 1:
+            raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
+        data = self.data if data is None else data.to(self.data.x.device)
+        x = data.x.to(self.data.x)
+        y = self.likelihood.targets(data.y, self.outputs(self.flat.ravel(), x))
+        return self._in_batches(draws, x, lambda outputs: self.likelihood.log_probs(outputs, y))
 
     @property
     def width(self) -> int:
@@ -314,6 +362,31 @@ def _by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Target:
         log_prob_and_grad=lambda theta: value_and_grad(log_prob, theta),
         grad=lambda theta: value_and_grad(log_prob, theta)[1],
     )
+
+
+@torch.no_grad()
+def _outputs(flat: FlatModule, x: Tensor) -> Tensor:
+    """The network's outputs at its own parameters, once it is clear that it is a function of theta and x, and of many.
+
+    Raises:
+        ValueError: if a second call gives something else, or if it can't be run for two vectors at once.
+    """
+    theta, name = flat.ravel(), type(flat.module).__name__
+    outputs = flat(theta, x)
+    if not outputs.is_meta and not torch.equal(outputs.nan_to_num(), flat(theta, x).nan_to_num()):
+        raise ValueError(
+            f"{name} gave two outputs for the same parameters and inputs: its forward draws random numbers, or carries "
+            "state from one call to the next. A posterior needs a function: take them out, or make them inputs"
+        )
+    try:
+        flat(theta.expand(2, -1), x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} can't be run for several parameter vectors at once, as torch.func.vmap does: "
+            f"{str(error).strip().splitlines()[0]} Its forward must not draw random numbers, change tensors of its own "
+            "in place, or branch on values"
+        ) from error
+    return outputs
 
 
 def _check_deterministic(module: nn.Module) -> None:

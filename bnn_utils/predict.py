@@ -1,47 +1,157 @@
-"""What the predictions of many draws say together: their mean, and where their uncertainty comes from."""
+"""What the predictions of many draws say together: mean, quantiles, uncertainty, and how good they prove to be."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+
+NUM_BINS = 10  # of the calibration error
+NUM_RESAMPLES = 1000  # of its bootstrap error: within 2 % of what infinitely many would give
 
 
 class Uncertainty(NamedTuple):
-    """Uncertainty of a binary prediction, in bits: 1 is a coin flip, 0 is certainty."""
+    """Uncertainty of predicted classes, in bits: of two classes 1 is a coin flip; 0 is certainty."""
 
     total: Tensor  # (M,), entropy of the mean prediction
     aleatoric: Tensor  # (M,), mean entropy of the single predictions
     epistemic: Tensor  # (M,), mutual information of label and parameters: total - aleatoric
 
 
-def predictive_mean(probabilities: Tensor) -> Tensor:
-    """Mean over all draws: ``(..., M)`` -> ``(M,)``."""
-    return probabilities.reshape(-1, probabilities.shape[-1]).mean(0)
+class Estimate(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    error: float
 
 
-def split_uncertainty(probabilities: Tensor) -> Uncertainty:
-    """Split the entropy of a binary prediction into what more data could remove (epistemic) and the rest (aleatoric).
+def predictive_mean(predictions: Tensor, of_classes: bool = False) -> Tensor:
+    """Mean over all draws: ``(..., M)`` -> ``(M,)``; of classes, ``(..., M, K)`` -> ``(M, K)``."""
+    return predictions.reshape(-1, *predictions.shape[-2 if of_classes else -1 :]).mean(0)
+
+
+def predictive_quantiles(values: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Quantiles over all draws: of predictions ``(..., M)`` for belief in the mean, of simulated targets for data.
+
+    Args:
+        values: shape ``(..., M)``, all leading dimensions draws.
+        quantiles: Q numbers in [0, 1].
+
+    Returns:
+        shape ``(Q, M)``.
+    """
+    draws = values.reshape(-1, values.shape[-1])
+    found = np.quantile(draws.cpu().numpy(), quantiles, axis=0)
+    return torch.from_numpy(found).to(values)
+
+
+def split_uncertainty(probabilities: Tensor, of_classes: bool = False) -> Uncertainty:
+    """Split the entropy of predicted classes into what more data could remove (epistemic) and the rest (aleatoric).
 
     H(mean p) = mean H(p) + I(y; theta)   (Depeweg et al. 2018; BALD of Houlsby et al. 2011)
 
     Args:
         probabilities: of class 1 under each draw, shape ``(..., M)``, all leading dimensions draws.
+        of_classes: the last dimension runs over K classes, shape ``(..., M, K)``.
 
     Raises:
-        ValueError: if a value lies outside [0, 1].
+        ValueError: if a value lies outside [0, 1], or the classes' don't add up to 1.
     """
-    outside = ~((probabilities >= 0) & (probabilities <= 1))
-    if outside.any():
-        raise ValueError(f"probabilities must lie in [0, 1], got {probabilities[outside][0].item():g}")
-    total = entropy(predictive_mean(probabilities))
-    aleatoric = predictive_mean(entropy(probabilities))
+    _check(probabilities, of_classes)
+    total = entropy(predictive_mean(probabilities, of_classes), of_classes)
+    aleatoric = predictive_mean(entropy(probabilities, of_classes))
     # Jensen's inequality makes the difference non-negative; rounding can miss it by some 1e-16.
     return Uncertainty(total, aleatoric, (total - aleatoric).clamp(min=0))
 
 
-def entropy(p: Tensor) -> Tensor:
-    """Entropy of Bernoulli(p) in bits, elementwise; 0 at p = 0 and p = 1."""
-    return (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+def entropy(p: Tensor, of_classes: bool = False) -> Tensor:
+    """Entropy in bits: of Bernoulli(p), elementwise; of K classes, ``(..., K)`` -> ``(...)``. 0 is certain."""
+    nats = torch.special.entr(p).sum(-1) if of_classes else torch.special.entr(p) + torch.special.entr(1 - p)
+    return nats / math.log(2)
+
+
+def log_score(log_likelihoods: Tensor) -> Tensor:
+    """Log of the predictive density at each point, which averages densities, not their logarithms; higher is better.
+
+        log p(y_i | data) = log mean_s p(y_i | theta_s)
+
+    Args:
+        log_likelihoods: shape ``(..., N)``, all leading dimensions draws, from ``posterior.log_likelihoods(draws,
+            held_out)``.
+
+    Returns:
+        shape ``(N,)``; their mean is the usual log score (Gneiting and Raftery 2007).
+    """
+    draws = log_likelihoods.reshape(-1, log_likelihoods.shape[-1])
+    return draws.logsumexp(0) - math.log(len(draws))
+
+
+def brier_score(p: Tensor, y: Tensor) -> float:
+    """Mean squared difference of predicted probabilities and what came, over all classes (Brier 1950); lower is better.
+
+    0 is certain and right, 2 certain and wrong, 1/2 a coin flip between two classes.
+
+    Args:
+        p: predictive probabilities, ``(N,)`` of class 1 or ``(N, K)``.
+        y: labels, ``(N,)``, 0 to K - 1.
+    """
+    p, y = _classes(p, y)
+    return (p - one_hot(y, p.shape[-1])).square().sum(-1).mean().item()
+
+
+def calibration_error(p: Tensor, y: Tensor, seed: int = 0) -> Estimate:
+    """Expected calibration error: how far confidence is from accuracy, on average (Naeini, Cooper and Hauskrecht 2015).
+
+    Confidence is the highest probability; points are sorted into 10 bins by it, and the differences between each bin's
+    accuracy and mean confidence are averaged, weighted by their sizes. Chance alone makes it positive, the more so the
+    fewer the points are: the error, by the bootstrap over points, says how far to trust it.
+
+    Args:
+        p: predictive probabilities, ``(N,)`` of class 1 or ``(N, K)``.
+        y: labels, ``(N,)``, 0 to K - 1.
+        seed: of the bootstrap.
+    """
+    p, y = _classes(p, y)
+    confidence, chosen = (tensor.cpu().numpy() for tensor in p.max(-1))
+    surplus = confidence - (chosen == y.cpu().numpy())
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+
+    def error(points: np.ndarray) -> float:
+        return np.abs(np.bincount(bins[points], surplus[points])).sum() / len(points)
+
+    everything, rng = np.arange(len(y)), np.random.default_rng(seed)
+    again = [error(rng.choice(everything, len(y))) for _ in range(NUM_RESAMPLES)]
+    return Estimate(float(error(everything)), float(np.std(again, ddof=1)))
+
+
+def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities as ``(N, K)``, labels as integers.
+
+    Raises:
+        ValueError: if they don't fit each other, or are none.
+    """
+    if p.ndim not in (1, 2) or y.shape != p.shape[:1] or len(y) == 0:
+        raise ValueError(
+            f"expected predictive probabilities of shape (N,) or (N, K) and labels (N,), got {tuple(p.shape)} and "
+            f"{tuple(y.shape)}: average over draws first, as by predictive_mean"
+        )
+    _check(p, of_classes=p.ndim == 2)
+    p = p if p.ndim == 2 else torch.stack([1 - p, p], dim=-1)
+    wrong = y[(y < 0) | (y >= p.shape[-1]) | (y != y.long())]
+    if len(wrong):
+        raise ValueError(f"labels must be 0 to {p.shape[-1] - 1}, got {wrong[0].item():g}")
+    return p, y.long()
+
+
+def _check(p: Tensor, of_classes: bool) -> None:
+    outside = ~((p >= 0) & (p <= 1))
+    if outside.any():
+        raise ValueError(f"probabilities must lie in [0, 1], got {p[outside][0].item():g}")
+    off = (p.sum(-1) - 1).abs() > 1e-4 if of_classes else p.new_zeros(0)  # float32 sums of thousands are closer
+    if off.any():
+        raise ValueError(f"the probabilities of all classes must add up to 1, got {p.sum(-1)[off][0].item():g}")

@@ -9,6 +9,9 @@ import torch
 
 from bnn_utils import HMC, Chain, boxes, sample
 from bnn_utils._arviz import arviz
+from bnn_utils.diagnostics import convergence
+from bnn_utils.plots import energies, ranks, traces
+from bnn_utils.symmetry import fold
 
 
 def draw(posterior, num_chains=3, **kwargs):
@@ -151,6 +154,82 @@ def test_no_file(tmp_path):
         Chain.load(tmp_path)
 
 
+# --- ArviZ's log likelihood, and draws from elsewhere -----------------------------------------------------------------
+
+
+def test_loo_is_there(chain, posterior):
+    """PSIS-LOO of draws that are too few for it; what counts is that the numbers arrive."""
+    pointwise = posterior.log_likelihoods(chain.draws)
+    data = chain.to_arviz(pointwise)
+    np.testing.assert_array_equal(data["log_likelihood"]["y"], pointwise)
+    with pytest.warns(UserWarning, match="Pareto distribution"):
+        found = arviz().loo(data, pointwise=True)
+    assert found.n_data_points == 80
+    assert found.n_samples == 120
+
+
+def test_log_likelihoods_of_other_draws(chain, posterior):
+    with pytest.raises(ValueError, match=r"shape \(3, 39, 80\), expected \(3, 40, 'N'\)"):
+        chain.to_arviz(posterior.log_likelihoods(chain.draws[:, 1:]))
+
+
+@pytest.mark.parametrize("convert", [lambda draws: draws, lambda draws: draws.numpy(), lambda draws: draws.tolist()])
+def test_draws_from_elsewhere(chain, posterior, tmp_path, convert):
+    """They come home: everything that works on a chain of ours works on them."""
+    home = Chain.from_draws(convert(chain.draws), posterior, sampler="a friend's NUTS", seconds=2.0)
+    assert torch.equal(home.draws, chain.draws)
+    torch.testing.assert_close(home.stats["lp"], chain.stats["lp"], rtol=1e-12, atol=0)
+    assert home.best_draw() == chain.best_draw()
+    assert home.summary()["mean"].equals(chain.summary()["mean"])
+    assert torch.equal(fold(home.draws, posterior.flat), fold(chain.draws, posterior.flat))
+    predictions = posterior.predict(home.draws, posterior.data.x)
+    assert convergence(predictions, posterior.data.x).r_hat.shape == (80,)
+    assert traces(home, [0, 3]).png() == traces(chain, [0, 3]).png()
+    assert ranks(home.draws[..., :2], ["a", "b"]).png()
+    assert "a friend's NUTS" in repr(home)
+    assert "2.00 s" in repr(home)
+    home.save(tmp_path / "home.nc")
+    assert torch.equal(Chain.load(tmp_path / "home.nc").draws, chain.draws)
+    with pytest.raises(ValueError, match="no statistic 'energy', only lp"):
+        energies(home, 0)
+
+
+def test_draws_come_home_by_arviz(chain, posterior):
+    """Their statistics come along; lp is computed anew, as others leave constants out."""
+    data = chain.to_arviz()
+    data["sample_stats"]["lp"] = data["sample_stats"]["lp"] + 7
+    home = Chain.from_arviz(data, posterior)
+    assert torch.equal(home.draws, chain.draws)
+    torch.testing.assert_close(home.stats["lp"], chain.stats["lp"], rtol=1e-12, atol=0)
+    assert torch.equal(home.stats["energy"], chain.stats["energy"])
+    assert set(home.stats) == set(chain.stats)
+    facts = {line[2:].split("  ")[0]: line.split("  ")[-1].strip() for line in repr(home).splitlines()[1:]}
+    assert facts["wall duration"] == "not known"
+    assert facts["seed"].startswith("not known")
+    assert facts["acceptance rate"].endswith(f"{int(chain.stats['diverging'].sum())} divergences")
+    assert Chain.from_arviz(arviz().from_dict(posterior={"z": chain.draws.numpy()}), posterior, "z").num_draws == 40
+
+
+@pytest.mark.parametrize(
+    ("draws", "stats", "message"),
+    [
+        (np.zeros((5, 20)), {}, r"\(5, 20\), but this posterior's are \(chains, draws, 20\); .* draws\[None\]"),
+        (np.zeros((2, 5, 19)), {}, r"\(2, 5, 19\), but this posterior's are"),
+        (np.zeros((2, 0, 20)), {}, r"\(2, 0, 20\)"),
+        (np.r_[np.zeros(20), np.nan, np.zeros(19)].reshape(1, 2, 20), {}, r"1 NaN or infinite values, .* \[0, 1, 0\]"),
+        (np.zeros((2, 5, 20)), {"energy": np.zeros(5)}, r"statistic energy has shape \(5,\), expected \(2, 5\)"),
+    ],
+)  # fmt: skip
+def test_draws_from_elsewhere_that_do_not_fit(posterior, draws, stats, message):
+    with pytest.raises(ValueError, match=message):
+        Chain.from_draws(draws, posterior, stats=stats)
+
+
+def test_arviz_without_the_variable(posterior):
+    with pytest.raises(ValueError, match="no variable 'theta' in the posterior group; it holds mu: name the one"):
+        Chain.from_arviz(arviz().from_dict(posterior={"mu": np.zeros((1, 5))}), posterior)
+
+
 # --- how a chain shows itself -----------------------------------------------------------------------------------------
 
 
@@ -174,5 +253,5 @@ def test_html_repr_shows_the_same_and_escapes_it(chain):
     page = dataclasses.replace(chain, kernel="<script>&", seed=None)._repr_html_()
     assert "&lt;script&gt;&amp;" in page
     assert "<script" not in page
-    assert "taken from a generator" in page
+    assert "not known: taken from a generator" in page
     assert page.count("<tr>") == len(repr(chain).splitlines()) - 1

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from torch import nn
 from torch.func import functional_call
 
-from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, boxes, sample
+from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, backprop, boxes, sample
 from bnn_utils import posterior as posterior_module
 
 
@@ -91,6 +91,20 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
         assert torch.equal(grad, same)
 
 
+@pytest.mark.parametrize("block", [1, 5 * 3 * 7, 5 * 3 * 80, 3 * 3 * 80, 80 * 5 * 3 * 2])
+@pytest.mark.parametrize("many", [False, True], ids=["shared targets", "targets of each lane"])
+def test_blocks_of_lanes_and_points_add_up(posterior, theta, labels, monkeypatch, block, many):
+    """From a point and a lane at a time to all at once; fails where a block is left out, or counted twice."""
+    posterior = posterior.with_targets(labels) if many else posterior
+    expected_values, expected_grads = posterior.target(5).log_prob_and_grad(theta)
+    monkeypatch.setattr(backprop, "BLOCK_ELEMENTS", block)
+    target = posterior.target(5)
+    values, grads = target.log_prob_and_grad(theta)
+    torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+    assert torch.equal(target.grad(theta), grads)
+
+
 @pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
 def test_a_copy_by_pickle_computes_the_same(make_posterior, theta, gradient):
     posterior = make_posterior(gradient=gradient)
@@ -108,72 +122,6 @@ def test_what_a_target_returns_is_not_overwritten(posterior, theta):
     target.log_prob_and_grad(-theta), target.grad(2 * theta)
     for value, copied in zip(first, before, strict=True):
         assert torch.equal(value, copied)
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner, self.outer = nn.Linear(2, 2), nn.Linear(2, 1)
-
-    def forward(self, x):
-        return self.outer(x + torch.tanh(self.inner(x)))
-
-
-class Convolution(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.out = nn.Conv1d(1, 2, 2), nn.Linear(2, 1)
-
-    def forward(self, x):
-        return self.out(self.conv(x[:, None, :]).flatten(1))
-
-
-def tied():
-    layer = nn.Linear(2, 2)
-    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(2, 1))
-
-
-def frozen():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
-    net[0].weight.requires_grad_(False)
-    return net
-
-
-def hooked():
-    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
-    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
-    return net
-
-
-def batch_norm():
-    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1)).eval()
-
-
-def reparametrised():
-    """Weights that are the exponential of a parameter."""
-
-    class Exp(nn.Module):
-        def forward(self, x):
-            return x.exp()
-
-    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
-    nn.utils.parametrize.register_parametrization(net[2], "weight", Exp(), unsafe=True)
-    return net
-
-
-@pytest.mark.parametrize("make", [Residual, Convolution, tied, frozen, hooked, batch_norm, reparametrised])
-def test_other_modules_go_by_autograd(make):
-    module = make()
-    posterior = Posterior(module, boxes(n=12), NormalPrior(0.09), Bernoulli())
-    assert posterior.gradient == "autograd"
-    theta = torch.randn(3, posterior.dim, generator=generator(), dtype=torch.float64)
-    values, grads = posterior.log_prob_and_grad(theta)
-    for row, value, grad in zip(theta, values, grads, strict=True):
-        expected_value, expected_grad = by_autograd(posterior, module, row)
-        torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-10)
-    with pytest.raises(ValueError, match=r"needs an nn\.Sequential of trainable nn\.Linear"):
-        Posterior(module, boxes(n=12), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
 
 
 def test_twice_the_data_twice_the_log_likelihood(make_posterior, theta):
@@ -410,28 +358,6 @@ def test_everything_is_in_the_datas_dtype(make_posterior, dtype):
     theta = posterior.sample_prior(2, generator())
     values, grads = posterior.log_prob_and_grad(theta)
     assert {theta.dtype, values.dtype, grads.dtype, posterior.predict(theta, posterior.data.x).dtype} == {dtype}
-
-
-@pytest.mark.parametrize(
-    ("layer", "why"),
-    [(nn.Dropout(0.1), "random"), (nn.BatchNorm1d(3), "dependent on the batch")],
-)
-def test_training_mode(layer, why):
-    net = nn.Sequential(nn.Linear(2, 3), layer, nn.Linear(3, 1))
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} \(1\) is in training mode.*{why}.*module\.eval\(\)"):
-        Posterior(net, boxes(), NormalPrior(0.09), Bernoulli())
-    assert Posterior(net.eval(), boxes(), NormalPrior(0.09), Bernoulli()).dim >= 13
-
-
-def test_batch_norm_without_statistics():
-    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)).eval()
-    with pytest.raises(ValueError, match="keeps no running statistics"):
-        Posterior(net, boxes(), NormalPrior(0.09), Bernoulli())
-
-
-def test_dropout_of_nothing_is_no_randomness():
-    net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.0), nn.Linear(3, 1))
-    assert Posterior(net, boxes(), NormalPrior(0.09), Bernoulli()).dim == 13
 
 
 def test_labels_and_outputs_are_checked(make_posterior):

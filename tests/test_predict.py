@@ -1,4 +1,4 @@
-"""The split of predictive uncertainty against pencil and paper."""
+"""What draws predict together, and scores of it, against pencil and paper and against formulas."""
 
 import math
 
@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from bnn_utils.predict import entropy, predictive_mean, split_uncertainty
+from bnn_utils.predict import (
+    brier_score,
+    calibration_error,
+    entropy,
+    log_score,
+    predictive_mean,
+    predictive_quantiles,
+    split_uncertainty,
+)
 
 QUARTER = 2 - 0.75 * math.log2(3)  # entropy of 1/4 : 3/4, in bits
 
@@ -59,3 +67,95 @@ def test_mean_is_over_all_draws(values):
 def test_values_that_are_no_probabilities(value):
     with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {value:g}"):
         split_uncertainty(tensor([[0.5, value]]))
+
+
+def softmax(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(-1)
+
+
+def test_two_classes_by_either_name():
+    p = softmax(6, 5, 2)
+    for one, other in zip(split_uncertainty(p, of_classes=True), split_uncertainty(p[..., 1]), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    torch.testing.assert_close(predictive_mean(p, of_classes=True)[:, 1], predictive_mean(p[..., 1]))
+
+
+def test_split_of_classes_by_hand():
+    """Four classes: draws that contradict each other, and draws that know nothing."""
+    p = torch.stack([torch.eye(4).double(), torch.full((4, 4), 0.25).double()], dim=1)
+    split = split_uncertainty(p, of_classes=True)
+    assert split.total.tolist() == pytest.approx([2, 2])
+    assert split.aleatoric.tolist() == pytest.approx([0, 2])
+    assert split.epistemic.tolist() == pytest.approx([2, 0])
+
+
+def test_classes_that_do_not_add_up():
+    with pytest.raises(ValueError, match=r"must add up to 1, got 1\.5"):
+        split_uncertainty(tensor([[[0.5, 1.0]]]), of_classes=True)
+
+
+def test_quantiles_are_over_all_draws():
+    values = torch.arange(101.0).view(101, 1) * tensor([1, -2])
+    found = predictive_quantiles(values[torch.randperm(101, generator=torch.Generator().manual_seed(0))], [0.05, 0.5])
+    assert found.tolist() == [[5, -190], [50, -100]]
+
+
+def test_log_score_averages_densities():
+    """One draw gives a point 0.8, another 0.2: log 0.5, not the mean of the logarithms."""
+    assert log_score(tensor([[0.8, 0.1], [0.2, 0.1]]).log()).tolist() == pytest.approx([math.log(0.5), math.log(0.1)])
+    far = tensor([[-2000.0], [-2001]])
+    assert log_score(far).item() == pytest.approx(-2000 + math.log((1 + math.exp(-1)) / 2))
+
+
+def test_brier_score_by_hand():
+    y = torch.tensor([1, 0, 0])
+    assert brier_score(tensor([1, 1, 0.5]), y) == pytest.approx((0 + 2 + 0.5) / 3)
+    p = tensor([[0.2, 0.3, 0.5], [1, 0, 0], [0, 0, 1]])
+    assert brier_score(p, y) == pytest.approx((0.04 + 0.49 + 0.25 + 0 + 2) / 3)
+
+
+def test_calibration_error_by_hand():
+    """Ten points of confidence 0.85, seven right; ten of confidence 0.65 for class 0, all wrong."""
+    p = tensor([0.85] * 10 + [0.35] * 10)
+    y = torch.tensor([1] * 7 + [0] * 3 + [1] * 10)
+    found = calibration_error(p, y)
+    assert found.value == pytest.approx((0.15 + 0.65) / 2)
+    assert calibration_error(torch.stack([1 - p, p], dim=1), y) == found
+
+
+def test_calibration_error_of_chance():
+    """Labels drawn from the probabilities: the error is of the size of its bootstrap; fails if they are confused."""
+    p = softmax(5000, 4, seed=1)
+    rng = torch.Generator().manual_seed(2)
+    fair = calibration_error(p, torch.multinomial(p, 1, generator=rng)[:, 0])
+    sharp = (p**4) / (p**4).sum(-1, keepdim=True)
+    overconfident = calibration_error(sharp, torch.multinomial(p, 1, generator=rng)[:, 0])
+    assert 0 < fair.value < 0.04
+    assert overconfident.value > 0.2
+    # A bin's accuracy has a standard error of at most 1/2 / sqrt(points in it).
+    assert 0.001 < overconfident.error < 0.5 / 5000**0.5 * 1.2
+
+
+def test_bootstrap_error_is_the_spread_over_data_sets():
+    """Within a factor: the bootstrap draws points anew as well as labels, and 100 data sets tell a spread to 7 %."""
+    p = softmax(400, 3)
+    rng = torch.Generator().manual_seed(0)
+    found = [calibration_error(p, torch.multinomial(p, 1, generator=rng)[:, 0]) for _ in range(100)]
+    values, errors = torch.tensor(found).T
+    assert 0.7 < errors.mean() / values.std() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "message"),
+    [
+        ([[[0.5]]], [1], r"\(1, 1, 1\) and \(1,\): average over draws first"),
+        ([0.5, 0.5], [1], r"\(2,\) and \(1,\)"),
+        ([0.5, 1.5], [1, 0], r"must lie in \[0, 1\], got 1\.5"),
+        ([0.5, 0.5], [1, 2], "labels must be 0 to 1, got 2"),
+        ([[0.5, 0.5]], [0.5], r"labels must be 0 to 1, got 0\.5"),
+    ],
+)
+@pytest.mark.parametrize("score", [brier_score, calibration_error])
+def test_scores_check_what_they_get(score, p, y, message):
+    with pytest.raises(ValueError, match=message):
+        score(tensor(p), torch.tensor(y))

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc.hmc import HMCState
 
-from problem import DIM, NUM_STEPS, STEP_SIZE, Problem, Run
+from problem import NUM_STEPS, Problem, Run
 from programs.jax_density import log_density
 
 
 def build(problem: Problem, num_draws: int) -> Run:
-    num_chains = len(problem.starts)
-    hmc = blackjax.hmc(log_density(problem), STEP_SIZE, jnp.ones(DIM), NUM_STEPS)
+    num_chains, dim = problem.starts.shape
+    hmc = blackjax.hmc(log_density(problem), problem.step_size, jnp.ones(dim), NUM_STEPS)
 
     def transition(states: HMCState, key: jax.Array) -> tuple[HMCState, tuple]:
         states, infos = jax.vmap(hmc.step)(jax.random.split(key, num_chains), states)

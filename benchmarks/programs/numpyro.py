@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpyro.infer import HMC, MCMC, NUTS
 
-from problem import NUM_STEPS, STEP_SIZE, Problem, Run
+from problem import NUM_STEPS, Problem, Run
 from programs.jax_density import log_density
 
 
@@ -66,7 +66,7 @@ def _sampler(problem: Problem, num_draws: int) -> tuple[MCMC, np.ndarray]:
     log_prob = log_density(problem)
     kernel = HMC(
         potential_fn=lambda theta: -log_prob(theta),
-        step_size=STEP_SIZE,
+        step_size=problem.step_size,
         num_steps=NUM_STEPS,
         trajectory_length=None,
         adapt_step_size=False,

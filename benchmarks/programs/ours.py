@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, ReplicaExchange, sample
-from problem import EXCHANGE_STEPS, NUM_STEPS, PRECISION, STEP_SIZE, Problem, Run
+from problem import EXCHANGE_STEPS, NUM_STEPS, PRECISION, Problem, Run
 
 
 def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
@@ -16,7 +18,7 @@ def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
     def run(seed: int) -> tuple[np.ndarray, float]:
         chain = sample(
             posterior,
-            HMC(STEP_SIZE, NUM_STEPS),
+            HMC(problem.step_size, NUM_STEPS),
             num_draws,
             num_chains=len(starts),
             init=starts,
@@ -40,7 +42,7 @@ def build_tempered(problem: Problem, num_draws: int) -> Run:
     def run(seed: int) -> tuple[np.ndarray, float]:
         chain = sample(
             posterior,
-            ReplicaExchange(HMC(STEP_SIZE, EXCHANGE_STEPS), num_temperatures=16),
+            ReplicaExchange(HMC(problem.step_size, EXCHANGE_STEPS), num_temperatures=16),
             num_draws,
             num_chains=len(starts),
             warmup=num_draws // 4,
@@ -54,6 +56,6 @@ def build_tempered(problem: Problem, num_draws: int) -> Run:
 
 
 def _posterior(problem: Problem) -> Posterior:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    layers = [layer for sizes in pairwise(problem.network) for layer in (nn.Linear(*sizes), nn.Tanh())]
     data = Data(torch.from_numpy(problem.x), torch.from_numpy(problem.y))
-    return Posterior(net, data, prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())
+    return Posterior(nn.Sequential(*layers[:-1]), data, prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())

@@ -136,7 +136,13 @@ def autocorrelations(draws: Tensor, names: Sequence[str], max_lag: int = 1000, t
 
 
 def energies(chain: Chain, starts: int, title: str = "") -> Figure:
-    """Marginal energy against its change from draw to draw, after ``starts`` draws of each chain (Betancourt 2017)."""
+    """Marginal energy against its change from draw to draw, after ``starts`` draws of each chain (Betancourt 2017).
+
+    Raises:
+        ValueError: if the chain has no energies, as draws from elsewhere may not.
+    """
+    if "energy" not in chain.stats:
+        raise ValueError(f"this chain has no statistic 'energy', only {', '.join(chain.stats)}")
     figure = Figure(figsize=(7, 3.2), title=title, alt="Histograms of the energy and of its changes between draws")
     ax = figure.subplots()
     energy = chain.stats["energy"][:, starts:].cpu()

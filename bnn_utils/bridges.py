@@ -1,0 +1,68 @@
+"""The log density in other worlds: for SciPy and NumPy, and for JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from bnn_utils.posterior import Posterior
+
+NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def numpy_function(posterior: Posterior) -> NumpyFunction:
+    """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D)."""
+
+    def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # A copy: JAX's arrays can't be written to, and torch warns of that.
+        value, grad = posterior.log_prob_and_grad(
+            torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
+        )
+        return value.cpu().numpy()[()], grad.cpu().numpy()
+
+    return log_prob_and_grad
+
+
+def jax_function(posterior: Posterior) -> Callable[[Any], Any]:
+    """``theta -> log_prob`` for JAX, differentiable once in reverse mode, in the dtype of its argument.
+
+    The density and its gradient are computed together by torch, outside of JAX (`jax.pure_callback`), so the function
+    may be jitted and mapped: rows mapped over by vmap go to torch as one batch.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    numpy = numpy_function(posterior)
+
+    def both(theta: Any) -> tuple[Any, Any]:
+        def compute(theta: Any) -> tuple[np.ndarray, np.ndarray]:
+            theta = np.asarray(theta)
+            value, grad = numpy(theta.reshape(-1, posterior.dim))
+            lead = theta.shape[:-1]
+            return value.reshape(lead).astype(theta.dtype), grad.reshape(theta.shape).astype(theta.dtype)
+
+        shapes = jax.ShapeDtypeStruct((), theta.dtype), jax.ShapeDtypeStruct(theta.shape, theta.dtype)
+        return jax.pure_callback(compute, shapes, theta, vmap_method="broadcast_all")
+
+    def check(theta: Any) -> Any:
+        theta = jnp.asarray(theta)
+        if theta.shape != (posterior.dim,):
+            raise ValueError(
+                f"theta has shape {theta.shape}, but this function takes ({posterior.dim},): for rows, jax.vmap it"
+            )
+        return theta
+
+    @jax.custom_vjp
+    def differentiable(theta: Any) -> Any:
+        return both(theta)[0]
+
+    differentiable.defvjp(both, lambda grad, upstream: (upstream * grad,))
+
+    def log_prob(theta: Any) -> Any:
+        return differentiable(check(theta))
+
+    return log_prob

@@ -1,0 +1,106 @@
+"""The log density for SciPy and for JAX: the same numbers, through their own gradients, maps and optimisers."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import check_grad, minimize
+
+from bnn_utils import boxes
+
+
+def test_numpy_says_what_torch_says(posterior, theta):
+    f = posterior.numpy()
+    for rows in (theta, theta[0]):
+        value, grad = f(rows.numpy())
+        expected_value, expected_grad = posterior.log_prob_and_grad(rows)
+        np.testing.assert_array_equal(value, expected_value)
+        np.testing.assert_array_equal(grad, expected_grad)
+    assert isinstance(value, np.float64)
+    assert check_grad(lambda t: f(t)[0], lambda t: f(t)[1], theta[1].numpy() / 3) < 1e-4
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_numpy_is_float64_whatever_the_data_are(make_posterior, theta, gradient):
+    """Fails when float32 values are only called float64: a line search needs the digits."""
+    single = make_posterior(data=boxes().to(torch.float32), gradient=gradient)
+    exact = make_posterior(data=boxes().to(torch.float32).to(torch.float64))
+    value, grad = single.numpy()(theta.numpy())
+    assert value.dtype == grad.dtype == np.float64
+    np.testing.assert_allclose(value, exact.log_prob(theta), rtol=1e-12)
+    assert single.dtype == torch.float32
+    assert {p.dtype for p in single.flat.module.parameters()} == {torch.float32}
+
+
+def test_numpy_of_many_data_sets(make_posterior, theta):
+    labels = (torch.rand(5, 80, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+    many = make_posterior().with_targets(labels)
+    single = make_posterior(data=boxes().to(torch.float32)).with_targets(labels)
+    np.testing.assert_array_equal(many.numpy()(theta.numpy())[0], many.log_prob(theta))
+    np.testing.assert_allclose(single.numpy()(theta.numpy())[0], many.log_prob(theta), rtol=1e-5)
+
+
+def test_scipy_finds_a_mode(posterior, theta):
+    f = posterior.numpy()
+    found = minimize(lambda t: [-value for value in f(t)], theta[0].numpy() / 3, jac=True, method="L-BFGS-B")
+    assert found.success
+    assert np.abs(f(found.x)[1]).max() < 1e-2
+    assert -found.fun > posterior.log_prob(theta).max()
+
+
+# --- JAX --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jax():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    with jax.enable_x64(True):
+        yield jax
+
+
+def test_jax_says_what_torch_says(jax, posterior, theta):
+    value, grad = jax.jit(jax.value_and_grad(posterior.jax()))(theta[0].numpy())
+    expected_value, expected_grad = posterior.log_prob_and_grad(theta[0])
+    np.testing.assert_allclose(value, expected_value, rtol=1e-14)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-12, atol=1e-12)
+    assert value.dtype == grad.dtype == np.float64
+
+
+def test_jax_maps_rows_in_one_batch(jax, posterior, theta, monkeypatch):
+    """Fails when rows go to torch one by one."""
+    sizes, compute = [], posterior.log_prob_and_grad
+    monkeypatch.setattr(posterior, "log_prob_and_grad", lambda rows: sizes.append(len(rows)) or compute(rows))
+    f = posterior.jax()
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(f)))(theta.numpy())
+    expected_values, expected_grads = compute(theta)
+    np.testing.assert_allclose(values, expected_values, rtol=1e-14)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-12, atol=1e-12)
+    assert sizes == [5]
+    nested = jax.vmap(jax.vmap(f))(theta[:4].view(2, 2, 20).numpy())
+    np.testing.assert_allclose(nested, expected_values[:4].view(2, 2), rtol=1e-14)
+
+
+def test_jax_scales_the_gradient(jax, posterior, theta):
+    """A cotangent that is not 1; fails when it is left out."""
+    f = posterior.jax()
+    grad = jax.grad(lambda t: 3 * f(2 * t))(theta[0].numpy())
+    np.testing.assert_allclose(grad, 6 * posterior.log_prob_and_grad(2 * theta[0])[1], rtol=1e-12, atol=1e-12)
+
+
+def test_jax_in_single_precision(jax, posterior, theta):
+    value, grad = jax.value_and_grad(posterior.jax())(theta[0].numpy().astype(np.float32))
+    assert value.dtype == grad.dtype == np.float32
+    np.testing.assert_allclose(value, posterior.log_prob(theta[0]), rtol=1e-6)
+
+
+def test_jax_of_another_shape(jax, posterior):
+    with pytest.raises(ValueError, match=r"shape \(5, 20\), but this function takes \(20,\): for rows, jax.vmap"):
+        posterior.jax()(np.zeros((5, 20)))
+
+
+def test_jax_samples(jax, make_posterior):
+    """A loop of JAX's own around it, compiled: gradient ascent goes up."""
+    f = make_posterior().jax()
+    start = 0.1 * jax.random.normal(jax.random.key(0), (3, 20))
+    step = jax.vmap(lambda t: t + 0.001 * jax.grad(f)(t))
+    end = jax.jit(lambda t: jax.lax.fori_loop(0, 200, lambda _, t: step(t), t))(start)
+    assert (jax.vmap(f)(end) > jax.vmap(f)(start)).all()
