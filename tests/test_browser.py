@@ -47,7 +47,7 @@ class Lab:
         for suffix in (".ipynb", ".py"):  # in this order: a text older than its outputs is a conflict to Jupytext
             shutil.copy(ROOT / "notebooks" / f"{stem}{suffix}", self.folder / "notebooks")
         path = f"notebooks/{name}"
-        self.page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", path)
+        self.page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }", path)
         self.page.wait_for_function("path => jupyterapp.shell.currentWidget?.context?.path === path", arg=path)
         assert self.panel.count() == 1, f"{name} was opened, and not as a notebook"
         # Before the kernel answers, running a cell asks which kernel to take.
@@ -187,9 +187,9 @@ def lab(server, tab):
     page, complaints = tab
     lab = Lab(page, server[1])
     yield lab
-    lab.close()
     found = complaints.copy()
-    complaints.clear()
+    lab.close()
+    complaints.clear()  # of kernels that ended while the debugger was asking them something
     assert not found, "the browser complained"
 
 
@@ -254,7 +254,7 @@ def test_table_of_contents(lab):
 @pytest.mark.parametrize("theme", THEMES)
 def test_figures_stand_on_white_in_every_theme(theme, lab):
     lab.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme])
-    lab.page.locator(f"body[data-jp-theme-name='{THEMES[theme]}']").wait_for()
+    lab.page.locator(f"body[data-jp-theme-name='{THEMES[theme]}']").wait_for(state="attached")
     lab.open("03_hmc.ipynb")
     corners = [corner for picture in lab.pictures() for corner in picture["corners"]]
     assert corners
