@@ -246,9 +246,9 @@ def test_table_of_contents(lab):
     lab.open("02_model.ipynb")
     lab.page.get_by_role("tab", name="Table of Contents").click()
     headings = lab.page.locator(".jp-TableOfContents .jp-tocItem-content")
-    rendered = lab.panel.locator(":is(h1, h2, h3, h4)").all_inner_texts()
+    rendered = lab.panel.locator(":is(h1, h2, h3, h4)").all_text_contents()
     wait_until(lambda: headings.all_inner_texts(), "headings are listed")
-    assert headings.all_inner_texts() == [heading.rstrip("¶") for heading in rendered]
+    assert headings.all_text_contents() == [heading.rstrip("¶") for heading in rendered]
 
 
 @pytest.mark.parametrize("theme", THEMES)
