@@ -15,7 +15,7 @@
 # You will see
 # - the map of the single best draw, and the average map over many draws,
 # - uncertainty taken apart: doubt inside each network, or networks that disagree,
-# - the sampler at work, as an animation, and a slider to stop it anywhere.
+# - the sampler at work, as an animation, and with controls to stop it anywhere.
 #
 # Words in bold are in the [glossary](glossary.md).
 #
@@ -172,11 +172,14 @@ print("verdict: the running average moves less and less, as any average must")
 
 # %% [markdown]
 # ## In your hands
-# Drag the slider, or focus it and use the arrow keys. (Without a running kernel you see the
-# picture below it only.)
+# Drag the slider, or focus it and use the arrow keys; the play button moves it by itself. The
+# buttons above change what is shown: the single draw, the average of all draws up to there, or
+# one of the two kinds of uncertainty. In which view does the picture stop moving first?
+# (Without a running kernel you see the picture below it only. There is more to move in the
+# [playground](08_playground.ipynb).)
 
 # %%
-widgets.draw_slider(chain, posterior, grid)
+widgets.posterior_explorer(chain, posterior, grid)
 
 # %%
 maps = {f"draw {k:,}": p[k] for k in (1000, 2000, 3000, 4000)}

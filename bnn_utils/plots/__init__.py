@@ -2,7 +2,15 @@
 
 from bnn_utils.plots.chains import against_published, autocorrelations, energies, ranks, speed, traces
 from bnn_utils.plots.convergence import convergence_maps, rhat_comparison, rhat_map, rhat_maps, rhat_weights
-from bnn_utils.plots.predictions import decision_maps, parameter_layout, points, trajectory, uncertainty_maps
+from bnn_utils.plots.explorers import editable_points, mean_and_disagreement, prior_predictive, trajectories
+from bnn_utils.plots.predictions import (
+    decision_maps,
+    parameter_layout,
+    points,
+    trajectory,
+    uncertainty_map,
+    uncertainty_maps,
+)
 from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
 from bnn_utils.plots.tempering import evidence, kinds, ladder
 from bnn_utils.plots.trust import calibrations, energy_slopes, partings
@@ -14,15 +22,18 @@ __all__ = [
     "calibrations",
     "convergence_maps",
     "decision_maps",
+    "editable_points",
     "energies",
     "energy_slopes",
     "evidence",
     "image_bundle",
     "kinds",
     "ladder",
+    "mean_and_disagreement",
     "parameter_layout",
     "partings",
     "points",
+    "prior_predictive",
     "probability_contours",
     "ranks",
     "rhat_comparison",
@@ -32,6 +43,8 @@ __all__ = [
     "scatter",
     "speed",
     "traces",
+    "trajectories",
     "trajectory",
+    "uncertainty_map",
     "uncertainty_maps",
 ]

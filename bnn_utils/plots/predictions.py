@@ -104,6 +104,17 @@ def uncertainty_maps(split: Uncertainty, grid: Tensor, data: Data, title: str = 
     return figure
 
 
+def uncertainty_map(bits: Tensor, grid: Tensor, data: Data, title: str = "") -> Figure:
+    """One kind of uncertainty over the plane, in bits: ``(M,)`` on the grid."""
+    figure = Figure(figsize=(5.6, 5.1), title=title, alt="Map of uncertainty in bits")
+    ax = figure.subplots()
+    filled = ax.contourf(*mesh(grid, bits), levels=np.linspace(0, 1, 21), cmap=UNCERTAINTY_MAP)
+    scatter(ax, data, size=30)
+    square(ax, limit=float(grid.max()))
+    figure.colorbar(filled, ax=ax, label="bits", ticks=[0, 0.25, 0.5, 0.75, 1], shrink=0.9)
+    return figure
+
+
 def trajectory(
     path: Tensor, plane: tuple[Tensor, Tensor, Tensor], errors: Mapping[str, Tensor], title: str = ""
 ) -> Figure:
