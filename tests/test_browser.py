@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -24,13 +25,11 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT / "build" / "screenshots"
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-
-each_notebook = pytest.mark.parametrize("name", NAMES)
+ARE_LOADED = "images => images.every(image => image.complete)"
 
 
 class Lab:
-    """JupyterLab in a tab of the browser; ``panel`` is the notebook that was opened last.
+    """JupyterLab in a tab of the browser, with one notebook open at a time.
 
     Args:
         page: the tab, with JupyterLab in it.
@@ -39,13 +38,14 @@ class Lab:
 
     def __init__(self, page, folder):
         self.page, self.folder = page, folder
+        self.complaints = []  # errors on the console, exceptions, and requests to anywhere else
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
 
     def open(self, name):
-        """A fresh copy of a notebook, with the viewer that a double click takes, ready to run."""
-        stem = Path(name).stem
+        """Close what is open, and open a fresh copy of a notebook with the viewer that a double click takes."""
+        self.close()
         for suffix in (".ipynb", ".py"):  # in this order: a text older than its outputs is a conflict to Jupytext
-            shutil.copy(ROOT / "notebooks" / f"{stem}{suffix}", self.folder / "notebooks")
+            shutil.copy(ROOT / "notebooks" / f"{Path(name).stem}{suffix}", self.folder / "notebooks")
         path = f"notebooks/{name}"
         self.page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }", path)
         self.page.wait_for_function("path => jupyterapp.shell.currentWidget?.context?.path === path", arg=path)
@@ -58,35 +58,42 @@ class Lab:
             }"""
         )
 
-    def run_all(self):
-        self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
+    def close(self):
+        """Close the notebook, unsaved, and end its kernel."""
+        self.page.evaluate(
+            """async () => {
+                for (const widget of [...jupyterapp.shell.widgets('main')].filter(widget => widget.sessionContext)) {
+                    await widget.sessionContext.shutdown();
+                    widget.dispose();
+                }
+            }"""
+        )
+        self.complaints.clear()  # of a kernel that ended while the debugger was asking it something
+
+    def execute(self, command, **arguments):
+        self.page.evaluate(
+            "async ([name, args]) => { await jupyterapp.commands.execute(name, args); }", [command, arguments]
+        )
 
     def cells(self):
         """What JupyterLab would save."""
         content = self.page.evaluate("() => jupyterapp.shell.currentWidget.model.toJSON()")
         return nbformat.from_dict(content).cells
 
-    def pictures(self, selector="img"):
-        """Source, alternative text, width and height, and the colours of the corners (RGBA) of each in the outputs."""
-        images = self.panel.locator(f".jp-OutputArea-output {selector}")
-        loaded = "images => images.every(image => image.complete)"
-        wait_until(lambda: images.evaluate_all(loaded), "the pictures are loaded")
+    def pictures(self):
+        """Of each picture in the outputs: alternative text, width, and the colours of its corners (RGBA)."""
+        images = self.panel.locator(".jp-OutputArea-output img[src^='data:']")
+        wait_until(lambda: images.evaluate_all(ARE_LOADED), "the pictures are loaded")
         return images.evaluate_all(
             """images => images.map(image => {
                 const [width, height] = [image.naturalWidth, image.naturalHeight];
-                if (!width) return {source: image.src, alt: image.alt, width, height, corners: []};
-                const context = new OffscreenCanvas(width, height).getContext('2d');
+                const context = new OffscreenCanvas(width || 1, height || 1).getContext('2d');
                 context.drawImage(image, 0, 0);
                 const corners = [[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]].map(
                     corner => [...context.getImageData(...corner, 1, 1).data]);
-                return {source: image.src, alt: image.alt, width, height, corners};
+                return {alt: image.alt, width, corners};
             })"""
         )
-
-    def press(self, label, key):
-        """Focus the slider with this label, as one that walks through the page by keyboard does, and press a key."""
-        slider = self.panel.locator(".widget-slider").filter(has=self.page.get_by_text(label, exact=True))
-        slider.get_by_role("slider").press(key)
 
     def screenshots(self, name):
         """The whole notebook from top to bottom, in pieces."""
@@ -103,14 +110,43 @@ class Lab:
             end = view.evaluate("view => view.scrollHeight")
         self.page.set_viewport_size(size)
 
-    def close(self):
-        """Close all notebooks, unsaved, and end their kernels."""
-        self.page.evaluate(
-            """async () => {
-                for (const widget of [...jupyterapp.shell.widgets('main')].filter(widget => widget.sessionContext)) {
-                    await widget.sessionContext.shutdown();
-                    widget.dispose();
-                }
+
+class Explorer:
+    """One of the notebook's explorers, by the name of the function that made it."""
+
+    def __init__(self, lab, name):
+        self.page = lab.page
+        self.output = lab.panel.locator(".jp-CodeCell", has_text=f"widgets.{name}_explorer(").locator(
+            ".jp-OutputArea-output"
+        )
+        self.image = self.output.locator(".widget-image")
+
+    def slider(self, label):
+        row = self.output.locator(".widget-slider", has=self.page.get_by_text(label, exact=True))
+        return row.get_by_role("slider")
+
+    def button(self, label):
+        return self.output.get_by_role("button", name=label)
+
+    def dropdown(self, label):
+        return self.output.get_by_label(label, exact=True)
+
+    @contextmanager
+    def changes(self):
+        """What is done inside makes another picture, with another description."""
+        before = self._picture()
+        yield
+        wait_until(lambda: self._picture() not in (before, None), "the picture changes")
+
+    def _picture(self):
+        """Its pixels; None while it loads."""
+        return self.image.evaluate(
+            """image => {
+                if (!image.complete || !image.naturalWidth) return null;
+                const canvas = document.createElement('canvas');
+                [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+                canvas.getContext('2d').drawImage(image, 0, 0);
+                return canvas.toDataURL();
             }"""
         )
 
@@ -138,9 +174,16 @@ def server(tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR",
         "IPYTHONDIR",
     )
-    environment = os.environ | {name: str(home / name) for name in variables}
+    # One thread, as in conftest.py.
+    environment = os.environ | {name: str(home / name) for name in variables} | {"OMP_NUM_THREADS": "1"}
     (viewer,) = re.findall(r"^jupytext-config (.*)$", (ROOT / "postBuild").read_text(), re.M)
     subprocess.run([Path(sys.executable).parent / "jupytext-config", *viewer.split()], env=environment, check=True)
+    # No question about news in the screenshots, and no empty page at their end.
+    overrides = home / "JUPYTER_CONFIG_DIR" / "labconfig" / "default_setting_overrides.json"
+    settings = json.loads(overrides.read_text())
+    settings["@jupyterlab/apputils-extension:notification"] = {"fetchNews": "false"}
+    settings["@jupyterlab/notebook-extension:tracker"] = {"scrollPastEnd": False}
+    overrides.write_text(json.dumps(settings))
 
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"]
     with (home / "log").open("w") as log:
@@ -164,33 +207,43 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tab(server):
-    """(page, what it complained about): errors on its console, exceptions, and requests to anywhere else."""
-    url, _ = server
-    complaints = []
+def lab(server):
+    url, folder = server
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        lab = Lab(page, folder)
+        complain = lab.complaints.append
+        page.on("console", lambda message: message.type == "error" and complain(message.text))
+        page.on("pageerror", lambda error: complain(str(error)))
         home = (url.split("lab?")[0], "data:", "blob:")
-        page.on("request", lambda request: request.url.startswith(home) or complaints.append(request.url))
+        page.on("request", lambda request: request.url.startswith(home) or complain(request.url))
         page.goto(url)
         page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
         page.locator("#jupyterlab-splash").wait_for(state="detached")
-        yield page, complaints
+        yield lab
+        lab.close()
         browser.close()
 
 
-@pytest.fixture
-def lab(server, tab):
-    page, complaints = tab
-    lab = Lab(page, server[1])
-    yield lab
-    found = complaints.copy()
-    lab.close()
-    complaints.clear()  # of kernels that ended while the debugger was asking them something
-    assert not found, "the browser complained"
+@pytest.fixture(autouse=True)
+def nothing_to_complain_of(lab):
+    yield
+    complaints = lab.complaints.copy()
+    lab.complaints.clear()
+    assert not complaints, "the browser complained"
+
+
+@pytest.fixture(scope="module")
+def executed(request, lab):
+    """(JupyterLab with a notebook that was run from top to bottom, the notebook's name)."""
+    lab.open(f"{request.param}.ipynb")
+    lab.execute("notebook:run-all-cells")
+    return lab, request.param
+
+
+def on(*names):
+    return pytest.mark.parametrize("executed", names, indirect=True)
 
 
 def stored(name):
@@ -203,7 +256,7 @@ def pictures_in(cells):
     return [image["alt"] for image in BeautifulSoup("".join(shown), "html.parser").find_all("img")]
 
 
-@each_notebook
+@pytest.mark.parametrize("name", NAMES)
 def test_untrusted_notebook_shows_its_pictures(name, lab):
     """As after a download: JupyterLab takes out of the outputs what might do harm, until the notebook has been run."""
     lab.open(f"{name}.ipynb")
@@ -213,28 +266,90 @@ def test_untrusted_notebook_shows_its_pictures(name, lab):
     assert all(picture["width"] > 100 for picture in pictures)
 
 
-@each_notebook
-def test_notebook_runs(name, lab):
-    lab.open(f"{name}.ipynb")
-    lab.run_all()
+@on(*NAMES)
+def test_notebook_runs(executed):
+    lab, name = executed
+    lab.screenshots(name)
     cells = [cell for cell in lab.cells() if cell.cell_type == "code"]
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    pictures = lab.pictures("img[src^='data:']")
+    pictures = lab.pictures()
     assert len(pictures) == len(pictures_in(stored(name)))
     assert all(picture["width"] > 100 for picture in pictures)
-    lab.screenshots(name)
-    # Saving writes both of the pair, and the text stays as it was.
-    lab.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
-    assert (lab.folder / "notebooks" / f"{name}.py").read_text() == (ROOT / "notebooks" / f"{name}.py").read_text()
 
 
-def test_slider_moves_the_picture(lab):
-    lab.open("05_predictions.ipynb")
-    lab.run_all()
-    (before,) = lab.pictures(".widget-image")
-    lab.press("draw", "ArrowRight")
-    wait_until(lambda: lab.pictures(".widget-image") != [before], "the picture changes")
+@on(*NAMES)
+def test_saving_keeps_the_text(executed):
+    """Both of the pair are written, and the text is as it was."""
+    lab, name = executed
+    lab.execute("docmanager:save")
+    text = lab.folder / "notebooks" / f"{name}.py"
+    assert text.read_text() == (ROOT / "notebooks" / text.name).read_text()
+
+
+@on("05_predictions", "08_playground")
+def test_posterior_explorer(executed):
+    lab, name = executed
+    explorer = Explorer(lab, "posterior")
+    with explorer.changes():
+        explorer.slider("draw").press("ArrowRight")
+    for view in ("running mean", "aleatoric", "epistemic"):
+        with explorer.changes():
+            explorer.button(view).click()
+    if name == "08_playground":  # which has several runs of several chains
+        with explorer.changes():
+            explorer.slider("chain").press("ArrowRight")
+        with explorer.changes():
+            explorer.dropdown("run").select_option("temperature 100")
+
+
+@on("08_playground")
+def test_sampler_explorer(executed):
+    explorer = Explorer(executed[0], "sampler")
+    for label in ("step size", "steps"):
+        with explorer.changes():
+            explorer.slider(label).press("ArrowRight")
+
+
+@on("08_playground")
+def test_prior_explorer(executed):
+    explorer = Explorer(executed[0], "prior")
+    for label in ("precision", "width"):
+        with explorer.changes():
+            explorer.slider(label).press("ArrowRight")
+    with explorer.changes():
+        explorer.dropdown("activation").select_option("ReLU")
+
+
+@on("08_playground")
+def test_data_explorer(executed):
+    """Points by mouse and by keys, which are JupyterLab's shortcuts elsewhere."""
+    lab, _ = executed
+    explorer = Explorer(lab, "data")
+    cells = [(cell.cell_type, cell.source) for cell in lab.cells()]
+    canvas = explorer.output.locator(".jupyter-matplotlib-canvas-container canvas").last
+
+    def counts(ones, zeros):
+        return explorer.output.get_by_text(f"Points: {ones} of class 1, {zeros} of class 0.")
+
+    counts(10, 10).wait_for()
+    size = canvas.bounding_box()
+    with explorer.changes():
+        canvas.click(position={"x": size["width"] / 2, "y": size["height"] / 2})
+        counts(11, 10).wait_for()
+    with explorer.changes():
+        for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowUp", "0"):
+            lab.page.keyboard.press(key)
+        counts(11, 11).wait_for()
+    with explorer.changes():
+        lab.page.keyboard.press("Delete")
+        counts(11, 10).wait_for()
+    with explorer.changes():
+        explorer.button("Undo").click()
+        counts(11, 11).wait_for()
+    with explorer.changes():
+        explorer.button("Resample").click()
+    assert [(cell.cell_type, cell.source) for cell in lab.cells()] == cells
 
 
 def test_text_opens_as_a_notebook(lab):
@@ -247,16 +362,16 @@ def test_table_of_contents(lab):
     lab.page.get_by_role("tab", name="Table of Contents").click()
     headings = lab.page.locator(".jp-TableOfContents .jp-tocItem-content")
     rendered = lab.panel.locator(":is(h1, h2, h3, h4)").all_text_contents()
-    wait_until(lambda: headings.all_inner_texts(), "headings are listed")
+    wait_until(headings.count, "headings are listed")
     assert headings.all_text_contents() == [heading.rstrip("¶") for heading in rendered]
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_figures_stand_on_white_in_every_theme(theme, lab):
-    lab.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme])
-    lab.page.locator(f"body[data-jp-theme-name='{THEMES[theme]}']").wait_for(state="attached")
+    lab.execute("apputils:change-theme", theme=f"JupyterLab {theme}")
+    lab.page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
     lab.open("03_hmc.ipynb")
     corners = [corner for picture in lab.pictures() for corner in picture["corners"]]
     assert corners
     assert all(corner == [255, 255, 255, 255] for corner in corners)
-    lab.screenshots(f"03_hmc-{theme}")
+    lab.screenshots(f"03_hmc-{theme.lower()}")
