@@ -74,7 +74,7 @@ def move(explorer, name, value):
 def test_first_picture_is_there_at_once(explorer, work):
     assert work.asked == [0]
     assert bytes(explorer.image.value).startswith(b"\x89PNG")
-    assert explorer.image.tooltip == "the number 0"
+    assert explorer.status.value == "number 0"
     assert "need a running kernel" in repr(explorer)
 
 
@@ -98,7 +98,7 @@ def test_latest_request_wins(explorer, work, monkeypatch):
     monkeypatch.setattr(of_explorer, "PATIENCE", 1e9)
     assert hold_up(explorer, work) == ["number 3"]
     assert work.asked == [0, 1, 3]
-    assert explorer.image.tooltip == "the number 3"
+    assert explorer.status.value == "number 3"
 
 
 def test_pictures_go_on_while_requests_keep_coming(explorer, work, monkeypatch):
@@ -112,10 +112,10 @@ def test_moving_a_control_does_not_wait(explorer, work):
     explorer.controls["number"].value = 1
     with pytest.raises(TimeoutError, match=r"after 0\.01 s"):
         explorer.wait(0.01)
-    assert explorer.image.tooltip == "the number 0"
+    assert explorer.status.value == "number 0"
     work.free.set()
     explorer.wait()
-    assert explorer.image.tooltip == "the number 1"
+    assert explorer.status.value == "number 1"
 
 
 def test_errors_are_said_and_the_next_request_clears_them(explorer):
@@ -140,7 +140,7 @@ def test_an_idle_explorer_has_no_thread(explorer):
 def test_figure_of_other_values_moves_nothing(explorer):
     assert explorer.figure(number=7).alt == "the number 7"
     assert explorer.figure().alt == "the number 0"
-    assert explorer.image.tooltip == "the number 0"
+    assert explorer.status.value == "number 0"
 
 
 def test_posterior_explorer_reacts(chain, posterior):
@@ -331,7 +331,8 @@ def test_no_points_and_one_class(drawing):
 
 
 def test_resample_draws_other_chains(drawing):
-    *_, again = drawing.children[1].children
+    (columns,) = drawing.children
+    *_, again = columns.children[0].children[1].children
     picture = bytes(drawing.image.value)
     again.click()
     drawing.wait()

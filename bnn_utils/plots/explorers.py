@@ -92,21 +92,21 @@ def prior_predictive(p: Tensor, grid: Tensor, title: str = "", shown: int = 6) -
 
 
 def mean_and_disagreement(p: Tensor, grid: Tensor, data: Data | None, title: str = "") -> Figure:
-    """The average prediction of many draws beside their epistemic uncertainty; p has shape ``(..., M)``."""
+    """The average prediction of many draws above their epistemic uncertainty; p has shape ``(..., M)``."""
     figure = Figure(
-        figsize=(9.4, 4.0),
+        figsize=(3.7, 6.2),
         title=title,
-        alt="Left: map of the average probability of class 1. Right: map of how much the networks disagree, in bits",
+        alt="Above: map of the average probability of class 1. Below: map of how much the networks disagree, in bits",
     )
-    left, right = figure.subplots(1, 2, sharey=True)
-    filled = probability_contours(left, grid, predictive_mean(p))
-    figure.colorbar(filled, ax=left, label="probability of class 1", ticks=[0, 0.25, 0.5, 0.75, 1])
+    above, below = figure.subplots(2, 1, sharex=True)
+    filled = probability_contours(above, grid, predictive_mean(p))
+    figure.colorbar(filled, ax=above, label="probability of class 1", ticks=[0, 0.25, 0.5, 0.75, 1])
     levels = np.linspace(0, 1, 21)
-    filled = right.contourf(*mesh(grid, split_uncertainty(p).epistemic), levels=levels, cmap=UNCERTAINTY_MAP)
-    figure.colorbar(filled, ax=right, label="bits", ticks=[0, 0.25, 0.5, 0.75, 1])
-    for ax, name in ((left, "average of all networks"), (right, "epistemic: the networks disagree")):
+    filled = below.contourf(*mesh(grid, split_uncertainty(p).epistemic), levels=levels, cmap=UNCERTAINTY_MAP)
+    figure.colorbar(filled, ax=below, label="bits", ticks=[0, 0.25, 0.5, 0.75, 1])
+    for ax, name in ((above, "average of all networks"), (below, "epistemic: the networks disagree")):
         if data is not None:
-            scatter(ax, data, size=30)
+            scatter(ax, data, size=20)
         square(ax, limit=float(grid.max()))
         ax.label_outer()
         ax.set_title(name, fontsize=10)

@@ -29,7 +29,7 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
 
     A click adds a point, dragging moves it, a right or double click removes it; keys do the same (see below the
     points). After each change 8 chains are drawn anew from the posterior of the tutorial's network, with 2 inputs, 3
-    and 2 tanh units. Left, their average prediction, right, where they disagree. Without points, that is the prior.
+    and 2 tanh units. Above, their average prediction; below, where they disagree. Without points, that is the prior.
 
     Args:
         data: points to begin with, x ``(N, 2)`` between -6 and 6, and labels 0 and 1; without it, four boxes of five.
@@ -50,7 +50,8 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
         drawn = draw(net, points, grid, seed)
         return mean_and_disagreement(drawn, grid, as_data(points)), _status(points, drawn)
 
-    return Explorer({"points": pad, "seed": seeds}, work, [pad, ipywidgets.HBox([seeds, again])])
+    arranged = [pad, ipywidgets.HBox([seeds, again])]
+    return Explorer({"points": pad, "seed": seeds}, work, arranged, beside=True)
 
 
 def draw(net: nn.Module, points: tuple[Point, ...], grid: Tensor, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from bnn_utils.posterior import Posterior
 
 # A picture that a newer request has overtaken is not shown, but where requests keep coming, as from a slider that is
 # dragged on and on, one is shown after this many seconds all the same.
-PATIENCE = 1.0
+PATIENCE = 0.5
 
 
 class Explorer(ipywidgets.VBox):
@@ -32,14 +32,16 @@ class Explorer(ipywidgets.VBox):
     Args:
         controls: name -> widget with a ``value``; their values are passed to ``work`` under these names.
         work: makes a figure and a status from the values of the controls, in any thread.
-        above: what is shown above the picture; without it, the controls one below the other.
+        arranged: the controls as they are shown; without it, one below the other.
+        beside: whether they are left of the picture, where there is room, or above it.
     """
 
     def __init__(
         self,
         controls: Mapping[str, ipywidgets.ValueWidget],
         work: Callable[..., tuple[Figure, str]],
-        above: Sequence[ipywidgets.Widget] | None = None,
+        arranged: Sequence[ipywidgets.Widget] | None = None,
+        beside: bool = False,
     ) -> None:
         self.controls = dict(controls)
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="fit-content", max_width="100%"))
@@ -48,9 +50,14 @@ class Explorer(ipywidgets.VBox):
         self._changed = threading.Condition()
         self._waiting: dict[str, Any] | None = None
         self._is_working = False
-        super().__init__([*(self.controls.values() if above is None else above), self.image, self.status])
+        shown = list(self.controls.values() if arranged is None else arranged)
+        if beside:
+            columns = [ipywidgets.VBox(shown), ipywidgets.VBox([self.image, self.status])]
+            super().__init__([ipywidgets.HBox(columns, layout=ipywidgets.Layout(flex_flow="row wrap"))])
+        else:
+            super().__init__([*shown, self.image, self.status])
         figure, status = work(**self._values())
-        self._show(status, figure, figure.png())
+        self._show(status, figure.png())
         for control in self.controls.values():
             control.observe(self._request, names="value")
 
@@ -84,11 +91,11 @@ class Explorer(ipywidgets.VBox):
                 figure, status = self._work(**values)
                 png = figure.png()
             except Exception as error:
-                figure, status = None, f"That did not work ({type(error).__name__}: {error}). The picture is older."
+                png, status = None, f"That did not work ({type(error).__name__}: {error}). The picture is older."
             with self._changed:
                 is_outdated = self._waiting is not None
-            if not is_outdated or (figure is not None and time.monotonic() - self._shown_at > PATIENCE):
-                self._show(status, figure, png if figure is not None else b"")
+            if not is_outdated or (png is not None and time.monotonic() - self._shown_at > PATIENCE):
+                self._show(status, png)
 
     def _next(self) -> dict[str, Any] | None:
         with self._changed:
@@ -98,9 +105,9 @@ class Explorer(ipywidgets.VBox):
                 self._changed.notify_all()
             return values
 
-    def _show(self, status: str, figure: Figure | None, png: bytes) -> None:
-        if figure is not None:
-            self.image.value, self.image.tooltip = png, figure.alt
+    def _show(self, status: str, png: bytes | None) -> None:
+        if png is not None:
+            self.image.value = png
         self.status.value = html.escape(status)
         self._shown_at = time.monotonic()
 

@@ -40,7 +40,7 @@ class PointPad(ipywidgets.VBox):
         self.limit, self.cross = limit, (0.0, 0.0)
         self._before: list[tuple[Point, ...]] = []  # for Undo
         self._dragged: int | None = None
-        self._axes = Figure(figsize=(4.4, 4.2), alt="Points to be edited").subplots()
+        self._axes = Figure(figsize=(3.9, 3.7), alt="Points to be edited").subplots()
         self.canvas = _canvas(self._axes.figure)
         for event, react in (
             ("button_press_event", self._press),
@@ -53,16 +53,17 @@ class PointPad(ipywidgets.VBox):
         self.label = ipywidgets.ToggleButtons(
             options={"class 1 (circles)": 1, "class 0 (squares)": 0}, style={"button_width": "auto"}
         )
-        undo, clear = (ipywidgets.Button(description=name) for name in ("Undo", "Clear"))
+        undo, clear = (ipywidgets.Button(description=name, layout={"width": "70px"}) for name in ("Undo", "Clear"))
         undo.on_click(lambda _: self.undo())
         clear.on_click(lambda _: self._change(()))
         self.where = ipywidgets.HTML()
+        hint = ipywidgets.HTML(f"<small>{HELP}</small>", layout=ipywidgets.Layout(width="420px"))
         super().__init__(
             [
                 ipywidgets.HBox([self.label, undo, clear]),
                 self.canvas,
                 self.where,
-                ipywidgets.HTML(f"<small>{HELP}</small>"),
+                hint,
             ],
             value=points,
         )

@@ -44,7 +44,8 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
 
     Left, leapfrog trajectories from four momenta, which stay the same, on a slice of the log density along which they
     move most; they move in all dimensions, and these are their shadows. Right, their energy errors. Below, acceptance
-    rate and effective sample size (ESS) of a run made with these settings: 8 chains of 200 transitions from that start.
+    rate, mean squared jump per gradient and effective sample size (ESS) of a run with these settings: 8 chains of 200
+    transitions from that start.
 
     Args:
         posterior: what to draw from; of any inputs.
@@ -109,11 +110,11 @@ def slice_through(posterior: Posterior, start: Tensor, seed: int) -> Plane:
 
 
 def worth(chain: Chain, num_steps: int) -> str:
-    """How much a run is worth, in words."""
-    draws, gradients = chain.num_chains * chain.num_draws, chain.num_chains * chain.num_draws * num_steps
+    """What a run gave for its gradients, in words."""
     rate, diverging = chain.stats["acceptance_rate"].mean().item(), int(chain.stats["diverging"].sum())
+    jump = chain.draws.diff(dim=1).square().sum(-1).mean().item()  # Pasarica and Gelman 2010
     effective = ess(chain.stats["lp"]).nan_to_num(0).item()  # NaN where no chain ever moved
     return (
-        f"A run of {chain.num_chains} chains: {rate:.0%} accepted, {diverging} divergences; {draws:,} draws are worth "
-        f"{effective:.0f} independent ones of the log density, {1000 * effective / gradients:.1f} per 1,000 gradients."
+        f"{chain.num_chains} chains of {chain.num_draws} transitions: {rate:.0%} accepted, {diverging} divergences, "
+        f"mean squared jump per gradient {jump / num_steps:.2g}, ESS of the log density {effective:.0f}."
     )
