@@ -81,7 +81,7 @@ class Lab:
         return nbformat.from_dict(content).cells
 
     def pictures(self):
-        """Of each picture in the outputs: alternative text, width, and the colours of its corners (RGBA)."""
+        """Of each figure in the outputs: alternative text, width, and the colours of its corners (RGBA)."""
         images = self.panel.locator(".jp-OutputArea-output img[src^='data:']")
         wait_until(lambda: images.evaluate_all(ARE_LOADED), "the pictures are loaded")
         return images.evaluate_all(
@@ -133,7 +133,7 @@ class Explorer:
 
     @contextmanager
     def changes(self):
-        """What is done inside makes another picture, with another description."""
+        """What is done inside makes another picture."""
         before = self._picture()
         yield
         wait_until(lambda: self._picture() not in (before, None), "the picture changes")
@@ -291,16 +291,16 @@ def test_saving_keeps_the_text(executed):
 def test_posterior_explorer(executed):
     lab, name = executed
     explorer = Explorer(lab, "posterior")
+    if name == "08_playground":  # which has several runs of several chains
+        with explorer.changes():
+            explorer.dropdown("run").select_option("temperature 100")
+        with explorer.changes():
+            explorer.slider("chain").press("ArrowRight")
     with explorer.changes():
-        explorer.slider("draw").press("ArrowRight")
+        explorer.slider("draw").press("PageUp")
     for view in ("running mean", "aleatoric", "epistemic"):
         with explorer.changes():
             explorer.button(view).click()
-    if name == "08_playground":  # which has several runs of several chains
-        with explorer.changes():
-            explorer.slider("chain").press("ArrowRight")
-        with explorer.changes():
-            explorer.dropdown("run").select_option("temperature 100")
 
 
 @on("08_playground")
