@@ -25,7 +25,6 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT / "build" / "screenshots"
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-ARE_LOADED = "images => images.every(image => image.complete)"
 
 
 class Lab:
@@ -83,7 +82,8 @@ class Lab:
     def pictures(self):
         """Of each figure in the outputs: alternative text, width, and the colours of its corners (RGBA)."""
         images = self.panel.locator(".jp-OutputArea-output img[src^='data:']")
-        wait_until(lambda: images.evaluate_all(ARE_LOADED), "the pictures are loaded")
+        loaded = "images => images.every(image => image.complete)"
+        wait_until(lambda: images.evaluate_all(loaded), "the pictures are loaded")
         return images.evaluate_all(
             """images => images.map(image => {
                 const [width, height] = [image.naturalWidth, image.naturalHeight];
@@ -98,6 +98,8 @@ class Lab:
     def screenshots(self, name):
         """The whole notebook from top to bottom, in pieces."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        for old in SCREENSHOTS.glob(f"{name}-*.png"):
+            old.unlink()
         size = self.page.viewport_size
         self.page.set_viewport_size(size | {"height": 2400})
         view = self.panel.locator(".jp-WindowedPanel-outer")
@@ -374,4 +376,4 @@ def test_figures_stand_on_white_in_every_theme(theme, lab):
     corners = [corner for picture in lab.pictures() for corner in picture["corners"]]
     assert corners
     assert all(corner == [255, 255, 255, 255] for corner in corners)
-    lab.screenshots(f"03_hmc-{theme.lower()}")
+    lab.screenshots(f"{theme.lower()}-03_hmc")
