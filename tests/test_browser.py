@@ -87,7 +87,8 @@ class Lab:
         return images.evaluate_all(
             """images => images.map(image => {
                 const [width, height] = [image.naturalWidth, image.naturalHeight];
-                const context = new OffscreenCanvas(width || 1, height || 1).getContext('2d');
+                if (!width) return {alt: image.alt, width, corners: []};
+                const context = new OffscreenCanvas(width, height).getContext('2d');
                 context.drawImage(image, 0, 0);
                 const corners = [[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]].map(
                     corner => [...context.getImageData(...corner, 1, 1).data]);
@@ -255,7 +256,7 @@ def stored(name):
 def pictures_in(cells):
     """Alternative texts of the pictures among the outputs."""
     shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.get("outputs", [])]
-    return [image["alt"] for image in BeautifulSoup("".join(shown), "html.parser").find_all("img")]
+    return [image.get("alt") for image in BeautifulSoup("".join(shown), "html.parser").find_all("img")]
 
 
 @pytest.mark.parametrize("name", NAMES)
