@@ -79,11 +79,11 @@ class Lab:
         content = self.page.evaluate("() => jupyterapp.shell.currentWidget.model.toJSON()")
         return nbformat.from_dict(content).cells
 
-    def pictures(self):
-        """Of each figure in the outputs: alternative text, width, and the colours of its corners (RGBA)."""
+    def pictures(self, number):
+        """Of each figure in the outputs, once that many are there: alternative text, width, corners' colours (RGBA)."""
         images = self.panel.locator(".jp-OutputArea-output img[src^='data:']")
-        loaded = "images => images.every(image => image.complete)"
-        wait_until(lambda: images.evaluate_all(loaded), "the pictures are loaded")
+        loaded = "(images, number) => images.length >= number && images.every(image => image.complete)"
+        wait_until(lambda: images.evaluate_all(loaded, number), f"{number} pictures are loaded")
         return images.evaluate_all(
             """images => images.map(image => {
                 const [width, height] = [image.naturalWidth, image.naturalHeight];
@@ -264,8 +264,9 @@ def test_untrusted_notebook_shows_its_pictures(name, lab):
     """As after a download: JupyterLab takes out of the outputs what might do harm, until the notebook has been run."""
     lab.open(f"{name}.ipynb")
     assert not any(cell.metadata.get("trusted") for cell in lab.cells())
-    pictures = lab.pictures()
-    assert [picture["alt"] for picture in pictures] == pictures_in(stored(name))
+    texts = pictures_in(stored(name))
+    pictures = lab.pictures(len(texts))
+    assert [picture["alt"] for picture in pictures] == texts
     assert all(picture["width"] > 100 for picture in pictures)
 
 
@@ -276,8 +277,9 @@ def test_notebook_runs(executed):
     cells = [cell for cell in lab.cells() if cell.cell_type == "code"]
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    pictures = lab.pictures()
-    assert len(pictures) == len(pictures_in(stored(name)))
+    number = len(pictures_in(stored(name)))
+    pictures = lab.pictures(number)
+    assert len(pictures) == number
     assert all(picture["width"] > 100 for picture in pictures)
 
 
@@ -374,7 +376,8 @@ def test_figures_stand_on_white_in_every_theme(theme, lab):
     lab.execute("apputils:change-theme", theme=f"JupyterLab {theme}")
     lab.page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
     lab.open("03_hmc.ipynb")
-    corners = [corner for picture in lab.pictures() for corner in picture["corners"]]
+    pictures = lab.pictures(len(pictures_in(stored("03_hmc"))))
+    corners = [corner for picture in pictures for corner in picture["corners"]]
     assert corners
     assert all(corner == [255, 255, 255, 255] for corner in corners)
     lab.screenshots(f"{theme.lower()}-03_hmc")
