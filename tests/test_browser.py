@@ -367,7 +367,7 @@ def test_table_of_contents(lab):
     lab.page.get_by_role("tab", name="Table of Contents").click()
     headings = lab.page.locator(".jp-TableOfContents .jp-tocItem-content")
     rendered = lab.panel.locator(":is(h1, h2, h3, h4)").all_text_contents()
-    wait_until(headings.count, "headings are listed")
+    headings.last.wait_for()  # to be seen
     assert headings.all_text_contents() == [heading.rstrip("¶") for heading in rendered]
 
 
