@@ -175,7 +175,7 @@ print("verdict: the hotter, the more the networks disagree, also where there are
 yours = widgets.data_explorer()
 yours
 
-# %% tags=["nbval-ignore-output"]
+# %%
 yours.figure()
 
 

@@ -315,8 +315,24 @@ def test_points_by_keys(drawing):
     drawing.wait()
 
 
+def test_escape_takes_the_focus_away_and_gives_the_picture_back(drawing):
+    """A browser takes the focus from what is hidden; Tab would never get out of an ipympl canvas otherwise."""
+    pad = drawing.controls["points"]
+    seen, is_back = [], threading.Event()
+
+    def note(change):
+        seen.append(change["new"])
+        if change["new"] == "visible":
+            is_back.set()
+
+    pad.canvas.layout.observe(note, names="visibility")
+    press(pad, "escape")
+    assert is_back.wait(10)
+    assert seen == ["hidden", "visible"]
+
+
 def test_no_points_and_one_class(drawing):
-    undo, clear = drawing.controls["points"].children[0].children[1:]
+    _, undo, clear = drawing.controls["points"].children[0].children
     clear.click()
     drawing.wait()
     assert "drawn from the prior" in drawing.status.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from unittest import mock
 
@@ -19,7 +20,8 @@ STEP = 0.25  # of the cross, for each press of an arrow key
 ARROWS = {"left": (-STEP, 0.0), "right": (STEP, 0.0), "down": (0.0, -STEP), "up": (0.0, STEP)}
 HELP = (
     "Click: add a point. Drag: move it. Right or double click: remove it. Keys, once the picture was clicked: arrows "
-    "move the cross, space adds a point there, 1 or 0 one of that class, Delete removes the nearest."
+    "move the cross, space adds a point there, 1 or 0 one of that class, Delete removes the nearest. Escape lets go of "
+    "the keys, and Tab leads on."
 )
 
 
@@ -131,6 +133,10 @@ class PointPad(ipywidgets.VBox):
             self.add(self.cross, int(event.key))
         elif event.key in ("delete", "backspace"):
             self.remove(self.cross)
+        elif event.key == "escape":
+            # In the browser a canvas keeps all keys to itself, Tab included. Hidden for a moment, it loses the focus.
+            self.canvas.layout.visibility = "hidden"
+            threading.Timer(0.2, self.canvas.layout.set_trait, ("visibility", "visible")).start()
 
     def _draw(self) -> None:
         editable_points(self._axes, self.value, self.cross, self.limit)
