@@ -349,6 +349,15 @@ def test_data_explorer(executed):
     with explorer.changes():
         lab.page.keyboard.press("Delete")
         counts(11, 10).wait_for()
+    pad = explorer.output.locator(".jupyter-matplotlib-canvas-container")
+    has_focus = "element => element.contains(document.activeElement)"
+    assert pad.evaluate(has_focus)
+    lab.page.keyboard.press("Escape")
+    wait_until(lambda: not pad.evaluate(has_focus), "the canvas lets go of the keys")
+    canvas.wait_for()  # it is hidden for a moment
+    lab.page.keyboard.press("Tab")
+    assert explorer.output.evaluate(has_focus), "Tab leads on to the next control"
+    assert not pad.evaluate(has_focus)
     with explorer.changes():
         explorer.button("Undo").click()
         counts(11, 11).wait_for()
