@@ -157,7 +157,8 @@ class Explorer:
 def wait_until(is_true, what, seconds=30):
     end = time.monotonic() + seconds
     while not is_true():
-        assert time.monotonic() < end, f"waited {seconds} s in vain until {what}"
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds} s in vain until {what}")
         time.sleep(0.05)
 
 
