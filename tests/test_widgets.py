@@ -394,6 +394,10 @@ def test_what_else_cannot_be_explored(chain, posterior):
         widgets.posterior_explorer({}, posterior)
     with pytest.raises(ValueError, match="this network has 20 parameters"):
         widgets.sampler_explorer(posterior, start=torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"one vector, of shape \(20,\), but got \(4, 20\)"):
+        widgets.sampler_explorer(posterior, start=torch.zeros(4, 20))
+    with pytest.raises(ValueError, match="log density at start is -inf"):
+        widgets.sampler_explorer(posterior, start=torch.full((20,), 1e200, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"one is at .*: rescale the inputs"):
         widgets.data_explorer(Data(10 * boxes().x, boxes().y))
     with pytest.raises(ValueError, match="y holds 2"):

@@ -81,9 +81,11 @@ class Explorer(ipywidgets.VBox):
     def _request(self, change: dict[str, Any]) -> None:
         with self._changed:
             self._waiting = self._values()
-            if not self._is_working:  # the thread ends when nothing waits, so an idle explorer has none
+            if not self._is_working:
                 self._is_working = True
-                threading.Thread(target=self._serve, name="explorer", daemon=True).start()
+                # It ends when nothing waits, so an idle explorer has none. No daemon: torch aborts in a thread that the
+                # interpreter leaves behind when it ends.
+                threading.Thread(target=self._serve, name="explorer").start()
 
     def _serve(self) -> None:
         while (values := self._next()) is not None:

@@ -73,9 +73,9 @@ def posterior_explorer(
             return decision_maps({status: p}, grid, posterior.data), status
         if view == "running mean":
             return decision_maps({f"average of {so_far}": mean}, grid, posterior.data), status
-        bits = aleatoric if view == "aleatoric" else (entropy(mean) - aleatoric).clamp(min=0)
+        bits = aleatoric if view == "aleatoric" else entropy(mean) - aleatoric
         title = {"aleatoric": "each network's own doubt", "epistemic": "how much the networks disagree"}[view]
-        return uncertainty_map(bits, grid, posterior.data, f"{view}: {title}, {so_far}"), status
+        return uncertainty_map(bits.clamp(0, 1), grid, posterior.data, f"{view}: {title}, {so_far}"), status
 
     first = next(iter(runs.values()))
     controls = {

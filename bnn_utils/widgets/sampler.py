@@ -51,10 +51,20 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
         posterior: what to draw from; of any inputs.
         start: where trajectories and chains start, shape ``(D,)``; without it, the last draw of a short run.
         seed: of the momenta and the runs.
+
+    Raises:
+        ValueError: if ``start`` has another shape than theta, or the log density there is not finite.
     """
     if start is None:
         start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False, compile=False).draws[0, 0]
     posterior.flat.check(start)
+    if start.ndim != 1:
+        raise ValueError(f"start is one vector, of shape ({posterior.dim},), but got {tuple(start.shape)}")
+    start = start.to(dtype=posterior.dtype, device=posterior.device)
+    if not posterior.log_prob(start).isfinite():
+        raise ValueError(
+            f"the log density at start is {posterior.log_prob(start).item()}: start nearer to 0, or at a draw"
+        )
     plane = slice_through(posterior, start, seed)
 
     def work(step_size: float, num_steps: int) -> tuple[Figure, str]:
