@@ -70,8 +70,13 @@ class Lab:
         self.complaints.clear()  # of a kernel that ended while the debugger was asking it something
 
     def execute(self, command, **arguments):
+        """Run one of JupyterLab's commands to its end, but no longer than ten minutes."""
         self.page.evaluate(
-            "async ([name, args]) => { await jupyterapp.commands.execute(name, args); }", [command, arguments]
+            """async ([name, args]) => {
+                const late = new Promise((_, reject) => setTimeout(reject, 600_000, `${name} takes too long`));
+                await Promise.race([jupyterapp.commands.execute(name, args), late]);
+            }""",
+            [command, arguments],
         )
 
     def cells(self):
@@ -203,11 +208,12 @@ def server(tmp_path_factory):
         info = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())
         yield f"{info['url']}lab?token={info['token']}", folder
     finally:
-        kernels = process.children(recursive=True)
-        process.terminate()
-        process.wait(30)
-        _, alive = psutil.wait_procs(kernels, timeout=10)
-        assert not alive, "kernels outlive JupyterLab"
+        if process.poll() is None:
+            kernels = process.children(recursive=True)
+            process.terminate()
+            process.wait(30)
+            _, alive = psutil.wait_procs(kernels, timeout=10)
+            assert not alive, "kernels outlive JupyterLab"
 
 
 @pytest.fixture(scope="module")
