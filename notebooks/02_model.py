@@ -75,9 +75,8 @@ params = flat.unravel(theta)
 print({name: tuple(p.shape) for name, p in params.items()})
 assert torch.equal(flat.ravel(params), theta)
 assert params["0.weight"].data_ptr() == theta.data_ptr(), "a view, not a copy"
-x = (
-    data.x.float().cpu()
-)  # where the network still is: PyTorch makes them in float32, on the CPU
+# where the network still is: PyTorch makes them in float32, on the CPU
+x = data.x.float().cpu()
 assert torch.equal(flat(theta, x), net(x))
 
 # %% [markdown]
