@@ -12,11 +12,12 @@ notebooks: $(READY)
 html: $(READY)
 	$(BIN)/python tools/notebooks.py html
 
+# Two notebooks at a time, each on one thread: on two cores, more threads wait for each other.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 --dist loadscope
-	TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadscope --nbval --nbval-current-env \
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadscope --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout=600 notebooks
 
 lab: $(READY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ipywidgets
 import torch
 from torch import Tensor, nn
@@ -35,9 +37,10 @@ def prior_explorer(precision: float = 0.09, seed: int = 0) -> Explorer:
         title = f"{width} units a layer, precision {precision:.3g}: {sure:.0%} of all answers are surer than {SURE:.0%}"
         return prior_predictive(p, grid, title), f"Standard deviation of a weight: {precision**-0.5:.2g}."
 
+    middle = math.log10(precision)  # a place where the slider can stop, so that it shows what the picture shows
     controls = {
         "precision": ipywidgets.FloatLogSlider(
-            value=precision, min=-3, max=2, step=0.1, readout_format=".3g", description="precision"
+            value=precision, min=middle - 2, max=middle + 2, step=0.1, readout_format=".3g", description="precision"
         ),
         "width": ipywidgets.IntSlider(value=3, min=1, max=64, description="width"),
         "activation": ipywidgets.Dropdown(options=list(ACTIVATIONS), description="activation"),
