@@ -131,8 +131,8 @@ class Tempered(Bernoulli):
     def __init__(self, temperature):
         self.temperature = temperature
 
-    def log_prob(self, outputs, y):
-        return super().log_prob(outputs, y) / self.temperature
+    def log_probs(self, outputs, y):
+        return super().log_probs(outputs, y) / self.temperature
 
     def grad(self, outputs, y):
         return super().grad(outputs, y) / self.temperature
