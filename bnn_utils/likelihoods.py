@@ -121,7 +121,9 @@ class Categorical(Likelihood):
         return outputs.log_softmax(-1).gather(-1, y.expand(outputs.shape[:-1])[..., None])[..., 0]
 
     def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
+        # Not by F.one_hot, which looks at the labels' values: that can be neither compiled nor left to a GPU's queue.
+        is_class = y[..., None] == torch.arange(outputs.shape[-1], device=y.device)
+        return is_class.to(outputs.dtype) - outputs.softmax(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, compiled, sample
+from bnn_utils import (
+    HMC,
+    Bernoulli,
+    Categorical,
+    Data,
+    Gaussian,
+    LogScale,
+    NormalPrior,
+    Posterior,
+    boxes,
+    compiled,
+    sample,
+)
 from bnn_utils.compiled import MAX_PARAMETERS, pays_off, unrolled
 
 
@@ -48,7 +60,7 @@ def test_unrolled_is_the_closed_form(widths, activations, biases, seed):
     torch.testing.assert_close(grad.T - theta, posterior.target(3).grad(theta), rtol=1e-10, atol=1e-10)
 
 
-class Gaussian(Bernoulli):
+class ByAutograd(Bernoulli):
     """A likelihood without a closed form of its own, whose gradient goes by autograd."""
 
     def distribution(self, outputs):
@@ -62,7 +74,7 @@ class Gaussian(Bernoulli):
 
 
 @needs_compiler
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian()], ids=["closed", "autograd"])
+@pytest.mark.parametrize("likelihood", [Bernoulli(), ByAutograd()], ids=["closed", "autograd"])
 def test_compiled_is_the_uncompiled(make_posterior, theta, likelihood):
     posterior = make_posterior(likelihood=likelihood)
     mine, other = posterior.target(5, compile=True), posterior.target(5)
@@ -71,6 +83,26 @@ def test_compiled_is_the_uncompiled(make_posterior, theta, likelihood):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
         assert one.is_contiguous()
     torch.testing.assert_close(mine.grad(theta), other.grad(theta), rtol=1e-10, atol=1e-10)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("last", "likelihood"),
+    [
+        (nn.Linear(2, 3), Categorical()),
+        (nn.Sequential(nn.Linear(2, 1), LogScale()), Gaussian()),
+        (nn.Linear(2, 1), lambda outputs: torch.distributions.Poisson(outputs[..., 0].exp())),
+    ],
+    ids=["classes", "inferred noise", "a function"],
+)
+def test_other_likelihoods_compile(last, likelihood):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), last)
+    posterior = Posterior(net, Data(boxes(12).x, torch.arange(12) % 3), NormalPrior(1.0), likelihood)
+    assert posterior.compile(3)
+    theta = torch.randn(3, posterior.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    compiled_target, target = posterior.target(3, compile=True), posterior.target(3)
+    for one, two in zip(compiled_target.log_prob_and_grad(theta), target.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
 
 
 @needs_compiler
