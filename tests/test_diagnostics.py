@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import f, norm, rankdata
 
-from bnn_utils import diagnostics
+from bnn_utils import mixing
 from bnn_utils._arviz import arviz
 from bnn_utils.diagnostics import Convergence, convergence, ess, mcse, nested_rhat, rhat
 
@@ -60,7 +60,7 @@ def test_rhat_of_two_values():
 def test_blocks(function, monkeypatch):
     draws = walk(3, 40, 5, 2)
     whole = function(draws)
-    monkeypatch.setattr(diagnostics, "BLOCK_ELEMENTS", 3 * 40 * 4)
+    monkeypatch.setattr(mixing, "BLOCK_ELEMENTS", 3 * 40 * 4)
     torch.testing.assert_close(function(draws), whole, rtol=1e-14, atol=0)
 
 
