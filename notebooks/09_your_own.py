@@ -89,7 +89,7 @@ print(posterior)
 
 
 # %%
-def prior_rank(posterior, summary, num=1000):
+def prior_rank(posterior, summary, num=500):
     """Share of data sets made up by the prior whose summary is below that of the data."""
     generator = torch.Generator().manual_seed(0)
     made_up = posterior.simulate(posterior.sample_prior(num, generator), generator)
@@ -106,7 +106,7 @@ print("the prior expects wider swings than it got, but these are among what it e
 # A method is a function: it gets a posterior and inputs, and gives the network's outputs
 # there, a row for each network that it believes in. That is all that the scores will see.
 #
-# - **MAP**: one network, the highest of eight climbs ([notebook 2](02_model.ipynb)).
+# - MAP, the **maximum a posteriori**: one network, the highest of eight climbs ([notebook 2](02_model.ipynb)).
 # - A **deep ensemble**: all eight.
 # - HMC: eight chains from draws of the prior. `ChEES` learns the step size, the mass and how
 #   long to roll, so nothing is set by hand.
@@ -143,8 +143,8 @@ def hmc(posterior, x, num_samples=500):
 # Two more come from other packages, and are left out where those are not installed
 # (`pip install -e '.[peers]'`).
 #
-# - A **Laplace approximation** (laplace-torch): a normal distribution around the MAP, as wide as
-#   the curvature there says, and the network taken as linear in its weights.
+# - A **Laplace approximation** (laplace-torch): a normal distribution around the MAP, as wide
+#   as the curvature there says, and the network taken as linear in its weights.
 # - Microcanonical Langevin ensembles (sklearn-contrib-bde): eight networks trained in the usual
 #   way, then a short chain from each. Prior and network are ours; for numbers it lets the noise
 #   depend on the input, so there its model is another one.
@@ -261,6 +261,7 @@ def verdicts(cases, outputs):
     ]
 
 
+# %% tags=["nbval-ignore-output"]
 for verdict in verdicts(numbers, outputs):
     print(verdict)
 
@@ -269,8 +270,8 @@ assert max(verdict.r_hat.max() for verdict in verdicts(numbers, outputs)) < 1.02
 print("verdict: with 92 weights, the chains agree about every held-out point")
 
 # %% [markdown]
-# Now look, at the first data set. Shaded is where nine in ten new targets should fall, dashed is
-# the truth. Guess before you do: which bands will be too narrow in the gap, and which beyond
+# Now look, at the first data set. Shaded is where nine in ten new targets should fall, dashed
+# is the truth. Guess before you do: which bands will be too narrow in the gap, and which beyond
 # the last point?
 
 
@@ -284,6 +285,7 @@ def band(outputs):
     return predictive_quantiles(mean + log_scale.exp() * noise, [0.05, 0.5, 0.95])
 
 
+# %% tags=["nbval-ignore-output"]
 posterior, _ = numbers[0]
 believed = posterior.sample_prior(4000, torch.Generator().manual_seed(0))
 bands = {"the prior, before any data": band(posterior.outputs(believed, line))}
@@ -309,7 +311,7 @@ assert curve(line[0, 0]) < low[0] and curve(line[-1, 0]) > high[-1]
 print("verdict: HMC's band is wider in the gap, and misses the truth at both far ends")
 
 # %% [markdown]
-# And scored. The *log score* is the mean log probability density of what came; higher is
+# And scored. The **log score** is the mean log probability density of what came; higher is
 # better, and it punishes whoever is sure and wrong. *Covered* is the share of targets inside
 # the nine-in-ten bands, so 0.9 is right. Both in the gap, too.
 
@@ -332,12 +334,14 @@ def scores_of_numbers(likelihood, near, y, far, y_far):
 
 def scored(cases, outputs, unseen, scores):
     """A row for each split and method."""
-    return pd.DataFrame(
-        {"method": name, "split": split, **scores(
-            posterior.likelihood, near, held_out.y, far, unseen.y)}
-        for split, ((posterior, held_out), by_method) in enumerate(zip(cases, outputs, strict=True))
-        for name, (near, far, *_) in by_method.items()
-    )  # fmt: skip
+    rows = []
+    for split, ((posterior, held_out), by_method) in enumerate(
+        zip(cases, outputs, strict=True)
+    ):
+        for name, (near, far, *_) in by_method.items():
+            found = scores(posterior.likelihood, near, held_out.y, far, unseen.y)
+            rows.append({"method": name, "split": split, **found})
+    return pd.DataFrame(rows)
 
 
 def summary(table):
@@ -346,6 +350,7 @@ def summary(table):
     return by_method.agg(lambda values: f"{values.mean():.3f} ({values.std():.3f})")
 
 
+# %% tags=["nbval-ignore-output"]
 table = scored(numbers, outputs, gap, scores_of_numbers)
 plots.scores(
     table,
@@ -417,6 +422,8 @@ print("the prior finds nothing strange in how frequent the classes are")
 
 # %%
 outputs = run(wines, methods, no_wines.x)
+
+# %% tags=["nbval-ignore-output"]
 for verdict in verdicts(wines, outputs):
     print(verdict)
 
@@ -426,7 +433,7 @@ print("verdict: with 343 weights, the chains agree about every held-out wine")
 
 # %% [markdown]
 # Four scores. The log score again; *accuracy*, the share of right first choices; the
-# *calibration error*, how far confidence is from accuracy on average, 0 where a method is right
+# **calibration error**, how far confidence is from accuracy on average, 0 where a method is right
 # as often as it says; and *strangers told*: take a held-out wine and a stranger, how often is
 # the method less sure of the stranger? One half is a coin flip.
 
@@ -446,6 +453,7 @@ def scores_of_classes(likelihood, near, y, far, _):
     }
 
 
+# %% tags=["nbval-ignore-output"]
 CLASS_SCORES = ["log score", "accuracy", "calibration error", "strangers told"]
 table = scored(wines, outputs, no_wines, scores_of_classes)
 plots.scores(
@@ -462,7 +470,9 @@ tells = table.groupby("method")["strangers told"].mean()
 assert tells["MAP"] < 0.5 < 0.75 < tells["HMC"]
 assert gain(table, "accuracy", over="MAP").abs().max() < 0.05
 assert gain(table, "log score", over="MAP").mean() < 0
-print("verdict: one network is surer of noise than of wine, worse than a coin flip; HMC is not;")
+print(
+    "verdict: one network is surer of noise than of wine, worse than a coin flip; HMC is not;"
+)
 print("on real wines they are alike, and the single network's log score is a little better")
 
 # %% [markdown]
@@ -546,6 +556,8 @@ print(f"the same log joint: gradient {last.gradient} with the body, {head.gradie
 # %%
 methods |= {"HMC, last layer": last_layer, "HMC": partial(hmc, num_samples=200)}
 outputs = run(digits, methods, nines.x)
+
+# %% tags=["nbval-ignore-output"]
 found = verdicts(digits, outputs)
 for verdict in found:
     print(verdict)
@@ -554,14 +566,14 @@ for verdict in found:
 assert not all(verdict.is_converged for verdict in found)
 assert max(verdict.r_hat.max() for verdict in found) < 1.05
 assert max(verdict.r_hat.median() for verdict in found) < 1.01
-print("verdict: not converged by the book, R-hat above 1.01 somewhere; but below 1.05 everywhere")
+print("verdict: not converged by the book, for R-hat is above 1.01 somewhere; 1.05 nowhere")
 
 # %% [markdown]
 # So the chains of nearly three thousand weights don't quite pass. They are close, and scores
 # that are averages over 500 digits won't change in a digit that matters; a claim about a
 # single image at the edge would need more draws.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 table = scored(digits, outputs, nines, scores_of_classes)
 plots.scores(
     table,
@@ -574,23 +586,32 @@ summary(table)
 
 # %%
 for other in ("MAP", "deep ensemble", "HMC, last layer"):
-    assert gain(table, "accuracy", over=other).mean() < 0.02
-    assert gain(table, "log score", over=other).mean() < 0.01
+    assert gain(table, "accuracy", over=other).abs().mean() < 0.02
+    assert gain(table, "log score", over=other).abs().mean() < 0.02
     assert gain(table, "strangers told", over=other).mean() > 0
-assert gain(table, "calibration error", over="MAP").mean() > 0
-print("verdict: HMC tells the nines best, and is no more accurate than a single network;")
-print("its log score is no better, its calibration worse, and eight climbs equal one")
+for other in ("MAP", "deep ensemble"):
+    assert gain(table, "log score", over=other).mean() < 0
+    assert gain(table, "calibration error", over=other).mean() > 0
+print("verdict: HMC tells the nines best; accuracy and log score are all but equal;")
+print("one network is a little ahead in log score and calibration, and eight equal one")
 
 # %% [markdown]
-# Not what you guessed? Here are six nines, and what one network and HMC make of them.
+# Not what you guessed? The whole posterior and the last layer's alone score alike, too; it is
+# in telling strangers that the other layers matter. Here are six nines, and what one network and
+# HMC make of them.
 
 # %%
 answers = {
     name: predictive_mean(Categorical().mean(outputs[0][name][1][..., :6, :]), of_classes=True)
     for name in ("MAP", "HMC")
 }
+surest = {name: p.max(-1) for name, p in answers.items()}
+assert surest["HMC"].values.mean() < surest["MAP"].values.mean()
+assert set(surest["HMC"].indices.tolist()) == set(surest["MAP"].indices.tolist()) == {3, 5}
 plots.answers(
-    nines.x[:6].view(-1, 8, 8), answers, title="Six nines, which neither has ever seen: FIXME"
+    nines.x[:6].view(-1, 8, 8),
+    answers,
+    title="Six nines, and no nine to choose: threes and fives, says HMC less surely",
 )
 
 # %% [markdown]
@@ -622,17 +643,16 @@ else:
 # %% [markdown]
 # So it is not the sampler. The posterior itself is modest, because the prior is: it holds
 # weights close to zero, and 500 digits don't outvote thousands of weights. Change that one
-# line, `FanInPrior(weight=4.0)`, run all cells, and see who wins what. (Then be honest: held-out
-# data that have chosen a prior are no longer held out.)
+# line, `FanInPrior(weight=4.0)`, run all cells, and see who wins what. (Then be honest:
+# held-out data that have chosen a prior are no longer held out.)
 #
 # ## What to remember
 # - Four lines: a module, what its outputs mean, what you believe, what you saw. The rest of
 #   the library does not care what they are.
 # - Judge chains in function space, split by split, and say so when they don't pass.
 # - Compare on the same held-out data, several times, by differences.
-# - Averaging over the posterior pays where data are few or inputs are strange: it won on numbers,
-#   and told what is no wine and no known digit. With plenty of data of the usual kind, one
-#   network was as good.
+# - Averaging over the posterior won on numbers, and told what is no wine and no known digit. On
+#   wines and digits of the usual kind, one network was as good or a little better.
 # - A posterior is as good as its model. It doubts within it, and never doubts it.
 #
 # **Next:** [10. One vector, many packages](10_one_vector_many_packages.ipynb)
