@@ -106,7 +106,8 @@ print("the prior expects wider swings than it got, but these are among what it e
 # A method is a function: it gets a posterior and inputs, and gives the network's outputs
 # there, a row for each network that it believes in. That is all that the scores will see.
 #
-# - MAP, the **maximum a posteriori**: one network, the highest of eight climbs ([notebook 2](02_model.ipynb)).
+# - MAP, the **maximum a posteriori**: one network, the highest of eight climbs
+#   ([notebook 2](02_model.ipynb)).
 # - A **deep ensemble**: all eight.
 # - HMC: eight chains from draws of the prior. `ChEES` learns the step size, the mass and how
 #   long to roll, so nothing is set by hand.
@@ -433,9 +434,9 @@ print("verdict: with 343 weights, the chains agree about every held-out wine")
 
 # %% [markdown]
 # Four scores. The log score again; *accuracy*, the share of right first choices; the
-# **calibration error**, how far confidence is from accuracy on average, 0 where a method is right
-# as often as it says; and *strangers told*: take a held-out wine and a stranger, how often is
-# the method less sure of the stranger? One half is a coin flip.
+# **calibration error**, how far confidence is from accuracy on average, 0 where a method is
+# right as often as it says; and *strangers told*: take a held-out wine and a stranger, how
+# often is the method less sure of the stranger? One half is a coin flip.
 
 
 # %%
@@ -482,8 +483,8 @@ print("on real wines they are alike, and the single network's log score is a lit
 #
 # ## Digits: thousands of weights
 # 8 by 8 pixels, ten classes. The network has 2,969 weights, and HMC draws all of them. To keep
-# this notebook short it learns from 500 digits, a third of what there is, and 500 are held
-# out.
+# this notebook short it learns from 500 digits, less than a third of what there is, and 400
+# are held out.
 #
 # The strangers are the nines: no method ever sees one, and no output stands for them. What
 # will a network say that has to choose?
@@ -495,7 +496,7 @@ labels = torch.from_numpy(raw.target)
 known = labels < 9
 nines = Data(pixels[~known], labels[~known])
 net = nn.Sequential(nn.Linear(64, 40), nn.SiLU(), nn.Linear(40, 9))
-digits = splits(pixels[known], labels[known], net, train_size=500, test_size=500)
+digits = splits(pixels[known], labels[known], net, train_size=500, test_size=400)
 posterior, _ = digits[0]
 print(posterior)
 
@@ -542,7 +543,7 @@ def on_features(posterior):
 
 def last_layer(posterior, x):
     head, features = on_features(posterior)
-    return hmc(head, features(x), num_samples=200)
+    return hmc(head, features(x), num_samples=100)
 
 
 head, _ = on_features(posterior)
@@ -570,7 +571,7 @@ print("verdict: not converged by the book, for R-hat is above 1.01 somewhere; 1.
 
 # %% [markdown]
 # So the chains of nearly three thousand weights don't quite pass. They are close, and scores
-# that are averages over 500 digits won't change in a digit that matters; a claim about a
+# that are averages over 400 digits won't change in a digit that matters; a claim about a
 # single image at the edge would need more draws.
 
 # %% tags=["nbval-ignore-output"]
@@ -597,8 +598,8 @@ print("one network is a little ahead in log score and calibration, and eight equ
 
 # %% [markdown]
 # Not what you guessed? The whole posterior and the last layer's alone score alike, too; it is
-# in telling strangers that the other layers matter. Here are six nines, and what one network and
-# HMC make of them.
+# in telling strangers that the other layers matter. Here are six nines, and what one
+# network and HMC make of them.
 
 # %%
 answers = {

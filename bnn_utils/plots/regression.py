@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
 from bnn_utils.data import Data
@@ -36,21 +37,20 @@ def predictive_bands(
         alt=f"Expected targets with a band around them, and the data: {'; '.join(bands)}",
     )
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    across = x.flatten().cpu()
-    points = data.x.flatten().cpu(), data.y.cpu()
-    height = (points[1].max() - points[1].min()).item()
+    across = x.flatten().cpu().numpy()
+    points = data.x.flatten().cpu().numpy(), data.y.cpu().numpy()
+    middle, height = points[1].mean(), np.ptp(points[1])
     for ax, (name, band) in zip(axes.flat, bands.items(), strict=False):
-        low, middle, high = band.cpu()
+        low, median, high = band.cpu().numpy()
         ax.fill_between(across, low, high, color=CHAIN_COLOURS[0], alpha=0.25, lw=0)
-        ax.plot(across, middle, color=CHAIN_COLOURS[0], lw=1.8)
+        ax.plot(across, median, color=CHAIN_COLOURS[0], lw=1.8)
         if truth is not None:
-            ax.plot(across, truth.cpu(), color=INK, lw=1, ls="--")
+            ax.plot(across, truth.cpu().numpy(), color=INK, lw=1, ls="--")
         ax.scatter(*points, s=10, color=INK, zorder=3)
         ax.set_title(name, fontsize=10)
     for ax in axes.flat[len(bands) :]:
         ax.set_visible(False)
     # A prior's band may be many times as wide as the data.
-    middle = points[1].mean().item()
     axes[0, 0].set(xlim=(across[0], across[-1]), ylim=(middle - 1.5 * height, middle + 1.5 * height))
     figure.supxlabel("input", fontsize=10)
     figure.supylabel("target", fontsize=10)

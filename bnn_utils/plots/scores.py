@@ -53,12 +53,11 @@ def answers(images: Tensor, probabilities: Mapping[str, Tensor], title: str = ""
         alt=f"{len(images)} images and the probabilities of their classes by {' and '.join(probabilities)}",
     )
     above, below = figure.subplots(2, len(images), squeeze=False, height_ratios=[1, 1.1], sharey="row")
-    for number, (picture, ax) in enumerate(zip(images.cpu(), above, strict=True)):
-        picture = picture.numpy()
-        ax.imshow(picture, cmap="Greys", interpolation="nearest")
+    for number, (image, ax) in enumerate(zip(images.cpu().numpy(), above, strict=True)):
+        ax.imshow(image, cmap="Greys", interpolation="nearest")
         ax.set_axis_off()
         for colour, style, (name, p) in zip(CHAIN_COLOURS, LINE_STYLES, probabilities.items(), strict=False):
-            below[number].plot(p[number].cpu(), style, marker="o", ms=3.5, color=colour, lw=1.3, label=name)
+            below[number].plot(p[number].cpu().numpy(), style, marker="o", ms=3.5, color=colour, lw=1.3, label=name)
         below[number].set(ylim=(-0.03, 1.03), xticks=range(0, p.shape[-1], 2), xlabel="class")
     below[0].set_ylabel("probability")
     shared_legend(figure, below)
