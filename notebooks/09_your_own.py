@@ -657,8 +657,8 @@ else:
     print("sklearn-contrib-bde is not installed: nobody to ask")
 
 # %% [markdown]
-# So it is the prior that is modest: it holds weights close to zero, and 500 digits don't outvote
-# thousands of weights. Do we now take the wider one? Not on this evidence. Held-out data that
+# So it is the prior that is modest: it holds weights close to zero, and 500 digits don't
+# outvote thousands of weights. Do we now take the wider one? Not on this evidence. Held-out data that
 # have chosen a prior are no longer held out; it takes a third part of the data to say what the
 # choice is worth.
 #
