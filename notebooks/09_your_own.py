@@ -312,9 +312,10 @@ assert curve(line[0, 0]) < low[0] and curve(line[-1, 0]) > high[-1]
 print("verdict: HMC's band is wider in the gap, and misses the truth at both far ends")
 
 # %% [markdown]
-# And scored. The **log score** is the mean log probability density of what came; higher is
-# better, and it punishes whoever is sure and wrong. *Covered* is the share of targets inside
-# the nine-in-ten bands, so 0.9 is right. Both in the gap, too.
+# And scored, with a dot for each data set and a bar at their mean. The **log score** is the
+# mean log probability density of what came; higher is better, and it punishes whoever is sure
+# and wrong. *Covered* is the share of targets inside the nine-in-ten bands, so 0.9 is right.
+# Both in the gap, too.
 
 
 # %%
@@ -356,7 +357,7 @@ table = scored(numbers, outputs, gap, scores_of_numbers)
 plots.scores(
     table,
     ["log score", "covered", "log score, gap", "covered, gap"],
-    title="HMC's log score is highest where data are, and not in the gap (a dot per data set)",
+    title="HMC's log score is highest where data are, and not in the gap",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -463,7 +464,7 @@ table = scored(wines, outputs, no_wines, scores_of_classes)
 plots.scores(
     table,
     CLASS_SCORES,
-    title="All know their wines; one network is surest of what is none (a dot per split)",
+    title="All know their wines; one network, or eight, can't tell what is none",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -471,12 +472,10 @@ summary(table)
 
 # %%
 tells = table.groupby("method")["strangers told"].mean()
-assert tells["MAP"] < 0.5 < 0.75 < tells["HMC"]
+assert max(tells["MAP"], tells["deep ensemble"]) < 0.5 < 0.75 < tells["HMC"]
 assert gain(table, "accuracy", over="MAP").abs().max() < 0.05
 assert gain(table, "log score", over="MAP").mean() < 0
-print(
-    "verdict: one network is surer of noise than of wine, worse than a coin flip; HMC is not;"
-)
+print("verdict: one network, or eight, is surer of noise than of wine; HMC is not;")
 print("on real wines they are alike, and the single network's log score is a little better")
 
 # %% [markdown]
@@ -582,7 +581,7 @@ table = scored(digits, outputs, nines, scores_of_classes)
 plots.scores(
     table,
     CLASS_SCORES,
-    title="All read digits equally well; HMC tells the nines best (a dot per split)",
+    title="All read digits equally well; the whole posterior tells the nines best",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -597,7 +596,8 @@ for other in ("MAP", "deep ensemble"):
     assert gain(table, "log score", over=other).mean() < 0
     assert gain(table, "calibration error", over=other).mean() > 0
 assert gain(table, "log score", over="MAP", of="deep ensemble").abs().max() < 0.02
-print("verdict: HMC tells the nines best; accuracy and log score are all but equal;")
+print("verdict: HMC tells nines better than one network, eight, or the last layer does;")
+print("accuracy and log score are all but equal;")
 print("one network is a little ahead in log score and calibration, and eight equal one")
 
 # %% [markdown]
@@ -616,7 +616,7 @@ assert set(surest["HMC"].indices.tolist()) == set(surest["MAP"].indices.tolist()
 plots.answers(
     nines.x[:6].view(-1, 8, 8),
     answers,
-    title="Six nines, and no nine to choose: threes and fives, says HMC less surely",
+    title="Six nines, and no nine to choose: threes and fives, say both, HMC less surely",
 )
 
 # %% [markdown]
@@ -650,17 +650,17 @@ print(
 # %% tags=["nbval-ignore-output"]
 other = "Langevin ensemble"
 if other in methods:
-    for column, room in (("log score", 0.02), ("accuracy", 0.02), ("calibration error", 0.03)):
-        assert gain(table, column, over=other).abs().max() < room
-    print("verdict: two samplers that share no line agree; what they found is the posterior")
+    for column in CLASS_SCORES:
+        assert gain(table, column, over=other).abs().max() < 0.03
+    print("verdict: two samplers that share no line of code agree in every score")
 else:
     print("sklearn-contrib-bde is not installed: nobody to ask")
 
 # %% [markdown]
 # So it is the prior that is modest: it holds weights close to zero, and 500 digits don't
-# outvote thousands of weights. Do we now take the wider one? Not on this evidence. Held-out data that
-# have chosen a prior are no longer held out; it takes a third part of the data to say what the
-# choice is worth.
+# outvote thousands of weights. Do we now take the wider one? Not on this evidence. Held-out
+# data that have chosen a prior are no longer held out; it takes a third part of the data to say
+# what the choice is worth.
 #
 # ## What to remember
 # - Four lines: a module, what its outputs mean, what you believe, what you saw. The rest of
