@@ -203,4 +203,4 @@ print("verdict: three points in the middle of the cross, and the networks disagr
 #   `widgets.prior_explorer()`, `widgets.posterior_explorer(chain, posterior)`,
 #   `widgets.data_explorer(data)`.
 #
-# **Next:** start over with [1. Four boxes of points](01_data.ipynb), and see it with other eyes
+# **Next:** [9. Your own network, your own data](09_your_own.ipynb)

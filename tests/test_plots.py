@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bnn_utils import HMC, ReplicaExchange, animate, boxes, plots, published_summary, sample, square_grid
+from bnn_utils import HMC, Data, ReplicaExchange, animate, boxes, plots, published_summary, sample, square_grid
 from bnn_utils.diagnostics import Convergence, convergence
 from bnn_utils.plots import style, tempering
 from bnn_utils.predict import split_uncertainty
@@ -34,6 +34,11 @@ def p(posterior, chain, grid):
 
 
 UNIFORM = Calibration(torch.arange(320)[:, None] % 16, 15, ["first"])
+
+BAND = torch.tensor([[-1.0, -2.0, -3.0], [0.0, 0.5, 1.0], [1.0, 2.0, 3.0]])
+SCORES = pd.DataFrame(
+    {"method": ["a", "b", "a", "b"], "log score": [-1.0, -2.0, -3.0, -5.0], "accuracy": [0.9, 0.8, 0.7, 0.5]}
+)
 
 FIGURES = {
     "points": lambda chain, grid, p, posterior: plots.points(posterior.data, title="finding"),
@@ -101,6 +106,13 @@ FIGURES = {
         {"a": UNIFORM, "b": UNIFORM}, "first", title="finding"
     ),
     "partings": lambda chain, grid, p, posterior: plots.partings(torch.rand(4, 50), 2.0, title="finding"),
+    "predictive_bands": lambda chain, grid, p, posterior: plots.predictive_bands(
+        {"a": BAND, "b": BAND}, torch.arange(3.0), Data(torch.rand(5, 1), torch.rand(5)), torch.ones(3), title="finding"
+    ),
+    "scores": lambda chain, grid, p, posterior: plots.scores(SCORES, ["log score", "accuracy"], title="finding"),
+    "answers": lambda chain, grid, p, posterior: plots.answers(
+        torch.rand(2, 4, 4), {"a": torch.eye(5)[:2], "b": torch.eye(5)[2:4]}, title="finding"
+    ),
     "evidence": lambda chain, grid, p, posterior: plots.evidence(
         pd.DataFrame(
             {"network": ["a", "a", "b"], "precision": [0.1, 1, 1], "log_evidence": [-3, -4, -5], "se": [0.1, 0.2, 0.3]}
@@ -131,6 +143,35 @@ def test_calibrations_draw_the_ranks_that_they_are_given():
         np.testing.assert_allclose(y, np.r_[0, np.cumsum(expected)] / 320 - x, atol=1e-12)
         inside = curve.collections[0].get_paths()[0].contains_points(np.c_[x, y][1:-1], radius=1e-9)
         assert inside.all() == (column == 0)
+
+
+def test_predictive_bands_are_drawn_where_they_lie():
+    data = Data(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0, -1.0]))
+    ax, other, *hidden = plots.predictive_bands({"a": BAND, "b": BAND + 1}, torch.arange(3.0)[:, None], data).axes
+    assert not hidden
+    assert ax.get_title() == "a"
+    assert ax.lines[0].get_ydata().tolist() == [0, 0.5, 1]
+    assert other.lines[0].get_ydata().tolist() == [1, 1.5, 2]
+    corners = set(map(tuple, ax.collections[0].get_paths()[0].vertices.tolist()))
+    assert {(0, -1), (2, -3), (0, 1), (2, 3)} <= corners
+    assert ax.collections[1].get_offsets().tolist() == [[0, 1], [2, -1]]
+
+
+def test_scores_draw_every_split_and_the_mean():
+    first, second = plots.scores(SCORES, ["log score", "accuracy"]).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["a", "b"]
+    dots, bar, *_ = first.lines
+    assert dots.get_xdata().tolist() == [-1, -3]
+    assert list(bar.get_xdata()) == [-2, -2]
+    np.testing.assert_allclose(second.lines[3].get_xdata(), 0.65)
+
+
+def test_answers_stand_below_their_images():
+    images = torch.rand(2, 4, 4)
+    axes = plots.answers(images, {"a": torch.eye(5)[:2], "b": torch.eye(5)[2:4]}).axes
+    for number, (image, chart) in enumerate(zip(axes[:2], axes[2:], strict=True)):
+        np.testing.assert_array_equal(image.images[0].get_array(), images[number].numpy())
+        assert [line.get_ydata().argmax() for line in chart.lines] == [number, number + 2]
 
 
 def test_partings_draw_the_median():

@@ -11,6 +11,8 @@ from bnn_utils.plots.predictions import (
     uncertainty_map,
     uncertainty_maps,
 )
+from bnn_utils.plots.regression import predictive_bands
+from bnn_utils.plots.scores import answers, scores
 from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
 from bnn_utils.plots.tempering import evidence, kinds, ladder
 from bnn_utils.plots.trust import calibrations, energy_slopes, partings
@@ -18,6 +20,7 @@ from bnn_utils.plots.trust import calibrations, energy_slopes, partings
 __all__ = [
     "Figure",
     "against_published",
+    "answers",
     "autocorrelations",
     "calibrations",
     "convergence_maps",
@@ -33,6 +36,7 @@ __all__ = [
     "parameter_layout",
     "partings",
     "points",
+    "predictive_bands",
     "prior_predictive",
     "probability_contours",
     "ranks",
@@ -41,6 +45,7 @@ __all__ = [
     "rhat_maps",
     "rhat_weights",
     "scatter",
+    "scores",
     "speed",
     "traces",
     "trajectories",
