@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,24 @@ NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def numpy_function(posterior: Posterior) -> NumpyFunction:
-    """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D)."""
+    """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D).
 
+    The function may be called from several threads.
+    """
+    # Samplers ask for as many rows every time: laying out a target's memory takes several times as long as one call of
+    # it, so the last one is kept. Each call overwrites that memory: a target belongs to one thread.
+    kept = threading.local()
+
+    @torch.no_grad()
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # A copy: JAX's arrays can't be written to, and torch warns of that.
-        value, grad = posterior.log_prob_and_grad(
-            torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
-        )
-        return value.cpu().numpy()[()], grad.cpu().numpy()
+        rows = torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
+        posterior.flat.check(rows)
+        lanes = rows.view(-1, posterior.dim)
+        if getattr(kept, "num_lanes", None) != len(lanes):
+            kept.target, kept.num_lanes = posterior.target(len(lanes)), len(lanes)
+        value, grad = kept.target.log_prob_and_grad(lanes)
+        return value.view(rows.shape[:-1]).cpu().numpy()[()], grad.view(rows.shape).cpu().numpy()
 
     return log_prob_and_grad
 
