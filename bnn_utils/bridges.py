@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from bnn_utils.backprop import Target
     from bnn_utils.posterior import Posterior
 
 NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -20,9 +20,10 @@ def numpy_function(posterior: Posterior) -> NumpyFunction:
 
     The function may be called from several threads.
     """
-    # Samplers ask for as many rows every time: laying out a target's memory takes several times as long as one call of
-    # it, so the last one is kept. Each call overwrites that memory: a target belongs to one thread.
-    kept = threading.local()
+    # Samplers ask for as many rows every time, and laying out a target's memory takes several times as long as one call
+    # of it, so targets are kept. Each call overwrites that memory, so a call has its target to itself. (Thread-local
+    # ones crash: threads that Python did not start, such as JAX's and Rust's, are new to it in every call.)
+    idle: list[tuple[int, Target]] = []
 
     @torch.no_grad()
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,9 +31,14 @@ def numpy_function(posterior: Posterior) -> NumpyFunction:
         rows = torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
         posterior.flat.check(rows)
         lanes = rows.view(-1, posterior.dim)
-        if getattr(kept, "num_lanes", None) != len(lanes):
-            kept.target, kept.num_lanes = posterior.target(len(lanes)), len(lanes)
-        value, grad = kept.target.log_prob_and_grad(lanes)
+        try:
+            num_lanes, target = idle.pop()
+        except IndexError:  # other threads have them all
+            num_lanes = 0
+        if num_lanes != len(lanes):
+            target = posterior.target(len(lanes))
+        value, grad = target.log_prob_and_grad(lanes)
+        idle.append((len(lanes), target))
         return value.view(rows.shape[:-1]).cpu().numpy()[()], grad.view(rows.shape).cpu().numpy()
 
     return log_prob_and_grad
