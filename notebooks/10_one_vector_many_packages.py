@@ -1,0 +1,378 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10. One vector, many packages
+#
+# In [notebook 2](02_model.ipynb) all weights of a network went into one flat vector. Here is
+# what that buys. A density over a flat vector is the one thing that every optimiser, every
+# sampler and every approximation knows how to take. Write the network once, in PyTorch, and
+# hand it to all of them.
+#
+# You will see
+# - two doors out of PyTorch: one function for NumPy and SciPy, one for JAX,
+# - a dozen methods from half a dozen packages on one posterior, in one table, by one loop,
+# - which of them miss one of the two kinds of network of [notebook 6](06_convergence.ipynb),
+#   and which only seem not to,
+# - how draws from elsewhere come home.
+#
+# Words in bold are in the [glossary](glossary.md).
+#
+# None of the other packages has to be there. What is not installed is left out, by name:
+# `pip install -e '.[peers]'` gets all of them.
+
+# %%
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange
+from bnn_utils import boxes, plots, reference, sample, widgets
+from bnn_utils.backprop import Target
+from bnn_utils.diagnostics import convergence, rhat
+from bnn_utils.symmetry import fold
+
+torch.set_num_threads(1)  # vectors this short are not worth sharing between cores
+data = boxes(n=80, seed=1234)
+net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+posterior = Posterior(net, data, prior=NormalPrior(precision=0.09), likelihood=Bernoulli())
+
+# %% [markdown]
+# ## Two doors
+# `posterior.numpy()` is a function of a NumPy array that returns the log density and its
+# gradient. `posterior.jax()` is a function that JAX can differentiate, compile and map over
+# rows; inside, PyTorch still does the work. Both take one vector of 20 numbers, or many.
+
+# %%
+theta = posterior.sample_prior(3, torch.Generator().manual_seed(0)).numpy()
+value, gradient = posterior.numpy()(theta)
+print("NumPy:", value.shape, gradient.shape)
+assert np.allclose(value, posterior.log_prob(torch.from_numpy(theta)), rtol=1e-12)
+
+# %% tags=["nbval-ignore-output"]
+if find_spec("jax"):
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # JAX's own default is single precision
+    value_too, gradient_too = jax.jit(jax.vmap(jax.value_and_grad(posterior.jax())))(theta)
+    assert np.allclose(value_too, value, rtol=1e-12) and np.allclose(gradient_too, gradient)
+    print("JAX:  ", value_too.shape, gradient_too.shape)
+else:
+    print("JAX is not installed, so the packages that need it are left out below")
+
+# %% [markdown]
+# ## Count everybody's work
+# Seconds depend on the machine, and on how far the way is to PyTorch and back. So we also count
+# *evaluations*: at how many vectors the density was asked for, with its gradient or without. A
+# batch of 64 vectors counts 64. The counter sits inside the posterior, where nobody gets past
+# it: `target` is what every door and every kernel of this library goes through.
+
+
+# %%
+class Counted(Posterior):
+    """A posterior that counts at how many vectors it was evaluated."""
+
+    evaluations = 0
+
+    def log_prob(self, theta):
+        self.evaluations += theta.numel() // self.dim
+        return super().log_prob(theta)
+
+    def target(self, num_lanes, compile=False):
+        return self.counting(super().target(num_lanes, compile))
+
+    def split_target(self, num_lanes, compile=False):
+        prior, likelihood = super().split_target(num_lanes, compile)
+        return prior, self.counting(likelihood)
+
+    def counting(self, target):
+        def counted(function):
+            def call(theta):
+                self.evaluations += len(theta)
+                return function(theta)
+
+            return call
+
+        return Target(*map(counted, target))
+
+
+def starts(model, num, seed=1):
+    """Everybody starts at draws from the prior."""
+    return model.sample_prior(num, torch.Generator().manual_seed(seed))
+
+
+# %% [markdown]
+# ## A point, and two bells
+# SciPy looks for the highest point of the density, from 20 starts, and we keep the best: the
+# **maximum a posteriori** of notebook 2. As a chain it has one draw.
+#
+# The **Laplace approximation** puts a Gaussian there that is bent like the density at its top.
+# The bend is a matrix of second derivatives: differences of 40 gradients, taken in one batch.
+
+
+# %%
+def optimum(model):
+    f = model.numpy()
+    found = [
+        minimize(lambda theta: [-v for v in f(theta)], start, jac=True, method="L-BFGS-B")
+        for start in starts(model, 20).numpy()
+    ]
+    best = min(found, key=lambda result: result.fun)
+    return Chain.from_draws(best.x[None, None], model)
+
+
+def laplace(model):
+    f, mode = model.numpy(), optimum(model).draws[0, 0].numpy()
+    step = 1e-4 * np.eye(model.dim)
+    bend = (f(mode - step)[1] - f(mode + step)[1]) / 2e-4
+    root = np.linalg.cholesky((bend + bend.T) / 2)
+    noise = np.random.default_rng(1).normal(size=(model.dim, 4000))
+    return Chain.from_draws((mode + np.linalg.solve(root.T, noise).T)[None], model)
+
+
+# %% [markdown]
+# **Variational inference** also ends with a Gaussian, but looks for the one that resembles the
+# posterior most: it climbs the expected log density under the Gaussian plus the Gaussian's
+# entropy (Kucukelbir et al. 2017), by a plain optimiser of PyTorch's. The Gaussian has a full
+# covariance matrix: `factor` times its own transpose.
+
+
+# %%
+def variational(model):
+    generator = torch.Generator().manual_seed(1)
+    mean = starts(model, 1)[0].requires_grad_()
+    factor = (0.1 * torch.eye(model.dim, dtype=mean.dtype)).requires_grad_()
+
+    def draw(num):
+        noise = torch.randn(num, model.dim, generator=generator, dtype=mean.dtype)
+        return mean + noise @ factor.tril().T
+
+    optimiser = torch.optim.Adam([mean, factor], lr=0.02)
+    for _ in range(5000):
+        loss = -model.log_prob(draw(32)).mean() - factor.diagonal().abs().log().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return Chain.from_draws(draw(4000).detach()[None], model)
+
+
+# %% [markdown]
+# ## Samplers from elsewhere
+# **NUTS** is Hamiltonian Monte Carlo that chooses its number of steps itself: it rolls until
+# the path turns back. NumPyro has it in JAX, and takes `-log_prob` as a `potential_fn`. nutpie
+# has it in Rust, and takes a function that makes the function: just what `model.numpy` is. Both
+# get their defaults, but for one: a path may have 63 leapfrog steps at most, about as many as
+# our own HMC below. They would take up to 1,023, which nobody here has the time for.
+
+
+# %%
+def nuts_numpyro(model):
+    from numpyro.infer import MCMC, NUTS
+
+    log_prob = model.jax()
+    kernel = NUTS(potential_fn=lambda theta: -log_prob(theta), max_tree_depth=6)
+    mcmc = MCMC(
+        kernel, num_warmup=150, num_samples=150, num_chains=4, chain_method="vectorized",
+        progress_bar=False,
+    )  # fmt: skip
+    mcmc.run(jax.random.key(1), init_params=starts(model, 4).numpy())
+    return Chain.from_draws(np.array(mcmc.get_samples(group_by_chain=True)), model)
+
+
+def nuts_nutpie(model):
+    import nutpie
+    from nutpie.compiled_pyfunc import from_pyfunc
+
+    compiled = from_pyfunc(
+        ndim=model.dim,
+        make_logp_fn=model.numpy,
+        make_expand_fn=lambda seed1, seed2, chain: lambda theta: {"theta": theta},
+        expanded_names=["theta"],
+        expanded_shapes=[(model.dim,)],
+        expanded_dtypes=[np.dtype("float64")],
+        make_initial_point_fn=lambda seed: starts(model, 1, seed)[0].numpy(),
+    )
+    trace = nutpie.sample(
+        compiled, tune=150, draws=150, chains=4, seed=1, maxdepth=6, progress_bar=False
+    )
+    return Chain.from_arviz(trace, model)
+
+
+# %% [markdown]
+# emcee needs no gradient at all. Its 64 walkers are an **affine-invariant ensemble**: each
+# moves along the line to another one. **Sequential Monte Carlo**, here BlackJAX's, takes 512
+# draws from the prior, its particles, and lets the data count a little more at each step: good
+# particles are copied, bad ones dropped, and all are moved by HMC. It wants prior and
+# likelihood apart. The prior is a line of JAX, and the likelihood is what remains.
+
+
+# %%
+def ensemble(model):
+    import emcee
+
+    f = model.numpy()
+    sampler = emcee.EnsembleSampler(
+        64, model.dim, lambda theta: f(theta)[0], vectorize=True
+    )
+    sampler.random_state = np.random.RandomState(1).get_state()  # noqa: NPY002
+    sampler.run_mcmc(starts(model, 64).numpy(), 1000, thin_by=10)
+    return Chain.from_draws(sampler.get_chain(discard=500).swapaxes(0, 1), model)
+
+
+def sequential(model):
+    import blackjax
+    from blackjax.smc.resampling import systematic
+
+    log_joint, scale = model.jax(), model.prior.precision**-0.5
+
+    def log_prior(theta):
+        return jax.scipy.stats.norm.logpdf(theta, scale=scale).sum()
+
+    def log_likelihood(theta):
+        return log_joint(theta) - log_prior(theta)
+
+    @jax.jit
+    def step(key, state, step_size):
+        settings = {
+            "step_size": step_size,
+            "inverse_mass_matrix": jax.numpy.ones(model.dim),
+            "num_integration_steps": 16,
+        }
+        return blackjax.adaptive_tempered_smc(
+            log_prior, log_likelihood, blackjax.hmc.build_kernel(), blackjax.hmc.init,
+            blackjax.smc.extend_params(settings), systematic, target_ess=0.7, num_mcmc_steps=2,
+        ).step(key, state)  # fmt: skip
+
+    state = blackjax.smc.tempered.init(starts(model, 512).numpy())
+    key, step_size, power = jax.random.key(1), 0.5, 0.0
+    while power < 1:
+        key, now, last = jax.random.split(key, 3)
+        state, info = step(now, state, step_size)
+        power = state[-1]  # to which the likelihood is taken
+        step_size *= np.exp(info.update_info.acceptance_rate.mean() - 0.75)
+    state, _ = step(last, state, step_size)  # the particles had weights: now they are equal
+    return Chain.from_draws(np.array(state.particles)[None], model)
+
+
+# %% [markdown]
+# ## The table
+# Our own samplers are one line each, and hamiltorch, if it is there, is one of their engines.
+# Each row of `METHODS` is a name, what has to be installed, and a function that takes a
+# posterior and brings home a `Chain`.
+
+
+# %%
+def ours(kernel, num_samples, num_chains, warmup, engine="builtin"):
+    return lambda model: sample(
+        model, kernel, num_samples, num_chains, warmup, seed=1, engine=engine, progress=False
+    )
+
+
+METHODS = {
+    "optimum (SciPy)": ("scipy", optimum),
+    "Laplace (SciPy)": ("scipy", laplace),
+    "variational (torch)": ("torch", variational),
+    "ensemble (emcee)": ("emcee", ensemble),
+    "NUTS (NumPyro)": ("numpyro", nuts_numpyro),
+    "NUTS (nutpie)": ("nutpie", nuts_nutpie),
+    "HMC (hamiltorch)": ("hamiltorch", ours(HMC(0.05, 8), 120, 4, 60, "hamiltorch")),
+    "HMC": ("bnn_utils", ours(HMC(0.05, 64), 500, 64, 300)),
+    "ChEES": ("bnn_utils", ours(ChEES(), 150, 64, 150)),
+    "SMC (BlackJAX)": ("blackjax", sequential),
+    "replica exchange": (
+        "bnn_utils",
+        ours(ReplicaExchange(HMC(0.05, 8), num_temperatures=16), 2000, 8, 800),
+    ),
+}
+
+
+def installed(methods):
+    """The methods whose package is there, name -> function; the others are named."""
+    missing = {needs for needs, _ in methods.values() if not find_spec(needs)}
+    if missing:
+        print("left out, because not installed:", ", ".join(sorted(missing)))
+    return {name: run for name, (needs, run) in methods.items() if needs not in missing}
+
+
+# %% [markdown]
+# ## One loop
+# Everyone gets about ten seconds, compilation included, and starts at draws from the prior; the
+# optimiser and the Laplace approximation are done sooner. What do we ask each for?
+# - *distance*: the mean absolute difference of its predictions from those of `reference()`, the
+#   very long run that comes with this package, over 625 places;
+# - *R-hat* and *ESS* of the predictions at the worst place, if it has several chains;
+# - *AND* and *OR*: which fraction of its draws are networks of which kind, as in notebook 6;
+# - *both*: the fraction of its chains that have been both.
+
+
+# %%
+known = reference()
+
+
+def corners(draws):
+    """In how many corners of its inputs the output unit says class 1, for draws (..., 20)."""
+    weight, bias = draws[..., 17:19], draws[..., 19:]
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).to(weight)
+    return (weight @ signs.mT + bias > 0).sum(-1)
+
+
+def judge(chain, seconds, evaluations):
+    """One row of results, and the predictive map."""
+    apart = -(-chain.num_chains * chain.num_draws // 8000)  # 8,000 draws are enough to judge
+    p = posterior.predict(chain.draws[:, ::apart], known.grid)
+    mean, is_and, is_or = p.mean((0, 1)), corners(chain.draws) == 1, corners(chain.draws) == 3
+    row = {
+        "draws": f"{chain.num_chains} x {chain.num_draws:,}",
+        "seconds": seconds,
+        "evaluations": evaluations,
+        "distance": (mean - known.mean).abs().mean().item(),
+        "AND": is_and.double().mean().item(),
+        "OR": is_or.double().mean().item(),
+    }
+    if chain.num_chains > 1:  # a point, a Gaussian and a cloud of particles are no chains
+        found = convergence(p, known.grid)
+        row["both"] = (is_and.any(1) & is_or.any(1)).double().mean().item()
+        row["R-hat"] = found.r_hat.nan_to_num(nan=1).max().item()
+        row["ESS"] = found.ess_bulk.nan_to_num(nan=torch.inf).min().item()
+    return row, mean
+
+
+# %% tags=["nbval-ignore-output"]
+chains, rows, maps = {}, {}, {}
+for name, run in installed(METHODS).items():
+    model = Counted(net, data, NormalPrior(precision=0.09), Bernoulli())
+    begin = time.perf_counter()
+    chains[name] = run(model)
+    seconds = time.perf_counter() - begin
+    rows[name], maps[name] = judge(chains[name], seconds, model.evaluations)
+print(len(rows), "methods on one posterior")
+
+# %% tags=["nbval-ignore-output"]
+table = pd.DataFrame.from_dict(rows, orient="index")
+table["ESS/s"] = table["ESS"] / table["seconds"]
+table["ESS/1,000 evaluations"] = 1000 * table["ESS"] / table["evaluations"]
+print(table.to_string())
+
+# %% tags=["nbval-ignore-output"]
+plots.decision_maps(
+    {"reference": known.mean} | maps, known.grid, data,
+    title="x",
+)  # fmt: skip
+
+# %% tags=["nbval-ignore-output"]
+plots.methods(table, ["AND", "OR"], title="x")
+
+# %% [markdown]
+# ## What to remember
+#
+# **Next:** start over with [1. Four boxes of points](01_data.ipynb)
