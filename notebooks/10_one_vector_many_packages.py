@@ -37,10 +37,9 @@ from scipy.optimize import minimize
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange
-from bnn_utils import boxes, plots, reference, sample, widgets
+from bnn_utils import boxes, plots, reference, sample
 from bnn_utils.backprop import Target
-from bnn_utils.diagnostics import convergence, rhat
-from bnn_utils.symmetry import fold
+from bnn_utils.diagnostics import convergence
 
 torch.set_num_threads(1)  # vectors this short are not worth sharing between cores
 data = boxes(n=80, seed=1234)
@@ -221,10 +220,8 @@ def ensemble(model):
     import emcee
 
     f = model.numpy()
-    sampler = emcee.EnsembleSampler(
-        64, model.dim, lambda theta: f(theta)[0], vectorize=True
-    )
-    sampler.random_state = np.random.RandomState(1).get_state()  # noqa: NPY002
+    sampler = emcee.EnsembleSampler(64, model.dim, lambda theta: f(theta)[0], vectorize=True)
+    sampler.random_state = np.random.RandomState(1).get_state()
     sampler.run_mcmc(starts(model, 64).numpy(), 1000, thin_by=10)
     return Chain.from_draws(sampler.get_chain(discard=500).swapaxes(0, 1), model)
 
