@@ -37,9 +37,10 @@ from scipy.optimize import minimize
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange
-from bnn_utils import boxes, plots, reference, sample
+from bnn_utils import boxes, plots, reference, sample, widgets
 from bnn_utils.backprop import Target
-from bnn_utils.diagnostics import convergence
+from bnn_utils.diagnostics import convergence, rhat
+from bnn_utils.symmetry import fold
 
 torch.set_num_threads(1)  # vectors this short are not worth sharing between cores
 data = boxes(n=80, seed=1234)
@@ -364,12 +365,7 @@ FORMATS = {
     "ESS/s": "{:.1f}", "ESS per 1,000": "{:.2f}",
 }  # fmt: skip
 pd.DataFrame(
-    {
-        column: table[column].map(
-            lambda value, form=form: form.format(value), na_action="ignore"
-        )
-        for column, form in FORMATS.items()
-    }
+    {name: table[name].map(form.format, na_action="ignore") for name, form in FORMATS.items()}
 ).fillna("-")
 
 # %% [markdown]
