@@ -207,8 +207,9 @@ def nuts_nutpie(model):
         make_initial_point_fn=lambda seed: starts(model, 1, seed)[0].numpy(),
     )
     trace = nutpie.sample(
-        compiled, tune=100, draws=150, chains=4, seed=1, maxdepth=6, progress_bar=False
-    )
+        compiled, tune=100, draws=150, chains=4, seed=1, maxdepth=6, progress_bar=False,
+        cores=1,  # chains in parallel only wait for each other: Python runs one at a time
+    )  # fmt: skip
     return Chain.from_arviz(trace, model, sampler="NUTS, by nutpie")
 
 
