@@ -319,7 +319,7 @@ def installed(methods):
 # - *R-hat* and *ESS* of its predictions, at the worst place.
 #
 # A point, a Gaussian and a cloud of particles are no chains, so the last two are for the rest,
-# and so is *both*. ESS is counted among 3,000 draws at most: of long chains, it says too little.
+# and so is *both*. ESS is counted among 3,000 draws at most: for long chains it is too low.
 #
 # Guess before you run it: who gets closest? Who misses one kind?
 
@@ -382,13 +382,15 @@ pd.DataFrame(
 
 # %% [markdown]
 # The last column is ESS per 1,000 evaluations: what is left when seconds are taken out. (Where
-# R-hat is far from 1, an ESS means little.) Now the maps. Look for the one that is sure of itself where it should not be, and for the one that
-# believes in nothing.
+# R-hat is far from 1, an ESS means little.)
+#
+# Now the maps. Look for the one that is sure of itself where it should not be, and for the one
+# that believes in nothing.
 
 # %% tags=["nbval-ignore-output"]
 plots.decision_maps(
     {"reference": known.mean} | maps, known.grid, data,
-    title="One point bends the borders, a Gaussian at that point blurs them, samplers agree",
+    title="One point bends the borders, a Gaussian there blurs them; who has arrived agrees",
 )  # fmt: skip
 
 # %% [markdown]
