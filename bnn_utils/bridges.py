@@ -9,20 +9,37 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from bnn_utils.backprop import Target
     from bnn_utils.posterior import Posterior
 
 NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def numpy_function(posterior: Posterior) -> NumpyFunction:
-    """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D)."""
+    """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D).
 
+    The function may be called from several threads.
+    """
+    # Samplers ask for as many rows every time, and laying out a target's memory takes several times as long as one call
+    # of it, so targets are kept. Each call overwrites that memory, so a call has its target to itself. (Thread-local
+    # ones crash: threads that Python did not start, such as JAX's and Rust's, are new to it in every call.)
+    idle: list[tuple[int, Target]] = []
+
+    @torch.no_grad()
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # A copy: JAX's arrays can't be written to, and torch warns of that.
-        value, grad = posterior.log_prob_and_grad(
-            torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
-        )
-        return value.cpu().numpy()[()], grad.cpu().numpy()
+        rows = torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
+        posterior.flat.check(rows)
+        lanes = rows.view(-1, posterior.dim)
+        try:
+            num_lanes, target = idle.pop()
+        except IndexError:  # other threads have them all
+            num_lanes = 0
+        if num_lanes != len(lanes):
+            target = posterior.target(len(lanes))
+        value, grad = target.log_prob_and_grad(lanes)
+        idle.append((len(lanes), target))
+        return value.view(rows.shape[:-1]).cpu().numpy()[()], grad.view(rows.shape).cpu().numpy()
 
     return log_prob_and_grad
 

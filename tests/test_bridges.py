@@ -1,11 +1,14 @@
 """The log density for SciPy and for JAX: the same numbers, through their own gradients, maps and optimisers."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import check_grad, minimize
 
 from bnn_utils import boxes
+from bnn_utils.backprop import Target
 
 
 def test_numpy_says_what_torch_says(posterior, theta):
@@ -39,6 +42,32 @@ def test_numpy_of_many_data_sets(make_posterior, theta):
     np.testing.assert_allclose(single.numpy()(theta.numpy())[0], many.log_prob(theta), rtol=1e-5)
 
 
+def test_numpy_answers_keep_their_values(posterior, theta):
+    """What is kept from call to call, for so many rows, is not what was handed out."""
+    f = posterior.numpy()
+    sizes = [5, 5, 2, 5]
+    answers = [f(k * theta[:size].numpy()) for k, size in enumerate(sizes)]
+    for k, (size, (value, grad)) in enumerate(zip(sizes, answers, strict=True)):
+        expected_value, expected_grad = posterior.log_prob_and_grad(k * theta[:size])
+        np.testing.assert_array_equal(value, expected_value)
+        np.testing.assert_array_equal(grad, expected_grad)
+
+
+def test_numpy_in_threads(posterior, theta):
+    """Fails when threads share the memory that a target computes in."""
+    f = posterior.numpy()
+    rows = [row.numpy() for row in theta] * 200
+    with ThreadPoolExecutor(8) as pool:
+        grads = [grad for _, grad in pool.map(f, rows)]
+    expected = posterior.log_prob_and_grad(theta)[1].repeat(200, 1)
+    np.testing.assert_allclose(grads, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_numpy_of_another_length(posterior):
+    with pytest.raises(ValueError, match=r"theta has shape \(3, 19\), but this network has 20 parameters"):
+        posterior.numpy()(np.zeros((3, 19)))
+
+
 def test_scipy_finds_a_mode(posterior, theta):
     f = posterior.numpy()
     found = minimize(lambda t: [-value for value in f(t)], theta[0].numpy() / 3, jac=True, method="L-BFGS-B")
@@ -67,14 +96,19 @@ def test_jax_says_what_torch_says(jax, posterior, theta):
 
 def test_jax_maps_rows_in_one_batch(jax, posterior, theta, monkeypatch):
     """Fails when rows go to torch one by one."""
-    sizes, compute = [], posterior.log_prob_and_grad
-    monkeypatch.setattr(posterior, "log_prob_and_grad", lambda rows: sizes.append(len(rows)) or compute(rows))
+    sizes, make, compute = [], posterior.target, posterior.log_prob_and_grad
+
+    def target(num_lanes):
+        both, grad = make(num_lanes)
+        return Target(lambda rows: sizes.append(len(rows)) or both(rows), grad)
+
     f = posterior.jax()
+    monkeypatch.setattr(posterior, "target", target)
     values, grads = jax.jit(jax.vmap(jax.value_and_grad(f)))(theta.numpy())
+    assert sizes == [5]
     expected_values, expected_grads = compute(theta)
     np.testing.assert_allclose(values, expected_values, rtol=1e-14)
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-12, atol=1e-12)
-    assert sizes == [5]
     nested = jax.vmap(jax.vmap(f))(theta[:4].view(2, 2, 20).numpy())
     np.testing.assert_allclose(nested, expected_values[:4].view(2, 2), rtol=1e-14)
 

@@ -113,6 +113,11 @@ FIGURES = {
     "answers": lambda chain, grid, p, posterior: plots.answers(
         torch.rand(2, 4, 4), {"a": torch.eye(5)[:2], "b": torch.eye(5)[2:4]}, title="finding"
     ),
+    "methods": lambda chain, grid, p, posterior: plots.methods(
+        pd.DataFrame({"distance": [0.2, 0.003], "AND": [1.0, 0.5], "OR": [0.0, 0.4]}, index=["a", "b"]),
+        ["AND", "OR"],
+        title="finding",
+    ),
     "evidence": lambda chain, grid, p, posterior: plots.evidence(
         pd.DataFrame(
             {"network": ["a", "a", "b"], "precision": [0.1, 1, 1], "log_evidence": [-3, -4, -5], "se": [0.1, 0.2, 0.3]}
@@ -126,6 +131,18 @@ def test_energy_slopes_say_which_slope():
     steps = torch.tensor([0.1, 0.2, 0.4])
     figure = plots.energy_slopes(steps, {"square": 3 * steps**2, "straight": 5 * steps})
     assert [text.get_text() for text in figure.axes[0].texts] == ["slope 2", "slope 1"]
+
+
+def test_methods_are_in_the_order_of_the_table_and_add_up():
+    """One row for each method, the first on top; the kinds and "neither" fill the bar."""
+    table = pd.DataFrame({"distance": [0.2, 0.003], "AND": [1.0, 0.5], "OR": [0.0, 0.4]}, index=["worst", "best"])
+    left, right = plots.methods(table, ["AND", "OR"]).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["worst", "best"]
+    assert left.yaxis.get_inverted()
+    np.testing.assert_array_equal(left.lines[0].get_xdata(), table["distance"])
+    widths = np.array([[bar.get_width() for bar in bars] for bars in right.containers])
+    np.testing.assert_allclose(widths, [[1, 0.5], [0, 0.4], [0, 0.1]], atol=1e-12)
+    assert [bars.get_label() for bars in right.containers] == ["AND", "OR", "neither"]
 
 
 def test_calibrations_draw_the_ranks_that_they_are_given():

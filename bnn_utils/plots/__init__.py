@@ -3,6 +3,7 @@
 from bnn_utils.plots.chains import against_published, autocorrelations, energies, ranks, speed, traces
 from bnn_utils.plots.convergence import convergence_maps, rhat_comparison, rhat_map, rhat_maps, rhat_weights
 from bnn_utils.plots.explorers import editable_points, mean_and_disagreement, prior_predictive, trajectories
+from bnn_utils.plots.methods import methods
 from bnn_utils.plots.predictions import (
     decision_maps,
     parameter_layout,
@@ -33,6 +34,7 @@ __all__ = [
     "kinds",
     "ladder",
     "mean_and_disagreement",
+    "methods",
     "parameter_layout",
     "partings",
     "points",
