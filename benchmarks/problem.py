@@ -76,7 +76,7 @@ TEMPERED = "bnn_utils, replica exchange"
 MANY_CHAINS = ("BlackJAX", "NumPyro", "NumPyro in jax.jit")  # the others draw one chain after the other
 ONE_CHAIN = (*MANY_CHAINS, "Pyro", "hamiltorch.sample", "hamiltorch.sample_model")
 
-LARGE = Size(points=1_000, network=(2, 50, 50, 1), step_size=0.003)
+LARGE = Size(points=1_000, network=(2, 50, 50, 1), step_size=0.004)
 WORKLOADS = {
     "A": Workload("1 chain, 5,000 draws, first call", 1, 5_000, False, "s", ("bnn_utils", *ONE_CHAIN)),
     "B": Workload("64 chains, 5,000 draws each, first call", 64, 5_000, False, "s", ("bnn_utils", *MANY_CHAINS)),

@@ -37,7 +37,7 @@ Made by `make bench` on {today}. `results.csv` holds every single measurement; h
 **The problem** is the tutorial's: 80 points in four boxes, a 2-3-2-1 tanh network that ends in a logit, Normal priors
 of precision 0.09 on its 20 parameters, float32; Hamiltonian Monte Carlo with step size 0.05, 4 leapfrog steps, identity
 mass and no adaptation. All libraries start at the same draws from the prior, new ones in each repetition. In workload G
-the network is 2-50-50-1, there are 1,000 points, and the step size is 0.003.
+the network is 2-50-50-1, there are 1,000 points, and the step size is 0.004.
 
 **The rules.** Every measurement has a process of its own, bound to one core, with one thread. Libraries alternate. The
 clock starts after the imports, which have a column of their own, and stops when all draws lie in NumPy arrays. A first
