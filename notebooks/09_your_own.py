@@ -612,11 +612,10 @@ answers = {
 }
 surest = {name: p.max(-1) for name, p in answers.items()}
 assert surest["HMC"].values.mean() < surest["MAP"].values.mean()
-assert set(surest["HMC"].indices.tolist()) == set(surest["MAP"].indices.tolist()) == {3, 5}
 plots.answers(
     nines.x[:6].view(-1, 8, 8),
     answers,
-    title="Six nines, and no nine to choose: threes and fives, say both, HMC less surely",
+    title="Six nines, and no nine to choose: HMC is less sure of its answers",
 )
 
 # %% [markdown]
