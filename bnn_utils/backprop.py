@@ -105,6 +105,9 @@ SMALL_PRODUCT = 400
 # On the CPU torch's tanh takes five times as long as its sigmoid; from this many elements on that outweighs more calls.
 SLOW_TANH = 2**12
 
+# From this many elements on, passes over the units that are saved outweigh more calls and passes over the weights.
+LARGE_LAYER = 2**16
+
 # Values of the widest layer that are worked on at once on the CPU: a megabyte of float32 stays in the caches of a core.
 # Several times as much took a tenth to a quarter longer at once than in blocks, and takes memory without limit.
 BLOCK_ELEMENTS = 2**18
@@ -120,6 +123,10 @@ class Backprop:
 
     (Rumelhart, Hinton and Williams 1986). For networks this small a call of torch costs more than its arithmetic, so
     there is one product per equation, into memory that is laid out once, and no view is made on the way.
+
+    Large layers keep s = sigmoid(2z) in place of h = tanh(z) = 2s - 1, which saves three passes over the units. The
+    weights make up for it: those that lead to z are doubled, and above, W h + b = 2W s + (b - sum_j W_j). The map from
+    A to these is linear, and the gradient goes back through its transpose.
 
     What is kept is overwritten by the next call; two threads need two of these.
 
@@ -142,19 +149,30 @@ class Backprop:
         self._inverse = self._order.argsort()
         self._theta, self._grad = x.new_empty(len(self._order)), x.new_empty(len(self._order))
         sizes = [num_lanes * matrix.numel() for matrix in places]
+        factors, is_folded = torch.ones_like(self._theta), False
         # What to do, in order, for the outputs and for the gradient: calls of torch with all arguments in place.
         self._up: list[Callable[[], object]] = []
         down: list[list[Callable[[], object]]] = []
         inputs, g_below = _with_ones(x.T) if layers[0].bias else x.T.contiguous(), None
-        thetas, grads = self._theta.split(sizes), self._grad.split(sizes)
+        thetas, grads, scales = self._theta.split(sizes), self._grad.split(sizes), factors.split(sizes)
         # Without strict: of what comes after the last layer there are places, and no layer.
-        for layer, above, a, da in zip(layers, [*layers[1:], None], thetas, grads, strict=False):
+        for layer, above, *parts in zip(layers, [*layers[1:], None], thetas, grads, scales, strict=False):
             (out, width), act = layer.shape, layer.activation
-            a, da = a.view(num_lanes, out, -1), da.view(num_lanes, out, -1)
+            a, da, scale = (part.view(num_lanes, out, -1) for part in parts)
             z, g = x.new_empty(2, num_lanes, out, len(x))
             has_ones = above is not None and above.bias is not None
             outputs = _with_ones(z) if has_ones else torch.empty_like(z) if act else z
             h = outputs[:, -out:]
+            was_folded, is_tanh = is_folded, act is not None and act.forward is torch.tanh
+            is_folded = is_tanh and has_ones and z.device.type == "cpu" and z.numel() >= LARGE_LAYER
+            if was_folded:
+                scale[:, :, 1:] *= 2
+                sums = a.new_empty(num_lanes, out)  # of weights that have been doubled
+                self._up.append(partial(torch.sum, a[:, :, 1:], dim=2, out=sums))
+                self._up.append(partial(a[:, :, 0].sub_, sums, alpha=0.5))
+            if is_folded:
+                scale *= 2
+                act = ACTIVATIONS[nn.Sigmoid](None)
             if g_below is None:  # all lanes share x: one product of all their rows
                 self._up.append(partial(torch.mm, _rows(a), inputs, out=_rows(z)))
                 back = [partial(torch.mm, _rows(g), inputs.mT, out=_rows(da))]
@@ -163,16 +181,21 @@ class Backprop:
                 back = [partial(torch.bmm, g, inputs.mT, out=da), *_product(a[:, :, -width:].mT, g, g_below)]
             if act:
                 forward = partial(act.forward, **act.forward_options)
-                if act.forward is torch.tanh and z.device.type == "cpu" and z.numel() >= SLOW_TANH:
+                if is_tanh and not is_folded and z.device.type == "cpu" and z.numel() >= SLOW_TANH:
                     forward = partial(_tanh_by_sigmoid, one=z.new_ones(()))
                 self._up.append(partial(forward, z, out=h))
                 kept = h if act.takes_output else z
                 back.insert(0, partial(act.backward, g, kept, **act.backward_options, grad_input=g))
             elif has_ones:
                 self._up.append(partial(h.copy_, z))
+            if was_folded:
+                back.append(partial(da[:, :, 1:].sub_, da[:, :, :1], alpha=0.5))
             down.append(back)
             inputs, g_below = outputs, g
         self._down = [call for back in reversed(down) for call in back]
+        if (factors != 1).any():
+            self._up.insert(0, partial(self._theta.mul_, factors))
+            self._down.append(partial(self._grad.mul_, factors))
         self._outputs, self._grad_outputs = h.mT, [(g.mT, slice(0, out))]
         if log_scale is not None:
             # Log scales are outputs as well, the same at all points: their gradient is the sum over the points.

@@ -91,6 +91,28 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
         assert torch.equal(grad, same)
 
 
+@given(
+    widths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    activations=st.lists(st.sampled_from(ACTIVATIONS), min_size=4, max_size=4),
+    biases=st.lists(st.booleans(), min_size=4, max_size=4),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=80)
+def test_large_layers_have_the_same_gradient(widths, activations, biases, seed):
+    """What is done for speed where layers are large, done where they are small."""
+    layers = []
+    for (a, b), activation, bias in zip(itertools.pairwise([2, *widths, 1]), activations, biases, strict=False):
+        layers += [nn.Linear(a, b, bias), nn.Tanh() if seed % 2 else activation]
+    posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(0.09), Bernoulli())
+    theta = torch.randn(3, posterior.dim, generator=generator(seed), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backprop, "LARGE_LAYER", 1)
+        large = posterior.target(3)
+    for one, two in zip(large.log_prob_and_grad(theta), posterior.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+    assert torch.equal(large.grad(theta), large.log_prob_and_grad(theta)[1])
+
+
 @pytest.mark.parametrize("block", [1, 5 * 3 * 7, 5 * 3 * 80, 3 * 3 * 80, 80 * 5 * 3 * 2])
 @pytest.mark.parametrize("many", [False, True], ids=["shared targets", "targets of each lane"])
 def test_blocks_of_lanes_and_points_add_up(posterior, theta, labels, monkeypatch, block, many):
