@@ -83,7 +83,7 @@ WORKLOADS = {
     "C": Workload("64 chains, warm, one transition", 64, 2_000, True, "ms", (*OURS, *MANY_CHAINS)),
     "D": Workload("1,024 chains, warm, one transition", 1_024, 200, True, "ms", (*OURS, *MANY_CHAINS)),
     "G": Workload(
-        "16 chains of 2,751 parameters, 1,000 points, warm, one transition",
+        "16 chains of 2,751 parameters, warm, one transition",
         *(16, 200, True, "ms", ("bnn_utils", *MANY_CHAINS), LARGE),
     ),
 }
