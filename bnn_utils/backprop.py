@@ -149,7 +149,7 @@ class Backprop:
         self._inverse = self._order.argsort()
         self._theta, self._grad = x.new_empty(len(self._order)), x.new_empty(len(self._order))
         sizes = [num_lanes * matrix.numel() for matrix in places]
-        factors, is_folded = torch.ones_like(self._theta), False
+        factors, is_folded, are_folded = torch.ones_like(self._theta), False, False
         # What to do, in order, for the outputs and for the gradient: calls of torch with all arguments in place.
         self._up: list[Callable[[], object]] = []
         down: list[list[Callable[[], object]]] = []
@@ -170,6 +170,7 @@ class Backprop:
                 sums = a.new_empty(num_lanes, out)  # of weights that have been doubled
                 self._up.append(partial(torch.sum, a[:, :, 1:], dim=2, out=sums))
                 self._up.append(partial(a[:, :, 0].sub_, sums, alpha=0.5))
+            are_folded |= is_folded
             if is_folded:
                 scale *= 2
                 act = ACTIVATIONS[nn.Sigmoid](None)
@@ -193,7 +194,7 @@ class Backprop:
             down.append(back)
             inputs, g_below = outputs, g
         self._down = [call for back in reversed(down) for call in back]
-        if (factors != 1).any():
+        if are_folded:
             self._up.insert(0, partial(self._theta.mul_, factors))
             self._down.append(partial(self._grad.mul_, factors))
         self._outputs, self._grad_outputs = h.mT, [(g.mT, slice(0, out))]
