@@ -159,6 +159,7 @@ def network(posterior):
     return net
 
 
+# %%
 def laplace(posterior, x):
     from laplace import Laplace
 
@@ -182,6 +183,7 @@ def laplace(posterior, x):
     return net[-1](outputs).detach() if is_number else outputs
 
 
+# %%
 def langevin(posterior, x):
     import jax
     from bde import BdeClassifier, BdeRegressor
@@ -334,6 +336,7 @@ def scores_of_numbers(likelihood, near, y, far, y_far):
     }
 
 
+# %%
 def scored(cases, outputs, unseen, scores):
     """A row for each split and method."""
     rows = []
@@ -421,6 +424,7 @@ net = nn.Sequential(nn.Linear(13, 20), nn.SiLU(), nn.Linear(20, 3))
 wines = splits(x, torch.from_numpy(raw.target), net, train_size=80)
 noise = 3 * torch.randn(200, 13, generator=torch.Generator().manual_seed(0))
 no_wines = Data(noise, torch.zeros(200))
+assert len(x) == 178 and len(wines[0][1]) == 98
 print(wines[0][0])
 assert 0.01 < prior_rank(wines[0][0], commonest) < 0.99
 print("the prior finds nothing strange in how frequent the classes are")
@@ -499,14 +503,15 @@ known = labels < 9
 nines = Data(pixels[~known], labels[~known])
 net = nn.Sequential(nn.Linear(64, 40), nn.SiLU(), nn.Linear(40, 9))
 digits = splits(pixels[known], labels[known], net, train_size=500, test_size=400)
-posterior, _ = digits[0]
+posterior, held_out = digits[0]
+assert len(held_out) == 400 and 3 * len(posterior.data) < len(labels)
 print(posterior)
 
 # %% [markdown]
-# The prior check says something this time: no network of the prior makes all digits equally
-# frequent, and these are. That is the collection's doing (it was balanced on purpose), and
-# the network only has to say which digit an image shows, not how frequent it is. So ask
-# something else, too: how sure is a network of the prior, on average over the images?
+# The prior check says something this time: hardly any data set that the prior makes up has all
+# digits as equally frequent as these are. That is the collection's doing (it was balanced on
+# purpose), and the network only has to say which digit an image shows, not how frequent it is.
+# So ask something else, too: how sure is a network of the prior, on average over the images?
 
 # %%
 assert prior_rank(posterior, commonest) < 0.05
@@ -572,9 +577,9 @@ assert max(verdict.r_hat.median() for verdict in found) < 1.01
 print("verdict: not converged by the book, for R-hat is above 1.01 somewhere; 1.05 nowhere")
 
 # %% [markdown]
-# So the chains of nearly three thousand weights don't quite pass. They are close, and scores
-# that are averages over 400 digits won't change in a digit that matters; a claim about a
-# single image at the edge would need more draws.
+# So the chains of nearly three thousand weights don't quite pass. They are close, and a score
+# is an average over 400 digits, steadier than any one of them; a claim about a single image at
+# the edge would need more draws.
 
 # %% tags=["nbval-ignore-output"]
 table = scored(digits, outputs, nines, scores_of_classes)

@@ -110,6 +110,7 @@ class Counted(Posterior):
         return Target(*map(counted, target))
 
 
+# %%
 def starts(model, num, seed=1):
     """Everybody starts at draws from the prior."""
     return model.sample_prior(num, torch.Generator().manual_seed(seed))
@@ -193,6 +194,7 @@ def nuts_numpyro(model):
     return Chain.from_draws(np.array(mcmc.get_samples(group_by_chain=True)), model)
 
 
+# %%
 def nuts_nutpie(model):
     import nutpie
     from nutpie.compiled_pyfunc import from_pyfunc
@@ -232,6 +234,7 @@ def ensemble(model):
     return Chain.from_draws(sampler.get_chain(discard=500).swapaxes(0, 1), model)
 
 
+# %%
 def sequential(model):
     import blackjax
     from blackjax.smc.resampling import systematic
@@ -281,6 +284,7 @@ def ours(kernel, num_samples, num_chains, warmup, engine="builtin"):
     )
 
 
+# %%
 METHODS = {
     "optimum (SciPy)": ("scipy", optimum),
     "Laplace (SciPy)": ("scipy", laplace),
@@ -299,6 +303,7 @@ METHODS = {
 }
 
 
+# %%
 def installed(methods):
     """The methods whose package is there, name -> function; the others are named."""
     missing = {needs for needs, _ in methods.values() if not find_spec(needs)}
@@ -341,6 +346,7 @@ def predictions(chain):
     return posterior.predict(chain.draws[:, ::apart], known.grid)
 
 
+# %%
 def judge(chain):
     """What the columns say of one chain, and its predictive map."""
     p = predictions(chain)
