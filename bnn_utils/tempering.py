@@ -24,7 +24,7 @@ from bnn_utils.hmc import HMC, HMCInfo, accept, acceptance_rate, metric, propose
 # A ladder to begin with: dense near the prior, where the likelihood takes hold first.
 FIRST_LADDER_POWER = 4
 # Step sizes vary by this fraction up and down. At the hot end, where the target is the prior, all elements may swing
-# with one period, and trajectories of just that length would return to where they started (Neal 2011, section 3.2).
+# with one period, and trajectories of just that length would return to where they started (Neal 2011, section 5.3.2).
 STEP_JITTER = 0.2
 
 FEWEST_IN_A_ROUND, MOST_ROUNDS = 10, 6  # transitions in the first round of a warm-up, and rounds
