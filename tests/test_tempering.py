@@ -108,7 +108,7 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
     for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
         theta, below = distribution_function(posterior, beta.item())
-        assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
+        assert kstest(places.numpy(), lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
 
 def test_state_and_info_belong_together(posterior, theta):
