@@ -106,9 +106,9 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
     *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
-    for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
+    for beta, places in zip(ladder, state.theta.view(1000, 4).T.numpy(), strict=True):
         theta, below = distribution_function(posterior, beta.item())
-        assert kstest(places.numpy(), lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
+        assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
 
 def test_state_and_info_belong_together(posterior, theta):
