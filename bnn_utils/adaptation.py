@@ -107,7 +107,7 @@ def windows(num_warmup: int) -> tuple[int, list[int]]:
 
     First the step size alone, while chains still travel; then windows, each twice as long as the one before, that
     end with the mass set to the variances seen in them; last the step size alone. A warm-up of less than 20
-    transitions adapts the step size only (Stan reference manual, section 15.2).
+    transitions adapts the step size only (Stan reference manual 2.20, section 15.2).
     """
     if num_warmup < 20:
         return num_warmup, []

@@ -40,7 +40,7 @@ def assert_same_joint_distribution(model, theta, y, stream):
         torch.cat([model.outputs(at, PLACES)[..., 0], model.with_targets(labels).log_likelihood(at)[:, None]], dim=1)
         for at, labels in ((theta, y), (fresh, model.simulate(fresh, stream)))
     )
-    p = [ks_2samp(*columns).pvalue for columns in zip(values.T, expected.T, strict=True)]
+    p = [ks_2samp(*columns).pvalue for columns in zip(values.T.numpy(), expected.T.numpy(), strict=True)]
     assert min(p) > FALSE_ALARM / num_tests
 
 

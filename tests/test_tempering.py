@@ -106,7 +106,7 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
     *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
-    for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
+    for beta, places in zip(ladder, state.theta.view(1000, 4).T.numpy(), strict=True):
         theta, below = distribution_function(posterior, beta.item())
         assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
