@@ -12,7 +12,7 @@ from torch import Tensor
 from bnn_utils.mixing import by_quantity, mean_ess, rank, rank_rhat, split_chains, tail_ess, variance
 
 RHAT_LIMIT = 1.01  # Vehtari et al. 2021, section 4
-ESS_LIMIT = 400  # the same section: 100 for each of four chains, so that R-hat and ESS can themselves be trusted
+ESS_PER_CHAIN = 100  # the same section: 400 of four chains, so that R-hat and ESS can themselves be trusted
 
 
 def rhat(draws: Tensor) -> Tensor:
@@ -109,18 +109,25 @@ class Convergence:
 
     Attributes:
         places: inputs, shape ``(M, features)``.
+        num_chains: how many chains were compared; the least ESS grows with it.
         r_hat, ess_bulk, ess_tail: shape ``(M,)``, float64 on the CPU; NaN where the prediction never changed.
     """
 
     places: Tensor
+    num_chains: int
     r_hat: Tensor
     ess_bulk: Tensor
     ess_tail: Tensor
 
     @property
+    def ess_limit(self) -> int:
+        """The least bulk and tail ESS, 100 for each chain: that of all chains together must not hide short ones."""
+        return ESS_PER_CHAIN * self.num_chains
+
+    @property
     def is_converged(self) -> bool:
-        """R-hat at most 1.01 and both ESS at least 400, wherever the prediction changed at all."""
-        failed = (self.r_hat > RHAT_LIMIT) | (self.ess_bulk < ESS_LIMIT) | (self.ess_tail < ESS_LIMIT)
+        """R-hat at most 1.01 and both ESS at least 100 per chain, wherever the prediction changed at all."""
+        failed = (self.r_hat > RHAT_LIMIT) | (self.ess_bulk < self.ess_limit) | (self.ess_tail < self.ess_limit)
         # Where it never changed nothing failed and nothing passed: a sampler that is stuck must not pass everywhere.
         return not failed.any() and not self.r_hat.isnan().all()
 
@@ -154,10 +161,11 @@ class Convergence:
         return f"R-hat at most {value}, at {place}"
 
     def _ess_clause(self, name: str, values: Tensor) -> str:
-        worst, low = worst_place(-values), values < ESS_LIMIT
+        worst, low = worst_place(-values), values < self.ess_limit
         value, place = f"{np.floor(values[worst].item()):,.0f}", self._place(worst)
         if low.any():
-            return f"{name} ESS is {value} at {place}, below {ESS_LIMIT} at {self._count(low)}"
+            limit = f"{self.ess_limit:,}, {ESS_PER_CHAIN} for each of {self.num_chains:,} chains,"
+            return f"{name} ESS is {value} at {place}, below {limit} at {self._count(low)}"
         return f"{name} ESS at least {value}, at {place}"
 
     def _count(self, chosen: Tensor) -> str:
@@ -192,7 +200,7 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
             f"{tuple(predictions.shape)} and {tuple(places.shape)}; "
             "pass posterior.predict(chain.draws, grid) and grid, and of several outputs one at a time"
         )
-    return Convergence(places.detach().cpu(), *by_quantity(_convergence, predictions))
+    return Convergence(places.detach().cpu(), len(predictions), *by_quantity(_convergence, predictions))
 
 
 def _convergence(x: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Diagnostics against ArviZ, and on specimens that must fail them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -258,7 +260,7 @@ PLACES = torch.tensor([[0.5, -2.0], [0.0, 1.5], [3.0, 3.0], [-1.0, 0.25]])
 
 
 def judged(r_hat=(1.0, 1.0, 1.0, 1.0), bulk=(900.0, 900, 900, 900), tail=(900.0, 900, 900, 900)):
-    return Convergence(PLACES, *(torch.tensor(values, dtype=torch.float64) for values in (r_hat, bulk, tail)))
+    return Convergence(PLACES, 4, *(torch.tensor(values, dtype=torch.float64) for values in (r_hat, bulk, tail)))
 
 
 @pytest.mark.parametrize("draws", [100, 101])
@@ -296,7 +298,8 @@ def test_verdict_with_trouble():
     assert not found.is_converged
     assert found.verdict == (
         "not converged: R-hat is 1.046 at (0.5, -2.0), above 1.01 at 2 of 4 places; "
-        "bulk ESS is 212 at (0.0, 1.5), below 400 at 2 of 4 places; tail ESS at least 900, at (0.5, -2.0)"
+        "bulk ESS is 212 at (0.0, 1.5), below 400, 100 for each of 4 chains, at 2 of 4 places; "
+        "tail ESS at least 900, at (0.5, -2.0)"
     )
 
 
@@ -306,6 +309,18 @@ def test_one_bad_place_is_enough(values):
     assert judged((1.01,) * 4, (400.0,) * 4, (400.0,) * 4).is_converged
     assert not judged(**values).is_converged
     assert judged(**values).verdict.startswith("not converged: ")
+
+
+def test_the_least_ess_grows_with_the_number_of_chains():
+    """900 effective draws are enough of 9 chains and too few of 10."""
+    for num_chains, limit in ((1, 100), (9, 900), (10, 1000)):
+        found = replace(judged(), num_chains=num_chains)
+        assert found.ess_limit == limit
+        assert found.is_converged == (limit <= 900)
+    assert found.verdict.endswith(
+        "tail ESS is 900 at (0.5, -2.0), below 1,000, 100 for each of 10 chains, at 4 of 4 places"
+    )
+    assert convergence(iid(10, 40, 4), PLACES).num_chains == 10
 
 
 def test_verdict_names_what_never_changed():
@@ -342,7 +357,9 @@ def test_stuck_everywhere_is_not_converged():
 
 def test_places_of_many_features_go_by_number():
     values = torch.tensor([900.0, 900.0, 300.0])
-    assert "bulk ESS is 300 at place 2, below" in Convergence(torch.zeros(3, 5), values / 900, values, values).verdict
+    assert (
+        "bulk ESS is 300 at place 2, below" in Convergence(torch.zeros(3, 5), 4, values / 900, values, values).verdict
+    )
 
 
 @pytest.mark.parametrize(
