@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks html test lab refresh bench faults lock clean
+.PHONY: notebooks html test lab refresh bench faults robust lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
@@ -37,6 +37,10 @@ bench: $(READY)
 # Some 15 minutes on two cores.
 faults: $(READY)
 	$(BIN)/python tests/faults.py --to notebooks/faults.md
+
+# Some two hours on two cores; what was done before, with the same sources, is not done again.
+robust: $(READY)
+	$(BIN)/python tools/robust.py
 
 lock:
 	$(PYTHON) -m venv build/lock

@@ -1,0 +1,168 @@
+"""Run a notebook, or the tests, as if other seeds had been written into them; `tools/robust.py` counts what then fails.
+
+    python tools/reseed.py RESULT NUMBER NOTEBOOK.py          # one notebook, the solutions of its exercises included
+    python tools/reseed.py RESULT NUMBER FOLDER               # the tests in the folder that are marked as statistical
+
+NUMBER is that of the other seeds; 0 leaves seeds as they are. Every assertion is tried, also after one has failed, and
+RESULT is a JSON file: which assertions were checked, and which failed with what message.
+
+Every seed is replaced by another one where a random stream is made from it, in this process only, so that neither the
+library nor the notebooks need to know. The tutorial's data stay: their seed says which problem is solved.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_MODULE = "bnn_utils.data"
+SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)```", re.DOTALL)
+
+
+def main() -> None:
+    result, number, what = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]).resolve()
+    if number:
+        reseed(number)
+    tried = run_tests(what) if what.is_dir() else run_notebook(what)
+    result.write_text(json.dumps({"checked": sorted(tried.checked), "failed": tried.failed}))
+
+
+class Tried:
+    """Assertions by their text: which were reached, and what the failed ones said."""
+
+    def __init__(self) -> None:
+        self.checked: set[str] = set()
+        self.failed: dict[str, str] = {}
+
+    def fail(self, name: str, message: str) -> None:
+        self.checked.add(name)
+        self.failed.setdefault(name, message.strip().split("\n")[0][:200])
+
+
+# --- other seeds ------------------------------------------------------------------------------------------------------
+
+
+def reseed(number: int) -> None:
+    """From now on, in this process, a seed stands for the random stream of another one."""
+
+    def other(seed: Any) -> Any:
+        if not isinstance(seed, (int, np.integer)) or sys._getframe(2).f_globals.get("__name__") == DATA_MODULE:
+            return seed
+        digest = hashlib.blake2b(f"{number} {seed}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little")
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(other(seed))
+
+    class RandomState(np.random.RandomState):
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__(other(seed))
+
+    default_rng = np.random.default_rng
+    torch.Generator = Generator
+    np.random.RandomState = RandomState  # scikit-learn's random_state
+    np.random.default_rng = lambda seed=None: default_rng(other(seed))
+
+
+# --- a notebook -------------------------------------------------------------------------------------------------------
+
+
+class GoOn(ast.NodeTransformer):
+    """Each assertion reports to ``__tried__`` whether it holds, and what follows it is run in any case."""
+
+    def __init__(self, cell: str) -> None:
+        self.cell = cell
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        return self._guarded(node, f"assert {ast.unparse(node.test)}")
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        is_assertion = isinstance(called, ast.Attribute) and called.attr.startswith("assert_")
+        return self._guarded(node, ast.unparse(node)) if is_assertion else node
+
+    def _guarded(self, node: ast.stmt, text: str) -> ast.AST:
+        name = json.dumps(f"{self.cell}: {text}")
+        guard = ast.parse(
+            f"try:\n    __tried__.checked.add({name})\n"
+            f"except AssertionError as __error__:\n    __tried__.fail({name}, str(__error__) or 'does not hold')"
+        ).body[0]
+        guard.body.append(node)
+        return ast.fix_missing_locations(ast.copy_location(guard, node))
+
+
+def run_notebook(path: Path) -> Tried:
+    """In a folder of its own, in this process, without a kernel: pictures are made and not shown."""
+    import jupytext
+
+    tried, namespace = Tried(), sys.modules["__main__"].__dict__
+    os.environ |= {"TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "benchmarks").symlink_to(ROOT / "benchmarks")  # which notebook 3 reads
+        Path(folder, "notebooks").mkdir()
+        os.chdir(Path(folder, "notebooks"))
+        namespace["__tried__"] = tried
+        for name, source in pieces(jupytext.read(path)):
+            try:
+                exec(compiled(source, name), namespace if name.startswith("cell") else dict(namespace))
+            except Exception as error:
+                tried.fail(f"{name}: runs to its end", f"{type(error).__name__}: {error}")
+        os.chdir(ROOT)
+    return tried
+
+
+def pieces(notebook: Any) -> list[tuple[str, str]]:
+    """Code cells and then the solutions of exercises, which need all cells: (name, source) each."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [(f"cell {number}", source) for number, source in enumerate(code, start=1)] + [
+        (f"solution {number}", source) for number, source in enumerate(SOLUTION.findall(text), start=1)
+    ]
+
+
+def compiled(source: str, name: str) -> CodeType:
+    return compile(GoOn(name).visit(ast.parse(source)), name, "exec")
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def run_tests(folder: Path) -> Tried:
+    """Those marked as statistical, in this process, whose seeds are other ones already when the tests are read."""
+    import pytest
+
+    tried = Tried()
+
+    class Listener:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            name = report.nodeid.split("/")[-1]
+            if report.failed:
+                crash = getattr(report.longrepr, "reprcrash", None)
+                tried.fail(name, crash.message if crash else str(report.longrepr))
+            elif report.when == "call" and report.passed:
+                tried.checked.add(name)
+
+        def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+            if report.failed:
+                tried.fail(f"{report.nodeid} can be read", str(report.longrepr))
+
+    os.chdir(folder.parent)
+    pytest.main(["-q", "-m", "statistical", "-p", "no:cacheprovider", "-p", "no:xdist", str(folder)], [Listener()])
+    return tried
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Run notebooks and statistical tests with other seeds and other instruction sets, and count which assertions fail.
+
+    python tools/robust.py                              # all, into notebooks/robust.md; some two hours on two cores
+    python tools/robust.py --only 03_hmc --seeds 20     # one notebook (or `tests`), printed
+    python tools/robust.py --only 03_hmc --seeds 0      # with its own seeds, in each instruction set
+
+A claim about draws has to hold for practically every seed, and on every processor; one seed on one machine shows
+neither. What has been run before, with the same sources, is not run again. The exit status is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "notebooks" / "robust.md"
+STORE = ROOT / ".robust"  # results, by what they were computed from
+TESTS = "tests"
+SEEDS = {TESTS: 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
+SEEDS_OF_OTHERS = 20
+# Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
+INSTRUCTION_SETS = ("default", "avx2", "avx512")
+LIMIT = 1800  # seconds for one run
+
+REPORT = """# Other seeds, other processors
+
+A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as if
+other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that the
+processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
+
+An assertion about draws may fail by chance: in a notebook for at most one seed in 1,000, in a test for one in 10,000.
+
+"""
+
+
+class Run(NamedTuple):
+    """A notebook or the tests, once."""
+
+    what: Path  # notebook, or folder of tests
+    number: int  # of the other seeds; 0 for the seeds as they are
+    instructions: str = ""  # an instruction set; "" for what the processor has
+
+    @property
+    def name(self) -> str:
+        return self.what.stem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.instructions or f'seeds {self.number}'}"
+
+
+class Outcome(NamedTuple):
+    checked: list[str]
+    failed: dict[str, str]  # assertion -> message
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="names of notebooks, such as 03_hmc, and `tests`")
+    parser.add_argument("--seeds", type=int, help="how many other seeds")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one thread")
+    arguments = parser.parse_args()
+    everything = [ROOT / TESTS, *sorted((ROOT / "notebooks").glob("*.py"), key=lambda path: path.stem)]
+    chosen = [what for what in everything if arguments.only is None or what.stem in arguments.only]
+    if not chosen:
+        parser.error(f"there is no {' or '.join(arguments.only)}; there are {', '.join(p.stem for p in everything)}")
+    started = time.perf_counter()
+    outcomes = run_all(plan(chosen, arguments.seeds), arguments.jobs)
+    report = table(outcomes) + failures(outcomes)
+    print(report)
+    if arguments.only is None and arguments.seeds is None:
+        PAGE.write_text(REPORT + report + made_on(outcomes))
+    print(f"{len(outcomes)} runs, {(time.perf_counter() - started) / 60:.0f} minutes")
+    sys.exit(any(outcome.failed for outcome in outcomes.values()))
+
+
+def plan(chosen: list[Path], seeds: int | None = None) -> list[Run]:
+    """The longest first, so that no core waits at the end."""
+    runs = []
+    for what in chosen:
+        count = SEEDS.get(what.stem, SEEDS_OF_OTHERS) if seeds is None else seeds
+        runs += [Run(what, number) for number in range(1, count + 1)]
+        if seeds in (None, 0):
+            runs += [Run(what, 0, instructions) for instructions in available()]
+    return runs
+
+
+def available() -> list[str]:
+    """The instruction sets that this processor has; asked in another process, where the answer changes nothing."""
+    question = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
+    answers = {
+        name: subprocess.run(
+            [sys.executable, "-c", question],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": name},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for name in INSTRUCTION_SETS
+    }
+    return [name for name, answer in answers.items() if answer == name]
+
+
+def run_all(runs: list[Run], jobs: int) -> dict[Run, Outcome]:
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = {}
+        for run, outcome in zip(runs, pool.map(run_once, runs), strict=True):
+            outcomes[run] = outcome
+            failed = "".join(f"\n    {name}: {message}" for name, message in outcome.failed.items())
+            print(f"{run}: {len(outcome.checked)} checked, {len(outcome.failed)} failed{failed}", flush=True)
+    return outcomes
+
+
+def run_once(run: Run) -> Outcome:
+    """In a process of its own, on one thread; from the store, where the same was run before."""
+    STORE.mkdir(exist_ok=True)
+    stored = STORE / f"{run.name}-{run.number}-{run.instructions or 'own'}-{fingerprint(run)}.json"
+    if not stored.exists():
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if run.instructions:
+            environment["ATEN_CPU_CAPABILITY"] = run.instructions
+        result = stored.with_suffix(f".{os.getpid()}")
+        started = time.perf_counter()
+        command = [sys.executable, "tools/reseed.py", str(result), str(run.number), str(run.what)]
+        try:
+            process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+            said = (process.stderr.strip() or "nothing was said").split("\n")[-1]
+        except subprocess.TimeoutExpired:
+            said = f"it took more than {LIMIT} s"
+        seconds = time.perf_counter() - started
+        if not result.exists():  # the process died; another try may do better, so this is not stored
+            return Outcome([], {"the run comes to its end": said}, seconds)
+        stored.write_text(json.dumps(json.loads(result.read_text()) | {"seconds": seconds}))
+        result.unlink()
+    return Outcome(**json.loads(stored.read_text()))
+
+
+def fingerprint(run: Run) -> str:
+    """Of all files that decide on the outcome, and of the processor and the versions of what computes."""
+    folders = [ROOT / "bnn_utils", *([run.what] if run.what.is_dir() else [])]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".csv", ".npz"}]
+    files += [ROOT / "tools" / "reseed.py", ROOT / "requirements.txt", *([] if run.what.is_dir() else [run.what])]
+    digest = hashlib.blake2b(f"{processor()} {sys.version}".encode(), digest_size=8)
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def table(outcomes: dict[Run, Outcome]) -> str:
+    """A line for each notebook and for the tests."""
+    lines = ["| what | assertions | other seeds | instruction sets | assertions that failed |", "|---|---|---|---|---|"]
+    for name in dict.fromkeys(run.name for run in outcomes):
+        mine = {run: outcome for run, outcome in outcomes.items() if run.name == name}
+        checked = set().union(*(outcome.checked for outcome in mine.values()))
+        failed = set().union(*(outcome.failed for outcome in mine.values()))
+        seeds = sum(not run.instructions for run in mine)
+        sets = ", ".join(run.instructions for run in mine if run.instructions)
+        lines.append(f"| {name} | {len(checked)} | {seeds} | {sets or '-'} | {len(failed) or 'none'} |")
+    return "\n".join(lines) + "\n"
+
+
+def failures(outcomes: dict[Run, Outcome]) -> str:
+    """Which assertions failed, in how many of the runs that reached them; nothing if none did."""
+    reached, failed, example = Counter(), Counter(), {}
+    for run, outcome in outcomes.items():
+        reached.update((run.name, name) for name in {*outcome.checked, *outcome.failed})
+        failed.update((run.name, name) for name in outcome.failed)
+        for name, message in outcome.failed.items():
+            example.setdefault((run.name, name), f"{run.instructions or f'seeds {run.number}'}: {message}")
+    if not failed:
+        return ""
+    lines = ["\n## What failed\n", "| where | assertion | failed | first |", "|---|---|---|---|"]
+    for (where, name), times in failed.most_common():
+        cells = (where, f"`{name}`", f"{times} of {reached[where, name]}", example[where, name])
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def made_on(outcomes: dict[Run, Outcome]) -> str:
+    from importlib.metadata import version
+
+    minutes = sum(outcome.seconds for outcome in outcomes.values()) / 60
+    return (
+        f"\n{len(outcomes)} runs, {minutes:.0f} minutes of one core each added up, on {processor()} with Python "
+        f"{platform.python_version()}, torch {version('torch')} and NumPy {version('numpy')}.\n"
+    )
+
+
+def processor() -> str:
+    """Its name and family, as Linux tells them; elsewhere, its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    return f"{facts.get('model name', platform.machine())}, model {facts.get('model', 'unknown')}"
+
+
+if __name__ == "__main__":
+    main()
