@@ -117,14 +117,15 @@ def test_error_of_thermodynamic_integration(data):
 @pytest.mark.parametrize("rule", [stepping_stones, integral])
 def test_standard_errors(rule):
     """200 estimates, each from 400 draws that are correlated in time and between temperatures: their errors are
-    normal with the standard deviation that each of them says. Fails when either correlation is neglected.
+    normal with the standard deviation that each of them says, or up to a fifth less, as `mcse` is on the safe side.
+    Fails when either correlation is neglected.
     """
     posterior, ladder, count = regression(), torch.linspace(0, 1, 16, dtype=torch.float64) ** 4, 200
     truth = {stepping_stones: log_evidence(posterior), integral: quadrature(posterior, ladder)}[rule]
     estimates = [rule(ladder, part) for part in correlated(posterior, ladder, count, 400).split(1)]
     z = torch.tensor([(value - truth) / se for value, se in estimates], dtype=torch.float64)
     assert abs(z.mean()) * count**0.5 < norm.isf(FALSE_ALARM / 4)
-    assert chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
+    assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
 def test_standard_errors_of_a_run():
@@ -136,7 +137,7 @@ def test_standard_errors_of_a_run():
         estimates = [rule(ladder, part) for part in run.log_likelihood.split(1)]
         z = torch.tensor([(value - truth) / se for value, se in estimates], dtype=torch.float64)
         assert abs(z.mean()) * count**0.5 < norm.isf(FALSE_ALARM / 4)
-        assert chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
+        assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
 def test_evidence_of_two_modes():
