@@ -67,7 +67,7 @@ def mcse(draws: Tensor) -> Tensor:
     spread to a fifth only, it is widened by the quantile of Student's t over the normal one, 1.12 for 12.
 
     Where autocorrelations say all, as of independent draws, the larger of the two is 15 % too large on average and
-    covers 96 to 97 %. Of chains that are not several times as long as their slowest component's memory, no error is right.
+    covers 96 to 97 %. Of a chain that is not many times as long as its slowest component's memory no error is right.
 
     Args:
         draws: shape ``(chains, draws, ...)``.
