@@ -93,6 +93,7 @@ def test_the_step_size_has_the_wanted_acceptance(scale):
 
 
 @pytest.mark.parametrize(("lanes", "lowest", "highest"), [(64, 0.76, 0.83), (1, 0.76, 0.99)])
+@pytest.mark.statistical
 def test_acceptance_after_a_warmup(lanes, lowest, highest):
     """Two leapfrog steps, so that acceptance falls as steps grow (many would come full circle).
 
@@ -104,6 +105,7 @@ def test_acceptance_after_a_warmup(lanes, lowest, highest):
     assert lowest < acceptance(transitions[400:]) < highest
 
 
+@pytest.mark.statistical
 def test_a_step_that_is_far_too_long_recovers():
     """Nothing is accepted at first; over 20 seeds, 0.909 ± 0.009 was in the end."""
     posterior = gaussian(ILL_SCALED)
@@ -187,6 +189,7 @@ def test_windows_of_any_warmup():
 
 
 @pytest.mark.parametrize(("lanes", "factor"), [(1, 2.0), (64, 1.2)])
+@pytest.mark.statistical
 def test_the_mass_is_that_of_the_posterior(lanes, factor):
     """The ten variances span five orders of magnitude. Over 20 seeds the logarithms of their estimates had standard
     deviations of 0.15 with one lane and 0.037 with 64; the limits are near 5 of those.
@@ -298,6 +301,7 @@ def test_gradient_of_the_criterion(mass, time):
     torch.testing.assert_close(warmup._gradient(start, proposal, weights), slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.statistical
 def test_learned_length_of_one_wide_direction():
     """Of all directions the widest decides; its sd is 10 here.
 
@@ -314,6 +318,7 @@ def test_learned_length_of_one_wide_direction():
 
 @pytest.mark.parametrize("sd", [10 * [1.0], [100.0] + 9 * [0.01]], ids=["round", "wide"])
 @pytest.mark.parametrize("lanes", [4, 64])
+@pytest.mark.statistical
 def test_learned_length_with_learned_mass(sd, lanes):
     """All directions have one width then, and about two steps, of 0.75, are best: 1.4 to 1.8 over 80 runs.
 
@@ -349,6 +354,7 @@ def test_steps_are_limited():
     assert {ChEES(1.0, 0.1).steps(count) for count in range(20)} == {1}
 
 
+@pytest.mark.statistical
 def test_one_lane_learns_no_length():
     """It is its own mean; the rest is learned all the same."""
     *_, last = run(ChEES(0.1, 0.5, torch.ones(2).double()), gaussian([1.0, 1.0]), 100, 1)

@@ -141,6 +141,7 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
 # --- what a transition keeps and says ---------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_rejection_keeps_state_and_gradient(posterior, theta):
     """Fails when a rejected lane keeps the gradient or the density of its proposal."""
     before, rejected = theta, 0
@@ -155,6 +156,7 @@ def test_rejection_keeps_state_and_gradient(posterior, theta):
     assert 20 < rejected < 180
 
 
+@pytest.mark.statistical
 def test_info_is_about_this_transition(posterior, theta):
     """The energy is that of the state that was kept, which for a rejected lane is the one that it started with."""
     stream, before, accepted = generator(), posterior.log_prob(theta), 0
@@ -171,6 +173,7 @@ def test_info_is_about_this_transition(posterior, theta):
     assert 10 < accepted < 90
 
 
+@pytest.mark.statistical
 def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
     """Even over its range: mean and variance of a uniform; and the energies are those of just these trajectories."""
     lanes, stream, jitter = 400, generator(), 0.3
@@ -193,6 +196,7 @@ def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
 # --- lanes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_each_lane_tosses_its_own_coin():
     """Proposals that halve the density are accepted half of the time; fails when lanes share their uniform number."""
     lanes, heights = 4000, iter([0.0, -math.log(2)])

@@ -15,7 +15,7 @@ from bnn_utils import HMC, ReplicaExchange, boxes
 from bnn_utils.engines import ENGINES
 from bnn_utils.sbc import simulation_based_calibration
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 
 # Between the boxes, in one of them, and at the edge of the cross.
 PLACES = vector(0, 0, 2.5, 2.5, 0, 2.5).view(3, 2)

@@ -97,6 +97,7 @@ def test_density_and_gradient(prior, weight, bias, gradient):
 
 
 @priors
+@pytest.mark.statistical
 def test_draws(prior, weight, bias):
     """Kolmogorov-Smirnov of 20,000 draws of each element; fails when scale and precision are mixed up."""
     flat = FlatModule(nn.Linear(2, 1).double())
@@ -114,6 +115,7 @@ def test_draws(prior, weight, bias):
 
 
 @priors
+@pytest.mark.statistical
 def test_prior_predictive(prior, weight, bias):
     """Labels of made-up networks; both classes come up."""
     posterior = Posterior(nn.Linear(2, 1), Data(normal(4, 2), torch.arange(4) % 2), prior, Bernoulli())
