@@ -66,8 +66,9 @@ class Tempering:
     def barrier(self) -> float:
         """The communication barrier, the sum of all rejection rates between prior and posterior (Syed et al. 2021).
 
-        It says how hard the way is, and hardly depends on the number of temperatures: with many of them, a replica
-        makes at most one round trip in ``2 + 2 barrier`` transitions.
+        It says how hard the way is, and hardly depends on the number of temperatures. With many of them, the replicas
+        of a chain, all K together, make one round trip in ``2 + 2 barrier`` transitions at best: where each temperature
+        has forgotten the last swap before the next one.
         """
         return (1 - self.swap_rates).sum().item()
 
@@ -81,6 +82,16 @@ class Tempering:
         last = np.take_along_axis(end, np.maximum.accumulate(np.where(end != 0, draw, 0), axis=1), axis=1)
         crossings = (last[:, 1:] * last[:, :-1] == -1).sum(axis=1)
         return torch.from_numpy((crossings // 2).sum(axis=-1))
+
+    @property
+    def round_trip_efficiency(self) -> float:
+        """Round trips made by those possible, ``draws / (2 + 2 barrier)`` in each chain (Syed et al. 2021).
+
+        Below 1 where temperatures are few, which more of them mend, and where exploration at each temperature is slow,
+        so that a replica is soon sent back where it came from; longer trajectories mend that.
+        """
+        possible = self.replica.shape[1] / (2 + 2 * self.barrier)
+        return self.round_trips.double().mean().item() / possible
 
     def log_evidence(self) -> Evidence:
         """The log evidence, every constant of prior and likelihood kept, with Monte Carlo standard errors.
@@ -118,7 +129,8 @@ class Tempering:
         rates = self.swap_rates
         return (
             f"{self.replica.shape[-1]} temperatures, swap rates {rates.min():.2f} to {rates.max():.2f}, barrier "
-            f"{self.barrier:.1f}, {int(self.round_trips.min())} or more round trips in each chain"
+            f"{self.barrier:.1f}, {int(self.round_trips.min())} or more round trips in each chain, "
+            f"{self.round_trip_efficiency:.0%} of those possible"
         )
 
     def table(self) -> pd.DataFrame:

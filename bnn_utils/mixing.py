@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 FEWEST_DRAWS = 4  # two in each half of a chain
+FEWEST_BATCHES = 12  # of all chains together: with 10 to 30 intervals are about as good (Schmeiser 1982)
 BLOCK_ELEMENTS = 2**18  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
 
 
@@ -144,6 +145,24 @@ def _interpolated(ordered: np.ndarray, place: float) -> np.ndarray:
     weight = place - below
     # Weighted as ArviZ does: where the two are tied, rounding decides on which side the tie falls.
     return (1 - weight) * ordered[:, below - 1].astype(np.float64) + weight * ordered[:, below].astype(np.float64)
+
+
+def mean_se(x: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of ``(Q, chains, draws)``: see `diagnostics.mcse`."""
+    by_lags = x.std(axis=(1, 2), ddof=1, dtype=np.float64) / np.sqrt(mean_ess(split_chains(x)))
+    return np.maximum(by_lags, _batch_se(x))
+
+
+def _batch_se(x: np.ndarray) -> np.ndarray:
+    """By the spread of the means of 12 long batches, 1.96 of which are as wide as the interval by Student's t."""
+    from scipy.special import ndtri, stdtrit  # slow to import
+
+    quantities, chains, draws = x.shape
+    in_chain = min(draws, -(-FEWEST_BATCHES // chains))
+    num, size = chains * in_chain, draws // in_chain
+    means = x[:, :, draws - in_chain * size :].reshape(quantities, num, size).mean(axis=2, dtype=np.float64)
+    widened = stdtrit(num - 1, 0.975) / ndtri(0.975)
+    return widened * means.std(axis=1, ddof=1) * np.sqrt(size / (chains * draws))
 
 
 def mean_ess(chains: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Diagnostics against ArviZ, and on specimens that must fail them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import f, norm, rankdata
+from scipy.stats import binom, f, norm, rankdata
+from scipy.stats import t as student
 
 from bnn_utils import mixing
 from bnn_utils._arviz import arviz
@@ -146,15 +149,77 @@ SHAPES = [(2, 4, 5), (3, 5, 5), (2, 7, 5), (1, 8, 5), (2, 9, 5), (4, 11, 5), (1,
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("make", DRAWS.values(), ids=DRAWS)
-def test_ess_and_mcse_are_arvizs(make, shape):
+def test_ess_is_arvizs(make, shape):
     """Fails without the split, with the lags cut at another place, with other ranks of ties."""
     draws = make(*shape)
     moved = draws.amax((0, 1)) > draws.amin((0, 1))  # of the rest ArviZ thinks otherwise
     for method in ("bulk", "tail", "mean"):
         expected = by_arviz("ess", draws, method).where(moved, torch.nan)
         torch.testing.assert_close(ess(draws, method), expected, rtol=1e-12, atol=0, equal_nan=True)
-    expected = by_arviz("mcse", draws, "mean").where(moved, torch.nan)
+
+
+def by_batches(draws):
+    """Of one quantity: half the 95 % interval by Student's t of the means of equal batches, over 1.96."""
+    chains, length = draws.shape
+    for in_chain in range(1, length + 1):
+        if chains * in_chain >= 12:
+            break
+    size = length // in_chain
+    means = [c[length - (k + 1) * size : length - k * size].mean().item() for c in draws for k in range(in_chain)]
+    error = np.std(means, ddof=1) * (size / (chains * length)) ** 0.5
+    return error * student.isf(0.025, len(means) - 1) / norm.isf(0.025)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (12, 9), (20, 31)], ids=str)
+@pytest.mark.parametrize("make", DRAWS.values(), ids=DRAWS)
+def test_mcse_is_the_larger_of_arvizs_and_batch_means(make, shape):
+    draws = make(*shape)
+    moved = draws.amax((0, 1)) > draws.amin((0, 1))
+    batches = torch.tensor(
+        [by_batches(x) for x in draws.flatten(2).movedim(-1, 0)] if draws.ndim > 2 else [by_batches(draws)]
+    )
+    expected = by_arviz("mcse", draws, "mean").maximum(batches.reshape(shape[2:])).where(moved, torch.nan)
     torch.testing.assert_close(mcse(draws), expected, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def switching(memory, chains, draws, runs):
+    """1 or -1, which turns seldom: autocorrelations are exp(-lag / memory)."""
+    rng = np.random.default_rng(1)
+    turned = rng.random((chains, draws, runs)) < (1 - np.exp(-1 / memory)) / 2
+    turned[:, 0] = rng.random((chains, runs)) < 0.5
+    return torch.from_numpy(1.0 - 2 * (turned.cumsum(axis=1) % 2))
+
+
+def coverage(draws):
+    """How many of many runs have the true mean, 0, in their 95 % interval."""
+    return ((draws.mean((0, 1)) / mcse(draws)).abs() < norm.isf(0.025)).double().mean().item()
+
+
+def covers(fraction, runs):
+    """False alarm at most 1e-4 where the true coverage is between 93 and 97 %."""
+    low, high = binom.ppf(1e-4, runs, 0.93), binom.isf(1e-4, runs, 0.97)
+    return low <= fraction * runs <= high
+
+
+@pytest.mark.parametrize("shape", [(1, 4000, 2000), (4, 1000, 3000), (16, 400, 2000)], ids=str)
+def test_errors_cover_where_something_slow_is_hidden(shape):
+    """A fast process, and a weak one that remembers 50 draws: a fortieth of the variance and half of the error. By the
+    effective sample size alone, 95 % intervals cover 87 to 89 %: its sum ends where autocorrelations are noise.
+    """
+    assert covers(coverage(ar(0.5)(*shape) + 0.2 * switching(50, *shape)), shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(4, 50, 10_000), (1, 400, 3_000), (16, 100, 3_000)], ids=str)
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, -0.3])
+def test_errors_cover_where_the_effective_sample_size_is_right(shape, coefficient):
+    """They are somewhat too large there, which must not show. Fails when Student's t is applied twice."""
+    assert covers(coverage(ar(coefficient)(*shape)), shape[-1])
+
+
+def test_errors_of_what_alternates_are_too_large_and_not_much():
+    """Antithetic draws are worth no more than log10(draws) independent ones each, as by Stan and ArviZ."""
+    draws = ar(-0.9)(4, 1000, 1000)
+    assert 1 < (mcse(draws).mean() / draws.mean((0, 1)).std()).item() < 2.5
 
 
 def test_ess_of_what_is_known():
@@ -257,8 +322,10 @@ def test_nested_rhat_needs_superchains(num_superchains):
 PLACES = torch.tensor([[0.5, -2.0], [0.0, 1.5], [3.0, 3.0], [-1.0, 0.25]])
 
 
-def judged(r_hat=(1.0, 1.0, 1.0, 1.0), bulk=(900.0, 900, 900, 900), tail=(900.0, 900, 900, 900)):
-    return Convergence(PLACES, *(torch.tensor(values, dtype=torch.float64) for values in (r_hat, bulk, tail)))
+def judged(
+    r_hat=(1.0, 1.0, 1.0, 1.0), bulk=(900.0, 900, 900, 900), tail=(900.0, 900, 900, 900), se=(0.01, 0.0, 0.0, 0.0)
+):
+    return Convergence(PLACES, 4, *(torch.tensor(values, dtype=torch.float64) for values in (r_hat, bulk, tail, se)))
 
 
 @pytest.mark.parametrize("draws", [100, 101])
@@ -270,6 +337,7 @@ def test_convergence_is_rhat_and_ess_at_each_place(draws, dtype):
         (found.r_hat, rhat(predictions)),
         (found.ess_bulk, ess(predictions)),
         (found.ess_tail, ess(predictions, "tail")),
+        (found.mcse, mcse(predictions)),
     ):
         torch.testing.assert_close(values, expected, rtol=0, atol=0)
     assert found.places.equal(PLACES)
@@ -283,11 +351,11 @@ def test_verdict_of_independent_predictions():
 
 
 def test_verdict_without_trouble():
-    found = judged((1.0, 1.0031, 1.0, 0.999), (8412.9, 9000.0, 9e4, 9e5), (9e4, 9e4, 4100.0, 9e5))
+    found = judged((1.0, 1.0031, 1.0, 0.999), (8412.9, 9000.0, 9e4, 9e5), (9e4, 9e4, 4100.0, 9e5), (0, 0.005101, 0, 0))
     assert found.is_converged
     assert found.verdict == (
         "no sign of trouble: R-hat at most 1.004, at (0.0, 1.5); bulk ESS at least 8,412, at (0.5, -2.0); "
-        "tail ESS at least 4,100, at (3.0, 3.0)"
+        "tail ESS at least 4,100, at (3.0, 3.0); standard error at most 0.0052, at (0.0, 1.5)"
     )
 
 
@@ -296,7 +364,8 @@ def test_verdict_with_trouble():
     assert not found.is_converged
     assert found.verdict == (
         "not converged: R-hat is 1.046 at (0.5, -2.0), above 1.01 at 2 of 4 places; "
-        "bulk ESS is 212 at (0.0, 1.5), below 400 at 2 of 4 places; tail ESS at least 900, at (0.5, -2.0)"
+        "bulk ESS is 212 at (0.0, 1.5), below 400, 100 for each of 4 chains, at 2 of 4 places; "
+        "tail ESS at least 900, at (0.5, -2.0); standard error at most 0.01, at (0.5, -2.0)"
     )
 
 
@@ -306,6 +375,16 @@ def test_one_bad_place_is_enough(values):
     assert judged((1.01,) * 4, (400.0,) * 4, (400.0,) * 4).is_converged
     assert not judged(**values).is_converged
     assert judged(**values).verdict.startswith("not converged: ")
+
+
+def test_the_least_ess_grows_with_the_number_of_chains():
+    """900 effective draws are enough of 9 chains and too few of 10."""
+    for num_chains, limit in ((1, 100), (9, 900), (10, 1000)):
+        found = replace(judged(), num_chains=num_chains)
+        assert found.ess_limit == limit
+        assert found.is_converged == (limit <= 900)
+    assert "tail ESS is 900 at (0.5, -2.0), below 1,000, 100 for each of 10 chains, at 4 of 4 places; " in found.verdict
+    assert convergence(iid(10, 40, 4), PLACES).num_chains == 10
 
 
 def test_verdict_names_what_never_changed():
@@ -327,10 +406,11 @@ def test_verdict_names_what_never_changed():
 
 def test_worst_places_are_looked_for_where_something_is_known():
     nan = torch.nan
-    found = judged((nan, 1.0, 1.003, 1.0), (nan, 900.0, 800, 900), (nan, 900.0, 900, 700))
+    found = judged((nan, 1.0, 1.003, 1.0), (nan, 900.0, 800, 900), (nan, 900.0, 900, 700), (nan, 0.01, 0.02, 0.01))
     assert found.verdict.startswith(
         "no sign of trouble: R-hat at most 1.003, at (3.0, 3.0); bulk ESS at least 800, at (3.0, 3.0); "
-        "tail ESS at least 700, at (-1.0, 0.25); nothing is known at 1 of 4 places, (0.5, -2.0) the first"
+        "tail ESS at least 700, at (-1.0, 0.25); standard error at most 0.02, at (3.0, 3.0); "
+        "nothing is known at 1 of 4 places, (0.5, -2.0) the first"
     )
 
 
@@ -342,7 +422,10 @@ def test_stuck_everywhere_is_not_converged():
 
 def test_places_of_many_features_go_by_number():
     values = torch.tensor([900.0, 900.0, 300.0])
-    assert "bulk ESS is 300 at place 2, below" in Convergence(torch.zeros(3, 5), values / 900, values, values).verdict
+    assert (
+        "bulk ESS is 300 at place 2, below"
+        in Convergence(torch.zeros(3, 5), 4, values / 900, values, values, values).verdict
+    )
 
 
 @pytest.mark.parametrize(

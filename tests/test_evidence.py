@@ -117,14 +117,15 @@ def test_error_of_thermodynamic_integration(data):
 @pytest.mark.parametrize("rule", [stepping_stones, integral])
 def test_standard_errors(rule):
     """200 estimates, each from 400 draws that are correlated in time and between temperatures: their errors are
-    normal with the standard deviation that each of them says. Fails when either correlation is neglected.
+    normal with the standard deviation that each of them says, or up to a fifth less, as `mcse` is on the safe side.
+    Fails when either correlation is neglected.
     """
     posterior, ladder, count = regression(), torch.linspace(0, 1, 16, dtype=torch.float64) ** 4, 200
     truth = {stepping_stones: log_evidence(posterior), integral: quadrature(posterior, ladder)}[rule]
     estimates = [rule(ladder, part) for part in correlated(posterior, ladder, count, 400).split(1)]
     z = torch.tensor([(value - truth) / se for value, se in estimates], dtype=torch.float64)
     assert abs(z.mean()) * count**0.5 < norm.isf(FALSE_ALARM / 4)
-    assert chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
+    assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
 def test_standard_errors_of_a_run():
@@ -136,7 +137,7 @@ def test_standard_errors_of_a_run():
         estimates = [rule(ladder, part) for part in run.log_likelihood.split(1)]
         z = torch.tensor([(value - truth) / se for value, se in estimates], dtype=torch.float64)
         assert abs(z.mean()) * count**0.5 < norm.isf(FALSE_ALARM / 4)
-        assert chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
+        assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
 def test_evidence_of_two_modes():
@@ -231,6 +232,44 @@ def test_round_trips_take_time():
     assert trips.max() <= 5 * 25
 
 
+def index_process(rejection, chains, draws, seed=0):
+    """Replicas whose swaps fail independently, as after perfect exploration, and log likelihoods with these rates."""
+    num = len(rejection) + 1
+    rng, here = np.random.default_rng(seed), np.tile(np.arange(num), (chains, 1))
+    turns, history = [np.arange(num - 1) % 2 == parity for parity in (0, 1)], []
+    for draw in range(draws):
+        swapped = (rng.random((chains, num - 1)) > rejection) & turns[draw % 2]
+        source = np.arange(num) + np.pad(swapped, ((0, 0), (0, 1))) * 1 - np.pad(swapped, ((0, 0), (1, 0))) * 1
+        here = np.take_along_axis(here, source, axis=1)
+        history.append(here)
+    ladder = torch.linspace(0, 1, num, dtype=torch.float64)
+    log_likelihood = np.cumsum([0, *(-np.log1p(-rejection) * (num - 1))])
+    return tempering(
+        torch.from_numpy(log_likelihood).expand(chains, draws, -1), ladder, torch.from_numpy(np.stack(history, 1))
+    )
+
+
+def test_no_swap_fails():
+    """Each of K travellers needs 2 K transitions for a round trip: all together make one in two transitions."""
+    run = index_process(np.zeros(5), 2, 1200)
+    assert run.barrier == 0
+    assert run.round_trips.tolist() == pytest.approx([600, 600], abs=6)  # the last trip of each is not over
+    assert run.round_trip_efficiency == pytest.approx(1, abs=0.02)
+
+
+def test_round_trips_of_perfect_exploration():
+    """K travellers make one round trip in 2 + 2 sum r / (1 - r) transitions (Syed et al. 2021), all together, and each
+    may lose one trip to the beginning and one to the end. Fails when one traveller is counted as all.
+    """
+    rejection, chains, draws = np.linspace(0.05, 0.15, 10), 64, 4000
+    run = index_process(rejection, chains, draws)
+    expected, made = draws / (2 + 2 * (rejection / (1 - rejection)).sum()), run.round_trips.double()
+    error = norm.isf(FALSE_ALARM / 2) * made.std().item() / chains**0.5
+    assert expected - 2 * (len(rejection) + 1) - error < made.mean() < expected + error
+    assert run.barrier == pytest.approx(1)
+    assert run.round_trip_efficiency == pytest.approx(made.mean().item() * 4 / draws)
+
+
 # --- tables, words and files ------------------------------------------------------------------------------------------
 
 
@@ -250,7 +289,9 @@ def test_a_chain_shows_its_tempering():
     rates = chain.tempering.swap_rates
     shown = f"4 temperatures, swap rates {rates.min():.2f} to {rates.max():.2f}, barrier {3 - rates.sum():.1f}, "
     assert shown in repr(chain)
-    assert f"{chain.tempering.round_trips.min()} or more round trips in each chain" in repr(chain)
+    efficiency = chain.tempering.round_trip_efficiency
+    words = f"{chain.tempering.round_trips.min()} or more round trips in each chain, {efficiency:.0%} of those possible"
+    assert words in repr(chain)
     assert "4 temperatures" in chain._repr_html_()
     assert chain.kernel.startswith("ReplicaExchange(HMC(step_size=0.1, num_steps=3), 4 temperatures")
 

@@ -25,7 +25,7 @@ from targets import (
 from bnn_utils import HMC, ChEES, NormalPrior, ReplicaExchange, sample
 from bnn_utils.diagnostics import ess, mcse
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 
 # --- closed forms -----------------------------------------------------------------------------------------------------
 

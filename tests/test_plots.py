@@ -290,8 +290,8 @@ def test_rhat_has_one_scale_in_all_figures(grid):
 
 def test_dark_is_bad_in_every_panel_of_convergence_maps(grid):
     ones = torch.ones(81)
-    good = plots.convergence_maps(Convergence(grid, 1.002 * ones, 2000 * ones, 2000 * ones), boxes())
-    bad = plots.convergence_maps(Convergence(grid, 1.15 * ones, 40 * ones, 40 * ones), boxes())
+    good = plots.convergence_maps(Convergence(grid, 4, 1.002 * ones, 2000 * ones, 2000 * ones, ones), boxes())
+    bad = plots.convergence_maps(Convergence(grid, 4, 1.15 * ones, 40 * ones, 40 * ones, ones), boxes())
     for k in range(3):
         light, dark = (colour_at(figure, figure.axes[k], 5.5, -5.7) for figure in (good, bad))
         assert light.sum() > dark.sum() + 200
@@ -303,7 +303,7 @@ def test_convergence_maps_mark_the_worst_place_and_the_limit(grid):
     r_hat, bulk, tail = torch.full((81,), 1.002), torch.full((81,), 5000.0), torch.full((81,), 5000.0)
     r_hat[10], bulk[20], tail[30] = 1.3, 100, 399
     r_hat[80] = bulk[80] = tail[80] = torch.nan
-    figure = plots.convergence_maps(Convergence(grid, r_hat, bulk, tail), boxes())
+    figure = plots.convergence_maps(Convergence(grid, 4, r_hat, bulk, tail, r_hat), boxes())
     for ax, worst, limit in zip(figure.axes, (10, 20, 30), (1.01, 400, 400), strict=False):
         (star,) = (line for line in ax.lines if line.get_label() == "worst point")
         assert [float(x) for (x,) in star.get_data()] == grid[worst].tolist()
@@ -315,7 +315,7 @@ def test_convergence_maps_mark_the_worst_place_and_the_limit(grid):
 def test_maps_of_predictions_that_never_changed(grid):
     """Grey all over, without a warning."""
     nothing = torch.full((81,), torch.nan)
-    figure = plots.convergence_maps(Convergence(grid, nothing, nothing, nothing), boxes())
+    figure = plots.convergence_maps(Convergence(grid, 4, nothing, nothing, nothing, nothing), boxes())
     assert colour_at(figure, figure.axes[0], 5.5, -5.7).tolist() == [204, 204, 204]
 
 

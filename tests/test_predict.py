@@ -127,6 +127,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(torch.stack([1 - p, p], dim=1), y) == found
 
 
+@pytest.mark.statistical
 def test_calibration_error_of_chance():
     """Labels drawn from the probabilities: the error is of the size of its bootstrap; fails if they are confused."""
     p = softmax(5000, 4, seed=1)
@@ -140,6 +141,7 @@ def test_calibration_error_of_chance():
     assert 0.001 < overconfident.error < 0.5 / 5000**0.5 * 1.2
 
 
+@pytest.mark.statistical
 def test_bootstrap_error_is_the_spread_over_data_sets():
     """Within a factor: the bootstrap draws points anew as well as labels, and 100 data sets tell a spread to 7 %."""
     p = softmax(400, 3)

@@ -35,9 +35,9 @@ LIMIT = 1800  # seconds for one run
 
 REPORT = """# Other seeds, other processors
 
-A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as if
-other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that the
-processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
+A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as
+if other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that
+the processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
 
 An assertion about draws may fail by chance: in a notebook for at most one seed in 1,000, in a test for one in 10,000.
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from bnn_utils.data import Data
-from bnn_utils.diagnostics import ESS_LIMIT, RHAT_LIMIT, Convergence, worst_place
+from bnn_utils.diagnostics import RHAT_LIMIT, Convergence, worst_place
 from bnn_utils.plots.style import (
     CHAIN_COLOURS,
     ESS_LEVELS,
@@ -93,17 +93,17 @@ def convergence_maps(convergence: Convergence, data: Data, title: str = "") -> F
         alt="Maps of R-hat, bulk ESS and tail ESS of the predictions, dark where bad, worst points marked",
     )
     axes = figure.subplots(1, 3, sharey=True)
-    places = convergence.places
+    places, least = convergence.places, convergence.ess_limit
     panels = (
         ("R-hat", _rhat_contours(axes[0], places, convergence.r_hat), RHAT_LIMIT),
-        ("bulk ESS", _ess_contours(axes[1], places, convergence.ess_bulk), ESS_LIMIT),
-        ("tail ESS", _ess_contours(axes[2], places, convergence.ess_tail), ESS_LIMIT),
+        ("bulk ESS", _ess_contours(axes[1], places, convergence.ess_bulk, least), least),
+        ("tail ESS", _ess_contours(axes[2], places, convergence.ess_tail, least), least),
     )
     for ax, (name, filled, limit) in zip(axes, panels, strict=True):
         scatter(ax, data, size=16)
         ax.set_title(name, fontsize=10)
         ax.label_outer()
-        bar = figure.colorbar(filled, ax=ax, label=f"{name} (line: {limit})", format="{x:,g}", location="bottom")
+        bar = figure.colorbar(filled, ax=ax, label=f"{name} (line: {limit:,})", format="{x:,g}", location="bottom")
         bar.ax.tick_params(labelsize=8)
         bar.ax.set_xlim(sorted(bar.ax.get_xlim(), reverse=name != "R-hat"))  # bad to the right
     shared_legend(figure, axes)
@@ -116,8 +116,9 @@ def _rhat_contours(ax: Axes, grid: Tensor, values: Tensor) -> QuadContourSet:
     return _badness_contours(ax, grid, values, worst, RHAT_LEVELS, RHAT_LIMIT, GOOD_TO_BAD)
 
 
-def _ess_contours(ax: Axes, grid: Tensor, values: Tensor) -> QuadContourSet:
-    return _badness_contours(ax, grid, values, worst_place(-values), ESS_LEVELS, ESS_LIMIT, GOOD_TO_BAD[::-1])
+def _ess_contours(ax: Axes, grid: Tensor, values: Tensor, limit: float) -> QuadContourSet:
+    levels = [limit * level for level in ESS_LEVELS]
+    return _badness_contours(ax, grid, values, worst_place(-values), levels, limit, GOOD_TO_BAD[::-1])
 
 
 def _badness_contours(

@@ -24,7 +24,7 @@ from matplotlib.contour import QuadContourSet
 from torch import Tensor
 
 from bnn_utils.data import Data
-from bnn_utils.diagnostics import ESS_LIMIT, RHAT_LIMIT
+from bnn_utils.diagnostics import RHAT_LIMIT
 
 RED, BLUE, GREY, INK = "#b2182b", "#2166ac", "#8c8c8c", "#222222"
 UNCERTAINTY_MAP, RHAT_MAP = "viridis", "magma_r"
@@ -37,7 +37,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 DPI = 110
 # Four bands on the good side of the limit and five on the bad, so that 1.01 shows beside 1.5.
 RHAT_LEVELS = (1.001, 1.002, 1.005, RHAT_LIMIT, 1.02, 1.05, 1.1, 1.2)
-ESS_LEVELS = (25, 50, 100, 200, ESS_LIMIT, 1000, 3000, 10000)
+ESS_LEVELS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2.5, 7.5, 25)  # times the limit
 GOOD_TO_BAD = colormaps[RHAT_MAP](np.r_[np.linspace(0, 0.15, 4), np.linspace(0.36, 0.98, 5)])
 
 
