@@ -117,8 +117,9 @@ def test_a_step_that_is_far_too_long_recovers():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("dim", [1, 10, 50])
-@pytest.mark.parametrize("num_steps", [2, 3, 4, 5, 8, 12, 20])
+@pytest.mark.parametrize(
+    ("dim", "num_steps"), [(1, 2), (1, 20), (3, 10), (10, 3), (10, 7), (10, 8), (10, 11), (50, 5), (50, 20)]
+)
 def test_no_trajectory_is_tuned_to_come_full_circle(dim, num_steps):
     """Whatever the number of steps, draws are worth a tenth of independent ones, and chains agree.
 

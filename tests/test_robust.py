@@ -87,7 +87,7 @@ def test_what_was_run_is_not_run_again(store, notebook, monkeypatch):
     once = run_all([Run(notebook, 1)], jobs=1)
     monkeypatch.setattr(subprocess, "run", None)
     assert run_all([Run(notebook, 1)], jobs=1) == once
-    notebook.write_text(NOTEBOOK + "# changed\n")
+    notebook.write_text(NOTEBOOK + "\n# changed\n")
     with pytest.raises(TypeError):
         run_all([Run(notebook, 1)], jobs=1)
 
