@@ -698,7 +698,7 @@ print(
 
 # %% [markdown]
 # And would another sampler say something else? Compare, image by image, the probabilities of
-# the class that HMC prefers. Two samplers of one posterior differ by **Monte Carlo error**
+# the class that HMC prefers. Two samplers of one posterior differ by Monte Carlo error
 # only, and the error is known: so divide the differences by it. In 400 comparisons of samplers
 # that agree, a ratio above 4.7 comes up less than once in 1,000 times. The single network shows
 # that the test can fail.
