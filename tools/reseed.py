@@ -33,22 +33,31 @@ SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)```", re.
 
 def main() -> None:
     result, number, what = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]).resolve()
+    opened = watch_data()
     if number:
         reseed(number)
     tried = run_tests(what) if what.is_dir() else run_notebook(what)
-    outcome = {"checked": sorted(tried.checked), "failed": tried.failed, "sources": sources(what)}
+    outcome = {"checked": sorted(tried.checked), "failed": tried.failed, "sources": sources(what, opened)}
     result.write_text(json.dumps(outcome))
 
 
-def sources(what: Path) -> dict[str, str]:
+def watch_data() -> set[Path]:
+    """The data files that are opened from now on, in this process."""
+    opened: set[Path] = set()
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | Path) and Path(arguments[0]).suffix in {".csv", ".npz"}:
+            opened.add(Path(arguments[0]).resolve())
+
+    sys.addaudithook(note)
+    return opened
+
+
+def sources(what: Path, opened: set[Path]) -> dict[str, str]:
     """Digests of all of the project's files that were at work: what was run, modules that were imported, their data."""
     modules = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
-    mine = {path for path in modules if path.is_relative_to(ROOT) and ".venv" not in path.parts}
-    if what.is_dir():
-        mine |= marked(what)
-    else:
-        resources = (ROOT / "bnn_utils" / "resources").iterdir()
-        mine |= {what, *(path for path in resources if path.suffix in {".csv", ".npz"})}
+    mine = {path for path in modules | opened if path.is_relative_to(ROOT) and ".venv" not in path.parts}
+    mine |= marked(what) if what.is_dir() else {what}
     return {str(path): digest(path) for path in sorted(mine)}
 
 
