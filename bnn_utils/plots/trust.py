@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, Figure, shared_legend
@@ -16,7 +16,7 @@ INSIDE = "where all of it is in 95 % of all runs of a right sampler"
 
 
 def energy_slopes(step_sizes: Tensor, errors: Mapping[str, Tensor], title: str = "") -> Figure:
-    """Energy error against step size on log scales, with the lines of slope 1 and 2: legend label -> ``(K,)``."""
+    """Median energy error against step size, log scales, with lines of slope 1 and 2: legend label -> ``(K,)``."""
     figure = Figure(figsize=(7, 3.6), title=title, alt="Energy error against step size, on log scales")
     ax = figure.subplots()
     steps = step_sizes.cpu().numpy()
@@ -29,7 +29,7 @@ def energy_slopes(step_sizes: Tensor, errors: Mapping[str, Tensor], title: str =
         ax.loglog(steps, line, color=colour, lw=1, ls="--")
         where = (steps[smallest], line[smallest])
         ax.annotate(f"slope {slope}", where, (12, -4), textcoords="offset points", color=INK, fontsize=9)
-    ax.set(xlabel="step size", ylabel="energy error (root mean square)")
+    ax.set(xlabel="step size", ylabel="energy error (median)")
     ax.xaxis.set_minor_formatter("")
     ax.set_xticks(steps, [f"{step:.3g}" for step in steps])
     ax.legend(fontsize=9)
@@ -60,6 +60,7 @@ def calibrations(runs: Mapping[str, Calibration], quantity: str, title: str = ""
         above.axhspan(*_bars_band(number, length), color=GREY, alpha=0.4, lw=0)
         above.axhline(number / (length + 1), color=INK, lw=0.8, ls="--")
         above.set(xlabel=f"rank of the truth among {length} draws", xlim=(-0.6, length + 0.6))
+        above.xaxis.set_major_locator(MaxNLocator(integer=True))
         above.set_title(name, fontsize=10)
         uniform = np.r_[0, rank[1:] / (length + 1), 1]
         lowest, highest = (np.r_[0, edge.numpy() / number, 1] for edge in ecdf_band(number, length, BAND))
