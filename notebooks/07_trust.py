@@ -32,8 +32,9 @@ from torch import nn
 from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, boxes
 from bnn_utils import default_device, plots, sample
 from bnn_utils.hmc import leapfrog, metric, propose
-from bnn_utils.sbc import simulation_based_calibration
+from bnn_utils.sbc import Calibration, ranks, simulation_based_calibration
 
+torch.set_num_threads(1)  # rows of 20 numbers are not worth sharing between cores
 data = boxes(n=80, seed=1234).to(default_device())
 net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
 posterior = Posterior(net, data, NormalPrior(precision=0.09), Bernoulli())
@@ -51,7 +52,7 @@ posterior = Posterior(net, data, NormalPrior(precision=0.09), Bernoulli())
 
 # %%
 start = sample(
-    posterior, HMC(step_size=0.05, num_steps=4), num_samples=1500, num_chains=64, seed=1
+    posterior, HMC(step_size=0.05, num_steps=4), num_samples=1500, num_chains=256, seed=1
 ).draws[:, -1]
 state = HMC(0.05, 4).init(posterior.log_prob_and_grad, start)
 generator = torch.Generator(start.device).manual_seed(0)
@@ -63,17 +64,18 @@ def energy(state, p):
 
 
 def energy_error(step_size, slip):
-    """Over trajectories of the same length; a slip of 1/2 makes the first half step whole."""
+    """Median over trajectories of one length; a slip of 1/2 makes the first half step whole."""
     pushed = p + slip * step_size * state.grad
     end = leapfrog(
         state, pushed, posterior.log_prob_and_grad, step_size, round(0.16 / step_size)
     )
-    return (energy(*end) - energy(state, p)).square().mean().sqrt()
+    return (energy(*end) - energy(state, p)).abs().median()
 
 
 # %% [markdown]
-# Both start from the same 64 places with the same pushes. Guess: with tiny steps, who is
-# better? And with large ones, would you notice?
+# Both start from the same 256 places with the same pushes. (The median over them is asked for,
+# because a mean could be the error of a single path in a narrow place.) Guess: with tiny steps,
+# who is better? And with large ones, would you notice?
 
 # %%
 step_sizes = torch.tensor([0.008, 0.004, 0.002, 0.001])
@@ -86,11 +88,14 @@ plots.energy_slopes(
 )
 
 # %%
+x = step_sizes.log() - step_sizes.log().mean()
 slopes = {
-    name: torch.log2(values[:-1] / values[1:]).mean().item() for name, values in errors.items()
+    name: (x @ values.log().cpu().to(x) / x.square().sum()).item()
+    for name, values in errors.items()
 }
-assert abs(slopes["leapfrog"] - 2) < 0.1
-assert abs(slopes["first half step made whole"] - 1) < 0.1
+# Over 24 seeds 2.016 +- 0.018 and 1.020 +- 0.020.
+assert abs(slopes["leapfrog"] - 2) < 0.15
+assert abs(slopes["first half step made whole"] - 1) < 0.15
 print("slopes:", {name: round(slope) for name, slope in slopes.items()})
 
 # %% [markdown]
@@ -178,8 +183,8 @@ for name, run in runs.items():
 broken = runs["never rejects"].table()
 assert runs["HMC"].is_calibrated and not runs["never rejects"].is_calibrated
 assert broken.loc["log likelihood"].max() < 1e-6 < broken.loc["prediction"].max()
-ranks = runs["never rejects"].ranks[:, 2].double()
-assert ranks.mean() > 15 / 2 + 1, "the truth ranks too high"
+high = runs["never rejects"].ranks[:, 2].double()
+assert high.mean() > 15 / 2 + 1, "the truth ranks too high"
 print("verdict: HMC passes; the broken one fails, and the prediction does not show it")
 
 # %% [markdown]
@@ -189,24 +194,118 @@ print("verdict: HMC passes; the broken one fails, and the prediction does not sh
 #
 # ## And the sampler of the last notebook?
 # Replica exchange ([notebook 6](06_convergence.ipynb)) can't start in equilibrium, because the
-# truth is a draw at the coldest temperature only. It goes the usual way: from the prior, a
-# warm-up, then draws that are far enough apart to be independent. So it has more to prove: not
-# only that it would stay in the posterior, but that it finds it, 512 times. (To save time, with
-# 40 points in a data set, and seven draws from each.)
+# truth is a draw at the coldest temperature only. It has to start elsewhere, so it has more to
+# prove: not only that it would stay in the posterior, but that it finds it. The usual way is a
+# start from the prior, a warm-up, then draws that are far enough apart to be independent.
+#
+# Would that show what was wrong with HMC in notebook 6? There each chain stayed what it was, an
+# AND or an OR. But labels that a network from the prior makes up are hardly ever like the
+# tutorial's, and where they are easier there may be no barrier. And where there is one, a start
+# from the prior falls to each side about as often as the truth does, for the truth is from the
+# prior as well: on average over data sets, all looks right. So we make it harder, in two ways:
+# - *There is a barrier.* We keep those data sets only whose labels are like the tutorial's: at
+#   least 35 of 40 are the same. That is allowed, because it depends on the labels alone: given
+#   labels, whichever they are, the truth is a draw from their posterior.
+# - *All chains start at one and the same network*, an AND that knows nothing of the truths.
+#
+# One data set in about 9,000 is kept, but making them up costs little.
 
 # %% tags=["nbval-ignore-output"]
 smaller = Posterior(net, boxes(n=40).to(single.data.x), single.prior, single.likelihood)
-exchange = simulation_based_calibration(
-    smaller, ReplicaExchange(HMC(step_size=0.1, num_steps=4), num_temperatures=8), quantities,
-    num_datasets=512, num_draws=7, thin=50, warmup=300, seed=1,
-)  # fmt: skip
-print(exchange.verdict)
-
-# %%
-assert exchange.is_calibrated
-print("verdict: replica exchange finds the posterior of data sets that it has never seen")
+kept = []
+for _ in range(20):
+    theta = smaller.sample_prior(100_000, generator)
+    labels = smaller.simulate(theta, generator)
+    alike = (labels == smaller.data.y).sum(1) >= 35
+    kept.append((theta[alike], labels[alike]))
+truth, labels = map(torch.cat, zip(*kept, strict=True))
+print(len(truth), "data sets of 2,000,000 are like the tutorial's")
+assert 150 < len(truth) < 320  # a Poisson number of mean 230
 
 # %% [markdown]
+# `corners` counts as in notebook 6: it is 1 for an AND and 3 for an OR. (Among the truths there
+# are some with a count of 2: there the output follows one of its two units alone.) We rank the
+# count, the prediction in the centre, and the log likelihood, among three draws each.
+
+
+# %%
+def corners(theta):
+    """In how many corners of its inputs the output unit says class 1, for theta (..., 20)."""
+    weight, bias = theta[..., 17:19], theta[..., 19:]
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).to(weight)
+    return (weight @ signs.mT + bias > 0).sum(-1)
+
+
+def chains_for_all(kernel, init):
+    """For each data set, three draws of a chain, 300 transitions apart."""
+    model = smaller.with_targets(labels)
+    chain = sample(
+        model, kernel, 900, num_chains=len(truth), warmup=600, init=init, seed=generator
+    )
+    return chain.draws[:, 299::300]
+
+
+def calibration(draws):
+    """Ranks of the truths in what distinguishes the kinds, in a prediction, and in the fit."""
+    theta = torch.cat([truth[:, None], draws], dim=1)
+    fit = smaller.with_targets(labels).log_likelihood(theta.flatten(0, 1)).view(len(truth), -1)
+    values = [corners(theta).to(fit), quantities["prediction"](theta), fit]
+    values = torch.stack(values, dim=-1)
+    names = ["corners", "prediction", "log likelihood"]
+    return Calibration(ranks(values[:, 0], values[:, 1:], generator), draws.shape[1], names)
+
+
+# %% [markdown]
+# The network that all start at is the best AND among the chains at the top of this page. The
+# kernel that explores inside replica exchange is the same HMC. Guess: it has a warm-up of 600
+# transitions, and 300 between two draws. Is that enough to find an OR?
+
+# %% tags=["nbval-ignore-output"]
+an_and = start[state.log_prob.where(corners(start) == 1, -torch.inf).argmax()]
+hmc = HMC(step_size=0.1, num_steps=4)
+draws = {
+    "HMC from the prior": chains_for_all(hmc, None),
+    "HMC from one AND": chains_for_all(hmc, an_and),
+    "replica exchange from one AND": chains_for_all(
+        ReplicaExchange(hmc, num_temperatures=8), an_and
+    ),
+}
+all_kinds = {"truths": truth} | draws
+share = {name: (corners(t) == 3).double().mean().item() for name, t in all_kinds.items()}
+print("ORs, of all:", {name: round(value, 2) for name, value in share.items()})
+
+# %%
+ranked = {name: calibration(theta) for name, theta in draws.items()}
+plots.calibrations(
+    ranked,
+    "corners",
+    title="From one AND, HMC's draws have too few corners, so the truth ranks high",
+)
+
+# %% tags=["nbval-ignore-output"]
+for name, run in ranked.items():
+    print(name, "-", run.verdict)
+
+# %%
+# Over 5 groups of 230 data sets HMC's p-value was below 1e-12, and its share of ORs 0.026 +-
+# 0.010; 0.27 +- 0.03 of the truths are ORs, and 0.35 +- 0.03 of its draws from the prior.
+assert ranked["HMC from one AND"].table().loc["corners"].max() < 1e-6
+assert ranked["replica exchange from one AND"].is_calibrated
+assert min(share["truths"], share["HMC from the prior"]) > 3 * share["HMC from one AND"]
+print(
+    "verdict: from one AND, HMC finds too few ORs; replica exchange forgets where it started,"
+)
+print("and its ranks are uniform, for data sets that it has never seen")
+
+# %% [markdown]
+# HMC from the prior has ORs enough, because starts from the prior brought them along. Its ranks
+# are too often the lowest or the highest, a sign of chains that don't move; their mean is about
+# right.
+#
+# What does calibration tell, then? Along a chain through the truth: that a sampler leaves the
+# posterior as it is. From starts at the prior: that chains end at the right places *on average
+# over data sets*, not that they move between modes. For that, start them all in one mode.
+#
 # ## What a seed is worth
 # The same **seed** gives the same draws: on this machine, with these libraries, to the last
 # bit. Somewhere else the processor may add numbers in another order, and the sixteenth digit
@@ -217,21 +316,21 @@ print("verdict: replica exchange finds the posterior of data sets that it has ne
 # %%
 twins = [
     sample(posterior, HMC(0.05, 4), num_samples=3000, init=theta, seed=2, compile=False).draws
-    for theta in (start, start + 1e-15)
+    for theta in (start[:64], start[:64] + 1e-15)
 ]
-again = sample(posterior, HMC(0.05, 4), num_samples=10, init=start, seed=2, compile=False)
+again = sample(posterior, HMC(0.05, 4), num_samples=10, init=start[:64], seed=2, compile=False)
 assert torch.equal(again.draws, twins[0][:, :10])
 distance = (twins[0] - twins[1]).norm(dim=-1)
 usual = (twins[0][:, 1000:] - twins[0][:, :-1000]).norm(dim=-1).median().item()
 plots.partings(
     distance,
     usual,
-    title="The twins part exponentially: a hundred draws cost more than a digit",
+    title="The twins part exponentially, by a digit within 200 draws",
 )
 
 # %% [markdown]
 # Each grey line is a pair. On a log scale their median rises in a straight line: the distance
-# is multiplied again and again. That is **chaos**. Once apart, the twins stay apart.
+# is multiplied again and again. That is **chaos**. Once apart, most twins stay apart.
 
 # %%
 digits = distance.median(0).values.log10()
@@ -239,10 +338,12 @@ growing = ((digits > -13) & (digits < -3)).nonzero().flatten()
 line = torch.stack([growing.to(digits), digits[growing]])
 digits_per_draw = line.cov()[0, 1] / line[0].var()
 apart = distance[:, 1500] > 1
-assert torch.corrcoef(line)[0, 1] > 0.9 and digits_per_draw > 1 / 100
-assert digits[0] < -13 and digits[-1] > 0 and apart.double().mean() > 0.5
-assert distance[apart, 1500:].min() > 0.1, "they don't come together again"
-print("the median distance grew from below 1e-13 to above 1, by a digit within 100 draws")
+# Over 8 seeds a digit takes 39 to 82 draws, and 0.73 to 0.91 of the pairs are apart.
+assert torch.corrcoef(line)[0, 1] > 0.8 and digits_per_draw > 1 / 200
+assert digits[0] < -13 and digits[1500:].min() > 0, "they don't come together again"
+assert apart.double().mean() > 0.5
+print("the median distance grew from below 1e-13 to above 1, by a digit within 200 draws,")
+print("and stayed there")
 
 # %% [markdown]
 # So a seed reproduces a run on one machine. What travels to another machine is the
@@ -263,6 +364,7 @@ print("the median distance grew from below 1e-13 to above 1, by a digit within 1
 #   them apart.
 # - Test the tests: break the sampler and see that they fail.
 # - Rank what matters, and the log likelihood. What you don't rank you don't see.
+# - Starts from the prior hide a barrier on average. Start all chains on one side of it.
 # - A seed reproduces draws on one machine; distributions are what travels.
 #
 # **Next:** [8. The playground](08_playground.ipynb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, Figure, shared_legend
@@ -60,6 +60,7 @@ def calibrations(runs: Mapping[str, Calibration], quantity: str, title: str = ""
         above.axhspan(*_bars_band(number, length), color=GREY, alpha=0.4, lw=0)
         above.axhline(number / (length + 1), color=INK, lw=0.8, ls="--")
         above.set(xlabel=f"rank of the truth among {length} draws", xlim=(-0.6, length + 0.6))
+        above.xaxis.set_major_locator(MaxNLocator(integer=True))
         above.set_title(name, fontsize=10)
         uniform = np.r_[0, rank[1:] / (length + 1), 1]
         lowest, highest = (np.r_[0, edge.numpy() / number, 1] for edge in ecdf_band(number, length, BAND))
