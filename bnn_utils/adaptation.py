@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bnn_utils.hmc import (
+    ADAPTED_JITTER,
     HMC,
     Grad,
     HMCInfo,
@@ -28,6 +29,8 @@ from bnn_utils.hmc import (
 # Mean acceptance rate of trajectories of fixed length: the default of Stan, within the range that Betancourt, Byrne and
 # Girolami (2014) found best.
 TARGET_ACCEPTANCE = 0.8
+# Of single leapfrog steps, which are proposals of the Langevin algorithm (Roberts and Rosenthal 1998).
+LANGEVIN_TARGET_ACCEPTANCE = 0.574
 
 
 class DualAveraging(NamedTuple):
@@ -104,7 +107,7 @@ def windows(num_warmup: int) -> tuple[int, list[int]]:
 
     First the step size alone, while chains still travel; then windows, each twice as long as the one before, that
     end with the mass set to the variances seen in them; last the step size alone. A warm-up of less than 20
-    transitions adapts the step size only (Stan reference manual, section 15.2).
+    transitions adapts the step size only (Stan reference manual 2.20, section 15.2).
     """
     if num_warmup < 20:
         return num_warmup, []
@@ -124,13 +127,21 @@ def windows(num_warmup: int) -> tuple[int, list[int]]:
 class Warmup:
     """A kernel that learns, transition by transition, its step size and the diagonal of its mass.
 
-    All lanes share one of each, and all teach them. A mass that the kernel came with is kept.
+    All lanes share one of each, and all teach them. A mass that the kernel came with is kept. HMC's step sizes are
+    jittered from the first transition on, so that its trajectories are not tuned to come full circle; a single step,
+    which cannot, is not.
 
     Attributes:
         kernel: with which to make the next transition; after the last update, the one to draw with.
     """
 
     def __init__(self, kernel: HMC | ChEES, num_warmup: int) -> None:
+        self._target = TARGET_ACCEPTANCE
+        if num_warmup and isinstance(kernel, HMC):
+            is_single = kernel.num_steps == 1
+            self._target = LANGEVIN_TARGET_ACCEPTANCE if is_single else TARGET_ACCEPTANCE
+            if kernel.jitter is None and not is_single:
+                kernel = replace(kernel, jitter=ADAPTED_JITTER)
         self.kernel = kernel
         self._num = num_warmup
         self._first, self._ends = windows(num_warmup) if kernel.inv_mass is None else (num_warmup, [])
@@ -138,10 +149,10 @@ class Warmup:
         self._steps = DualAveraging.start(torch.tensor(kernel.step_size, dtype=torch.float64))
         self._moments: Moments | None = None
 
-    def update(self, theta: Tensor, rate: Tensor, target: float = TARGET_ACCEPTANCE) -> None:
+    def update(self, theta: Tensor, rate: Tensor) -> None:
         """With the positions reached, ``(C, D)``, and the acceptance rate of all lanes together."""
         self._count += 1
-        self._steps = self._steps.update(target - rate.detach().cpu().double())
+        self._steps = self._steps.update(self._target - rate.detach().cpu().double())
         if self._count > self._first and self._ends:
             self._moments = (self._moments or Moments.start(theta)).update(theta)
         if self._ends and self._count == self._ends[0]:
@@ -251,6 +262,7 @@ class ChEESWarmup(Warmup):
 
     def __init__(self, kernel: ChEES, num_warmup: int) -> None:
         super().__init__(kernel, num_warmup)
+        self._target = CHEES_TARGET_ACCEPTANCE
         self._square = 0.0  # running mean of squared gradients, for Adam
         self._log_length = self._average = math.log(kernel.trajectory_length)
 
@@ -269,7 +281,7 @@ class ChEESWarmup(Warmup):
             self._log_length = min(max(log_length, min(self._log_length, shortest)), max(self._log_length, longest))
             self._average += (self._log_length - self._average) / math.sqrt(t)
         mass = self.kernel.inv_mass
-        super().update(end.lanes.theta, 1 / (1 / rate).mean(), CHEES_TARGET_ACCEPTANCE)
+        super().update(end.lanes.theta, 1 / (1 / rate).mean())
         if self.kernel.inv_mass is not mass:
             # The widest direction, which decides on the length, has a standard deviation of 1 from now on.
             variances = self.kernel.inv_mass if mass is None else self.kernel.inv_mass / mass

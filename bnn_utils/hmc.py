@@ -9,6 +9,13 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+# By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
+# energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
+# and draws hardly move. Step sizes spread evenly from one half to three halves turn a whole period into anything from
+# half a period to one and a half: a whole turn, evenly, so that the end says nothing of the start. And they turn half a
+# period, after which distances from the mean repeat, into half a turn, evenly (Mackenzie 1989; Neal 2011, 5.3.2).
+ADAPTED_JITTER = 0.5
+
 # Energy error at which a trajectory counts as divergent, as in Stan (Betancourt 2017, section 6.2).
 MAX_ENERGY_ERROR = 1000.0
 
@@ -174,21 +181,27 @@ def accept(generator: torch.Generator, state: State, proposal: Proposal) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class HMC:
-    """Hamiltonian Monte Carlo with a fixed step size and number of steps (Neal 2011).
+    """Hamiltonian Monte Carlo with a fixed number of steps (Neal 2011).
 
     Args:
         step_size: leapfrog step, in units of theta where the mass is the identity.
         num_steps: leapfrog steps in one transition.
         inv_mass: inverse mass: None for the identity, ``(D,)`` for its diagonal, or ``(D, D)``; best near the
             posterior's covariance.
+        jitter: each lane's trajectory has a step size of its own, drawn evenly within this fraction of ``step_size`` up
+            and down, so that no trajectory comes full circle for long (Mackenzie 1989; Neal 2011, section 5.3.2; Stan's
+            ``stepsize_jitter``). None, the default, is 0 for a kernel that is used as given, and 0.5 once a warm-up
+            adapts one of several steps, during the warm-up and afterwards.
 
     Raises:
-        ValueError: if a step size or number of steps is not positive, or ``inv_mass`` is not positive definite.
+        ValueError: if a step size or number of steps is not positive, ``inv_mass`` is not positive definite, or
+            ``jitter`` is not in [0, 1).
     """
 
     step_size: float
     num_steps: int
     inv_mass: Tensor | None = None
+    jitter: float | None = None
 
     lanes_per_chain: ClassVar[int] = 1
 
@@ -198,6 +211,11 @@ class HMC:
             raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
         if self.inv_mass is not None:
             check_inv_mass(self.inv_mass)
+        if self.jitter is not None and not 0 <= self.jitter < 1:
+            raise ValueError(
+                f"jitter must be a fraction, 0 or more and less than 1, got {self.jitter}; "
+                "with 0.2, step sizes vary by a fifth up and down"
+            )
 
     def init(self, log_prob_and_grad: LogProbAndGrad, theta: Tensor) -> HMCState:
         """The state of lanes at theta, shape ``(C, D)``."""
@@ -208,7 +226,8 @@ class HMC:
 
         p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p);  accept with probability min(1, exp(H - H*))
 
-        Per transition it draws a normal ``(C, D)``, then a uniform ``(C,)``, from the generator.
+        Per transition it draws, from the generator, a uniform ``(C, 1)`` for step sizes if there is jitter, then a
+        normal ``(C, D)`` and a uniform ``(C,)``.
 
         Args:
             log_prob_and_grad: ``(C, D) -> (C,), (C, D)``, each row on its own.
@@ -217,21 +236,32 @@ class HMC:
         kinetic = metric(self.inv_mass)
 
         def transition(generator: torch.Generator, state: HMCState) -> tuple[HMCState, HMCInfo]:
-            proposal = propose(
-                generator, state, log_prob_and_grad, float(self.step_size), int(self.num_steps), kinetic, grad
-            )
+            size = self.draw_step_sizes(generator, state.theta)
+            proposal = propose(generator, state, log_prob_and_grad, size, int(self.num_steps), kinetic, grad)
             state, is_accept = accept(generator, state, proposal)
-            return state, self.info(proposal.start_energy, proposal.end_energy, is_accept)
+            return state, self.info(proposal.start_energy, proposal.end_energy, is_accept, size)
 
         return transition
 
-    def info(self, start_energy: Tensor, end_energy: Tensor, is_accept: Tensor) -> HMCInfo:
-        """What happened, from the energies at the two ends of each trajectory, ``(C,)`` each."""
-        return HMCInfo(start_energy, end_energy, is_accept, int(self.num_steps), float(self.step_size))
+    def draw_step_sizes(self, generator: torch.Generator, theta: Tensor) -> float | Tensor:
+        """For the next trajectories of lanes at theta ``(C, D)``: one number for all, or with jitter ``(C, 1)``."""
+        if not self.jitter:
+            return float(self.step_size)
+        u = torch.rand(len(theta), 1, generator=generator, dtype=theta.dtype, device=theta.device)
+        return self.step_size * (1 + self.jitter * (2 * u - 1))
+
+    def info(
+        self, start_energy: Tensor, end_energy: Tensor, is_accept: Tensor, step_size: float | Tensor | None = None
+    ) -> HMCInfo:
+        """What happened, from the energies at the two ends of each trajectory, ``(C,)`` each, and their step sizes."""
+        size = float(self.step_size) if step_size is None else step_size
+        size = size.squeeze(-1) if isinstance(size, Tensor) else size
+        return HMCInfo(start_energy, end_energy, is_accept, int(self.num_steps), size)
 
     def __repr__(self) -> str:
         mass = "" if self.inv_mass is None else f", inv_mass={'diagonal' if self.inv_mass.ndim == 1 else 'dense'}"
-        return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{mass})"
+        jitter = f", jitter={self.jitter:g}" if self.jitter else ""
+        return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{mass}{jitter})"
 
 
 def _step(start: Tensor, slope: Tensor, size: float | Tensor) -> Tensor:

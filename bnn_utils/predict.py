@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -127,6 +128,31 @@ def calibration_error(p: Tensor, y: Tensor, seed: int = 0) -> Estimate:
     everything, rng = np.arange(len(y)), np.random.default_rng(seed)
     again = [error(rng.choice(everything, len(y))) for _ in range(NUM_RESAMPLES)]
     return Estimate(float(error(everything)), float(np.std(again, ddof=1)))
+
+
+def mean_difference(differences: ArrayLike, overlap: float = 0.0) -> Estimate:
+    """Mean of paired differences of scores, one per data set or split, and its standard error.
+
+        error^2 = (1 / n + overlap) * variance of the n differences
+
+    Independent data sets have no overlap. Splits of one data set share most of their points, so that their differences
+    resemble each other more than those of new data would: there the overlap is the number of points held out over that
+    of points learned from, ``n_test / n_train`` (Nadeau and Bengio 2003, the corrected resampled t test). More splits
+    then make the error hardly smaller.
+
+    Args:
+        differences: n >= 2 numbers, such as the log scores of one method minus those of another.
+        overlap: 0 for independent data sets, ``n_test / n_train`` for random splits of one.
+
+    Raises:
+        ValueError: if there are fewer than two differences, or the overlap is negative.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if d.ndim != 1 or len(d) < 2:
+        raise ValueError(f"expected two differences or more, one number each, got an array of shape {d.shape}")
+    if not overlap >= 0:
+        raise ValueError(f"overlap must be n_test / n_train, or 0 for independent data sets, got {overlap:g}")
+    return Estimate(float(d.mean()), float(math.sqrt((1 / len(d) + overlap) * d.var(ddof=1))))
 
 
 def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,14 +43,14 @@ def sample(
     """Draw chains from a posterior.
 
     With one chain and the same seed, both engines consume the same random numbers: a start from the prior (without
-    ``init``), then per transition the momentum and one uniform. (After a transition whose energy is not finite,
-    hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread meanwhile, unless one batch is
-    large enough to gain from more.
+    ``init``), then per transition the step size if it varies, the momentum and one uniform. (After a transition whose
+    energy is not finite, hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread
+    meanwhile, unless one batch is large enough to gain from more.
 
-    During ``warmup`` the kernel adapts to the posterior: HMC its step size and the diagonal of its mass, ChEES its
-    trajectory length too, replica exchange its temperatures and a step size for each. What it was given is where it
-    begins; a mass that it was given is kept. Without a warm-up nothing adapts. Chains of one batch share what is
-    learned.
+    During ``warmup`` the kernel adapts to the posterior: HMC its step size, which from then on varies at random, and
+    the diagonal of its mass, ChEES its trajectory length too, replica exchange its temperatures and a step size for
+    each. What it was given is where it begins; a mass or a jitter that it was given is kept. Without a warm-up nothing
+    adapts. Chains of one batch share what is learned.
 
     The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
     from the seed; they do not depend on the number of workers. Rounding differs between the compiled gradient and the

@@ -59,13 +59,17 @@ class Calibration:
 
     @property
     def is_calibrated(self) -> bool:
-        """Every p-value is at least 1e-4, divided by how many there are."""
+        """Whether no fault was seen: every p-value is at least 1e-4 divided by the number of p-values in `table`.
+
+        A right sampler fails with a probability of about 1e-4 at most (Bonferroni). A sampler that passes may still be
+        wrong: in a quantity that was not ranked, or by less than so many data sets show.
+        """
         p = self.table().to_numpy()
         return bool((p >= FALSE_ALARM / p.size).all())
 
     @property
     def verdict(self) -> str:
-        """The judgement in words."""
+        """`is_calibrated` in words, "no sign of a fault" or "not calibrated", with the smallest p-value."""
         p = self.table()
         smallest, quantity = p.to_numpy().min(), p.min(axis=1).idxmin()
         found = "no sign of a fault" if self.is_calibrated else "not calibrated"

@@ -23,8 +23,9 @@ from bnn_utils.hmc import HMC, HMCInfo, accept, acceptance_rate, metric, propose
 
 # A ladder to begin with: dense near the prior, where the likelihood takes hold first.
 FIRST_LADDER_POWER = 4
-# Step sizes vary by this fraction up and down. At the hot end, where the target is the prior, all elements may swing
-# with one period, and trajectories of just that length would return to where they started (Neal 2011, section 3.2).
+# Step sizes vary by this fraction up and down, where the kernel has no jitter of its own. At the hot end, where the
+# target is the prior, all elements may swing with one period, and trajectories of just that length would end where they
+# started (Neal 2011, section 5.3.2).
 STEP_JITTER = 0.2
 
 FEWEST_IN_A_ROUND, MOST_ROUNDS = 10, 6  # transitions in the first round of a warm-up, and rounds
@@ -147,6 +148,7 @@ class ReplicaExchange:
         """
         num_chains, num = len(like), self.lanes_per_chain
         ladder, kinetic = self.ladder(like), metric(self.kernel.inv_mass)
+        jitter = STEP_JITTER if self.kernel.jitter is None else self.kernel.jitter
         beta, sizes = ladder.repeat(num_chains), self.steps(like).repeat(num_chains)[:, None]
         beta_rows, gaps = beta[:, None], -ladder.diff()
         here = torch.arange(num, device=like.device)
@@ -174,7 +176,7 @@ class ReplicaExchange:
             rows = (first_rows + source).flatten()
             lanes = temper(state.theta[rows], state.log_likelihood[rows], state.grad_likelihood[rows])
 
-            size = sizes * (1 + STEP_JITTER * (2 * uniform(sizes.shape, generator=generator) - 1))
+            size = sizes * (1 + jitter * (2 * uniform(sizes.shape, generator=generator) - 1))
             proposal = propose(generator, lanes, evaluate, size, self.num_steps, kinetic, grad)
             lanes, is_accept = accept(generator, lanes, proposal)
 

@@ -34,6 +34,7 @@ from bnn_utils.engines import available
 from bnn_utils.engines.hamiltorch import INSTALL
 from bnn_utils.hmc import HMCState, leapfrog
 
+torch.set_num_threads(1)  # rows of 20 numbers are not worth sharing between cores
 device = default_device()
 data = boxes(n=80, seed=1234).to(device)
 net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -67,34 +68,45 @@ def energy(theta, p):
 
 
 # %% [markdown]
-# A start in a sensible region (a few hundred draws of a short chain take us there), a random
-# push, and three ways to go the same distance: with large, medium and small steps. To have
-# something to see, the path is much longer than one that the chain below will take. The
-# library's own `leapfrog`, which the sampler uses, must end at the same place; the cell checks
-# it.
+# One path says little: some are easy to follow, others lead through narrow bends. So we take
+# 128 starts in a sensible region (300 draws of as many short chains take us there), a random
+# push for each, and four ways to go the same distance, from large steps to small ones. `roll`
+# takes all 128 at once, as rows. To have something to see, the paths are much longer than those
+# that the chain below will take. The library's own `leapfrog`, which the sampler uses, must
+# take the same path; the cell checks it over the first steps.
 
 # %%
-start = sample(posterior, HMC(0.05, 4), num_samples=300, seed=1, progress=False).draws[0, -1]
-push = torch.randn(
-    20, generator=torch.Generator(device).manual_seed(2), dtype=start.dtype, device=device
-)
+chains = sample(posterior, HMC(0.05, 4), 300, num_chains=128, seed=1, progress=False)
+starts = chains.draws[:, -1]
+generator = torch.Generator(device).manual_seed(2)
+pushes = torch.randn(starts.shape, generator=generator, dtype=starts.dtype, device=device)
 
-runs = {
-    step: roll(start, push, step, num_steps=round(2.4 / step)) for step in (0.05, 0.025, 0.0125)
+step_sizes = (0.05, 0.025, 0.0125, 0.00625)
+runs = {step: roll(starts, pushes, step, num_steps=round(2.4 / step)) for step in step_sizes}
+
+lanes = HMCState(starts, *posterior.log_prob_and_grad(starts))
+end, _ = leapfrog(lanes, pushes, posterior.log_prob_and_grad, step_size=0.05, num_steps=4)
+torch.testing.assert_close(end.theta, runs[0.05][0][4])
+
+# %% [markdown]
+# How wrong does the energy get on a path? Take the largest error on the way. The one path that
+# we look at is the middle one of the 128 by this error, with the largest steps.
+
+# %%
+errors = {
+    step: torch.stack([energy(*at) for at in zip(*run, strict=True)]) - energy(starts, pushes)
+    for step, run in runs.items()
 }
-errors = {step: energy(*path) - energy(start, push) for step, path in runs.items()}
-
-lane = HMCState(start[None], *posterior.log_prob_and_grad(start[None]))
-end, _ = leapfrog(lane, push[None], posterior.log_prob_and_grad, step_size=0.05, num_steps=48)
-torch.testing.assert_close(end.theta[0], runs[0.05][0][-1])
+largest = torch.stack([error.abs().amax(0) for error in errors.values()])  # (step sizes, 128)
+middle = largest[0].argsort()[64]
 
 # %% [markdown]
 # Twenty dimensions don't fit on a page. So we cut the landscape along the two directions in
-# which this path moves most. Left, the path bends away from the dark, improbable region; right,
-# its energy error. What happens to the error when the steps get half as long?
+# which this path moves most. Left, the path on this cut; right, its energy error. What happens
+# to the error when the steps get half as long?
 
 # %%
-path = runs[0.05][0]
+path = runs[0.05][0][:, middle]
 _, sizes, directions = torch.linalg.svd(path - path.mean(0), full_matrices=False)
 flat_path = (path - path.mean(0)) @ directions[:2].T
 share = (sizes[:2].square().sum() / sizes.square().sum()).item()
@@ -103,18 +115,25 @@ u, v = (torch.linspace(w.min() - 1.5, w.max() + 1.5, 60).to(path) for w in flat_
 plane = path.mean(0) + u[None, :, None] * directions[0] + v[:, None, None] * directions[1]
 heights = posterior.log_prob(plane.reshape(-1, 20)).reshape(60, 60)
 
-labels = {f"step size {step}": error.cpu() for step, error in errors.items()}
+labels = {f"step size {step}": error[:, middle].cpu() for step, error in errors.items()}
 title = "The gradient bends the path; small steps keep the energy"
 plots.trajectory(flat_path.cpu(), (u.cpu(), v.cpu(), heights.cpu()), labels, title)
 
 # %%
-worst = {step: error.abs().max().item() for step, error in errors.items()}
-assert share > 0.8, "the picture shows most of the movement"
-assert 2.5 < worst[0.05] / worst[0.025] < 6.5 and 2.5 < worst[0.025] / worst[0.0125] < 6.5
-print("verdict: half the step size, about a quarter of the energy error")
+typical = largest.median(dim=1).values  # over paths: the largest would speak of one alone
+drops = typical[:-1] / typical[1:]
+assert share > 0.8, "the picture shows most of the movement: over 60 seeds 0.983 +- 0.010"
+# Over 60 seeds the last one is 3.94 +- 0.19, and the lowest of the other two 3.9.
+assert (drops > 3).all() and drops[-1] < 5
+print("verdict: of a typical path, half the step size takes two thirds of the energy error or")
+print("more; once the steps are small, about three quarters")
 
 # %% [markdown]
 # ## Keep or go back
+# One half of the step size leaves about a quarter of the error: the error goes with the square
+# of the step size, but only when steps are small. Those of 0.05 are still too large for that in
+# the narrow bends. [Notebook 7](07_trust.ipynb) makes this law a test.
+#
 # Because of that error the ball drifts off a little. HMC corrects it exactly. Call the end of
 # the path the **proposal**, and its energy minus that of the start the error. The proposal is
 # kept with probability `exp(-error)`, at most 1; otherwise the **chain** stays where it was.
@@ -241,45 +260,48 @@ print(f"hamiltorch.sample_model needs {ratio:.0f} times as long for the tutorial
 # computed.
 #
 # ### Exercise: the way back
-# Roll to the end of the path with the largest steps. There, turn round: keep the place, reverse
-# the momentum, and roll just as many steps. Where do you end? Guess before you run it, and
-# remember that the energy was *not* kept exactly.
+# Roll to the ends of the 128 paths with the largest steps. There, turn round: keep the place,
+# reverse the momentum, and roll just as many steps. Where do you end? Guess before you run it,
+# and remember that the energy was *not* kept exactly.
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# path, momenta = roll(start, push, step_size=0.05, num_steps=48)
+# path, momenta = runs[0.05]
 # back, _ = roll(path[-1], -momenta[-1], step_size=0.05, num_steps=48)
-# missed = (back[-1] - start).abs().max().item()
-# assert missed < 1e-9
-# print("back at the start, but for rounding")
+# missed = (back[-1] - starts).abs().amax(1)
+# assert missed.median() < 1e-9
+# print("back at the start, but for rounding; the largest miss:", f"{missed.max():.0e}")
 # ```
 #
 # Leapfrog keeps the energy only nearly, but its way back is exact. The decision to keep or go
 # back needs just that: it is right only because each path could as well have been walked from
-# its end.
+# its end. (On some of the paths rounding errors grow so fast that the way back can be seen to
+# miss the start.)
 #
 # </details>
 #
 # ### Exercise: how large a step?
-# Large steps travel further for the same price. Run 500 transitions from `start` with step
-# sizes 0.025, 0.05, 0.1, 0.2 and 0.4. Where does the acceptance rate fall below one half, and
-# where do divergences begin?
+# Large steps travel further for the same price. Run 500 transitions from each of the first 64
+# starts with step sizes 0.025, 0.05, 0.1, 0.2 and 0.4. Where does the acceptance rate fall
+# below one half, and where do divergences become frequent?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # rates = {}
 # for step in (0.025, 0.05, 0.1, 0.2, 0.4):
-#     short = sample(posterior, HMC(step, 4), 500, init=start, seed=1, progress=False)
+#     short = sample(posterior, HMC(step, 4), 500, init=starts[:64], seed=1, progress=False)
 #     rates[step] = short.stats["acceptance_rate"].mean()
-#     diverging = short.stats["diverging"].sum()
-#     print(f"step size {step:<5}: acceptance {rates[step]:.2f}, divergences {diverging}")
-# assert rates[0.05] > 0.5 > rates[0.2] and diverging > 20
+#     diverging = short.stats["diverging"].double().mean()
+#     print(f"step size {step:<5}: acceptance {rates[step]:.2f}, divergent {diverging:.1%}")
+# # Of 64 chains: 0.81 +- 0.02 and 0.16 +- 0.02; with the largest steps 0.32 +- 0.03 diverge.
+# assert rates[0.05] > 0.5 > rates[0.2] and diverging > 0.1
 # ```
 #
-# Acceptance falls faster and faster: between 0.05 and 0.2 it drops below one half, and with the
-# largest steps paths explode. Steps twice as long go twice as far, but only if they are kept.
+# Between 0.05 and 0.2 the acceptance rate falls below one half. With the largest steps nearly
+# nothing is kept, and many paths explode. Steps twice as long go twice as far, but only if they
+# are kept.
 #
 # </details>
 

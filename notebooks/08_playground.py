@@ -61,17 +61,17 @@ sampler.figure(step_size=0.1, num_steps=20)
 
 # %%
 def money_spent(step_size, num_steps):
-    """Acceptance rate, and squared jump per gradient."""
-    run = sample(posterior, HMC(step_size, num_steps), 300, num_chains=8, progress=False)
+    """Acceptance rate, the median of 32 chains, and squared jump per gradient."""
+    run = sample(posterior, HMC(step_size, num_steps), 300, num_chains=32, progress=False)
     jump = run.draws[:, 100:].diff(dim=1).square().sum(-1).mean()
-    return run.stats["acceptance_rate"][:, 100:].mean(), jump / num_steps
+    return run.stats["acceptance_rate"][:, 100:].mean(1).median(), jump / num_steps
 
 
 (shy, crawl), (bold, stride), (rash, stuck) = (
     money_spent(step_size, num_steps)
     for step_size, num_steps in ((0.02, 4), (0.05, 8), (0.8, 8))
 )
-assert shy > 0.98 and 0.6 < bold < 0.9 and rash < 0.1
+assert shy > 0.95 > bold > 0.5 and rash < 0.1  # other seeds: 0.995, 0.82 +- 0.03, 0
 assert stride > 4 * crawl and stride > 4 * stuck
 print("verdict: small steps are nearly always kept and get nowhere, huge ones hardly ever are;")
 print("the best loses a few proposals")
@@ -155,7 +155,7 @@ draws.figure(run="temperature 10", view="epistemic", draw=1499)
 
 # %%
 disagreement = [
-    split_uncertainty(posterior.predict(run.draws[:, 500:], data.x)).epistemic.mean().item()
+    split_uncertainty(posterior.predict(run.draws[:, 1000:], data.x)).epistemic.mean().item()
     for run in runs.values()
 ]
 assert disagreement[0] < disagreement[1] - 0.02 < disagreement[2] - 0.04

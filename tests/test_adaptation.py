@@ -13,8 +13,9 @@ from torch import nn
 
 from bnn_utils import HMC, ChEES, Data, Likelihood, NormalPrior, Posterior, sample
 from bnn_utils.adaptation import MAX_STEPS, ChEESWarmup, DualAveraging, Moments, Warmup, halton, windows
+from bnn_utils.diagnostics import ess, rhat
 from bnn_utils.engines import ENGINES
-from bnn_utils.hmc import HMCState, Proposal
+from bnn_utils.hmc import ADAPTED_JITTER, HMCState, Proposal
 
 
 class Silent(Likelihood):
@@ -92,6 +93,7 @@ def test_the_step_size_has_the_wanted_acceptance(scale):
 
 
 @pytest.mark.parametrize(("lanes", "lowest", "highest"), [(64, 0.76, 0.83), (1, 0.76, 0.99)])
+@pytest.mark.statistical
 def test_acceptance_after_a_warmup(lanes, lowest, highest):
     """Two leapfrog steps, so that acceptance falls as steps grow (many would come full circle).
 
@@ -103,6 +105,7 @@ def test_acceptance_after_a_warmup(lanes, lowest, highest):
     assert lowest < acceptance(transitions[400:]) < highest
 
 
+@pytest.mark.statistical
 def test_a_step_that_is_far_too_long_recovers():
     """Nothing is accepted at first; over 20 seeds, 0.909 ± 0.009 was in the end."""
     posterior = gaussian(ILL_SCALED)
@@ -110,6 +113,34 @@ def test_a_step_that_is_far_too_long_recovers():
     assert transitions[0].info.diverging.all()
     assert acceptance(transitions[:5]) == 0
     assert 0.85 < acceptance(transitions[300:]) < 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("dim", "num_steps"), [(1, 2), (1, 20), (3, 10), (10, 3), (10, 7), (10, 8), (10, 11), (50, 5), (50, 20)]
+)
+def test_no_trajectory_is_tuned_to_come_full_circle(dim, num_steps):
+    """Whatever the number of steps, draws are worth a tenth of independent ones, and chains agree.
+
+    Fails without jitter: with 7 steps in 10 dimensions R-hat is 6 then, with 8 steps an ESS of 0.01 for each draw.
+    """
+    scales = torch.logspace(-2, 1, dim, dtype=torch.float64)
+    chain = sample(gaussian(scales), HMC(0.05, num_steps), 1000, num_chains=16, warmup=300, seed=1, progress=False)
+    assert rhat(chain.draws).max() < 1.01
+    assert ess(chain.draws).min() > 1600
+    assert ess(chain.draws, "tail").min() > 1600
+
+
+def test_jitter_is_on_where_a_warmup_adapts():
+    """From its first transition on, for several steps; one that was asked for is kept; without a warm-up, none."""
+    posterior, kernel = gaussian([1.0, 2.0, 3.0]), HMC(0.1, 3)
+    assert {t.kernel.jitter for t in run(kernel, posterior, 30, 5, 4)} == {ADAPTED_JITTER}
+    assert {t.kernel.jitter for t in run(HMC(0.1, 3, jitter=0.1), posterior, 30, 5, 4)} == {0.1}
+    assert {t.kernel.jitter for t in run(HMC(0.1, 1), posterior, 30, 5, 4)} == {None}
+    for transition in run(kernel, posterior, 0, 5, 4):
+        assert transition.kernel is kernel
+        assert transition.info.step_size == 0.1
 
 
 # --- mass -------------------------------------------------------------------------------------------------------------
@@ -159,6 +190,7 @@ def test_windows_of_any_warmup():
 
 
 @pytest.mark.parametrize(("lanes", "factor"), [(1, 2.0), (64, 1.2)])
+@pytest.mark.statistical
 def test_the_mass_is_that_of_the_posterior(lanes, factor):
     """The ten variances span five orders of magnitude. Over 20 seeds the logarithms of their estimates had standard
     deviations of 0.15 with one lane and 0.037 with 64; the limits are near 5 of those.
@@ -206,13 +238,17 @@ def test_a_chain_says_with_what_it_was_drawn(kernel):
     assert chain.kernel == repr(transitions[-1].kernel)
     assert "inv_mass=diagonal" in chain.kernel
     assert torch.equal(chain.draws, torch.stack([transition.theta for transition in transitions[30:]], 1))
-    assert chain.stats["step_size"].unique().tolist() == [transitions[-1].kernel.step_size]
+    last, sizes = transitions[-1].kernel, chain.stats["step_size"]
+    spread = getattr(last, "jitter", 0) * last.step_size
+    assert (sizes - last.step_size).abs().max() <= spread
+    assert (sizes.unique().numel() == sizes.numel()) == bool(spread)
 
 
 def test_each_batch_adapts_on_its_own():
     """As if it were alone."""
     posterior = gaussian([1.0, 2.0, 3.0])
-    chain = sample(posterior, HMC(0.1, 3), 5, num_chains=5, batch_size=2, warmup=30, seed=5, progress=False)
+    kernel = HMC(0.1, 3, jitter=0)
+    chain = sample(posterior, kernel, 5, num_chains=5, batch_size=2, warmup=30, seed=5, progress=False)
     assert (chain.stats["step_size"] == chain.stats["step_size"][:, :1]).all()
     steps = chain.stats["step_size"][:, 0].tolist()
     assert steps[0] == steps[1] != steps[2] == steps[3] != steps[4]
@@ -266,6 +302,7 @@ def test_gradient_of_the_criterion(mass, time):
     torch.testing.assert_close(warmup._gradient(start, proposal, weights), slope, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.statistical
 def test_learned_length_of_one_wide_direction():
     """Of all directions the widest decides; its sd is 10 here.
 
@@ -282,6 +319,7 @@ def test_learned_length_of_one_wide_direction():
 
 @pytest.mark.parametrize("sd", [10 * [1.0], [100.0] + 9 * [0.01]], ids=["round", "wide"])
 @pytest.mark.parametrize("lanes", [4, 64])
+@pytest.mark.statistical
 def test_learned_length_with_learned_mass(sd, lanes):
     """All directions have one width then, and about two steps, of 0.75, are best: 1.4 to 1.8 over 80 runs.
 
@@ -317,6 +355,7 @@ def test_steps_are_limited():
     assert {ChEES(1.0, 0.1).steps(count) for count in range(20)} == {1}
 
 
+@pytest.mark.statistical
 def test_one_lane_learns_no_length():
     """It is its own mean; the rest is learned all the same."""
     *_, last = run(ChEES(0.1, 0.5, torch.ones(2).double()), gaussian([1.0, 1.0]), 100, 1)

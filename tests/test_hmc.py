@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from targets import FALSE_ALARM, generator, normal
 
 from bnn_utils import HMC
@@ -141,6 +141,7 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
 # --- what a transition keeps and says ---------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_rejection_keeps_state_and_gradient(posterior, theta):
     """Fails when a rejected lane keeps the gradient or the density of its proposal."""
     before, rejected = theta, 0
@@ -155,6 +156,7 @@ def test_rejection_keeps_state_and_gradient(posterior, theta):
     assert 20 < rejected < 180
 
 
+@pytest.mark.statistical
 def test_info_is_about_this_transition(posterior, theta):
     """The energy is that of the state that was kept, which for a rejected lane is the one that it started with."""
     stream, before, accepted = generator(), posterior.log_prob(theta), 0
@@ -171,9 +173,30 @@ def test_info_is_about_this_transition(posterior, theta):
     assert 10 < accepted < 90
 
 
+@pytest.mark.statistical
+def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
+    """Even over its range: mean and variance of a uniform; and the energies are those of just these trajectories."""
+    lanes, stream, jitter = 400, generator(), 0.3
+    start, kernel = posterior.sample_prior(lanes, generator(1)), HMC(0.01, 3, jitter=jitter)
+    pairs = list(run(kernel, posterior.log_prob_and_grad, start, 10))
+    sizes = torch.stack([info.step_size for _, info in pairs])
+    u = (sizes / 0.01 - 1) / jitter
+    assert u.abs().max() < 1
+    assert u.unique().numel() == u.numel()
+    assert u.mean().abs() < norm.isf(FALSE_ALARM / 4) / (3 * u.numel()) ** 0.5
+    assert (u.square().mean() - 1 / 3).abs() < norm.isf(FALSE_ALARM / 4) * (4 / 45 / u.numel()) ** 0.5
+    torch.rand(lanes, 1, dtype=torch.float64, generator=stream)  # of which the first sizes were made
+    p = torch.randn(start.shape, dtype=torch.float64, generator=stream)
+    state = HMCState(start, *posterior.log_prob_and_grad(start))
+    end, p_end = leapfrog(state, p, posterior.log_prob_and_grad, sizes[0][:, None], 3)
+    energy = p_end.square().sum(-1) / 2 - end.log_prob
+    torch.testing.assert_close(pairs[0][1].end_energy, energy)
+
+
 # --- lanes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_each_lane_tosses_its_own_coin():
     """Proposals that halve the density are accepted half of the time; fails when lanes share their uniform number."""
     lanes, heights = 4000, iter([0.0, -math.log(2)])
@@ -238,6 +261,12 @@ def test_step_size(step_size):
         HMC(step_size, 4)
 
 
+@pytest.mark.parametrize("jitter", [-0.1, 1.0, math.nan, math.inf])
+def test_jitter(jitter):
+    with pytest.raises(ValueError, match=f"jitter must be a fraction, 0 or more and less than 1, got {jitter}"):
+        HMC(0.1, 4, jitter=jitter)
+
+
 @pytest.mark.parametrize("num_steps", [0, -3, 2.5, math.nan, math.inf])
 def test_num_steps(num_steps):
     with pytest.raises(ValueError, match=f"num_steps must be a whole number of at least 1, got {num_steps}"):
@@ -264,5 +293,6 @@ def test_inv_mass(inv_mass, message):
 
 def test_repr_shows_the_settings():
     assert repr(HMC(0.05, 4)) == "HMC(step_size=0.05, num_steps=4)"
+    assert repr(HMC(0.05, 4, jitter=0.5)) == "HMC(step_size=0.05, num_steps=4, jitter=0.5)"
     assert repr(KERNELS["diagonal"]) == "HMC(step_size=0.8, num_steps=11, inv_mass=diagonal)"
     assert repr(KERNELS["dense"]) == "HMC(step_size=1.5, num_steps=3, inv_mass=dense)"

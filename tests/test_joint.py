@@ -15,7 +15,7 @@ from bnn_utils import HMC, ReplicaExchange, boxes
 from bnn_utils.engines import ENGINES
 from bnn_utils.sbc import simulation_based_calibration
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 
 # Between the boxes, in one of them, and at the edge of the cross.
 PLACES = vector(0, 0, 2.5, 2.5, 0, 2.5).view(3, 2)
@@ -40,7 +40,7 @@ def assert_same_joint_distribution(model, theta, y, stream):
         torch.cat([model.outputs(at, PLACES)[..., 0], model.with_targets(labels).log_likelihood(at)[:, None]], dim=1)
         for at, labels in ((theta, y), (fresh, model.simulate(fresh, stream)))
     )
-    p = [ks_2samp(*columns).pvalue for columns in zip(values.T, expected.T, strict=True)]
+    p = [ks_2samp(*columns).pvalue for columns in zip(values.T.numpy(), expected.T.numpy(), strict=True)]
     assert min(p) > FALSE_ALARM / num_tests
 
 

@@ -140,6 +140,7 @@ def test_twice_the_data_twice_the_log_likelihood(likelihood, num, y):
 
 
 @cases
+@pytest.mark.statistical
 def test_mean_is_the_average_target(likelihood, num, y):
     outputs = normal(12, num)
     with lend_to_torch(generator()):

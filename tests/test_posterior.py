@@ -201,6 +201,7 @@ def test_precision_that_does_not_fit(make_posterior, precision, message):
         make_posterior(prior=NormalPrior(precision))
 
 
+@pytest.mark.statistical
 def test_prior_draws(posterior):
     """Mean and variance of 40,000 normals, within two-sided 1e-4 limits; fails when sd and precision are mixed up."""
     before = torch.get_rng_state()
@@ -287,6 +288,7 @@ def test_targets_are_checked_and_counted(posterior, theta, labels):
         sample(together, HMC(0.05, 4), 3, num_chains=5, batch_size=2, progress=False)
 
 
+@pytest.mark.statistical
 def test_simulated_targets(posterior, theta):
     """Labels come as often as the network says; the global stream stays as it was."""
     before, stream = torch.get_rng_state(), generator(2)

@@ -2,17 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.stats import norm
+from targets import FALSE_ALARM
 
 from bnn_utils.predict import (
     brier_score,
     calibration_error,
     entropy,
     log_score,
+    mean_difference,
     predictive_mean,
     predictive_quantiles,
     split_uncertainty,
@@ -123,6 +127,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(torch.stack([1 - p, p], dim=1), y) == found
 
 
+@pytest.mark.statistical
 def test_calibration_error_of_chance():
     """Labels drawn from the probabilities: the error is of the size of its bootstrap; fails if they are confused."""
     p = softmax(5000, 4, seed=1)
@@ -136,6 +141,7 @@ def test_calibration_error_of_chance():
     assert 0.001 < overconfident.error < 0.5 / 5000**0.5 * 1.2
 
 
+@pytest.mark.statistical
 def test_bootstrap_error_is_the_spread_over_data_sets():
     """Within a factor: the bootstrap draws points anew as well as labels, and 100 data sets tell a spread to 7 %."""
     p = softmax(400, 3)
@@ -159,3 +165,33 @@ def test_bootstrap_error_is_the_spread_over_data_sets():
 def test_scores_check_what_they_get(score, p, y, message):
     with pytest.raises(ValueError, match=message):
         score(tensor(p), torch.tensor(y))
+
+
+def test_mean_difference_by_hand():
+    """1, 2, 3: mean 2, variance 1. Independent, the error is the root of 1/3; of splits into halves, of 1/3 + 1."""
+    assert mean_difference([1, 2, 3]) == pytest.approx((2, math.sqrt(1 / 3)))
+    assert mean_difference(tensor([1, 2, 3]), overlap=1.0) == pytest.approx((2, math.sqrt(4 / 3)))
+
+
+@pytest.mark.parametrize(
+    ("differences", "overlap", "said"), [([1.0], 0.0, "shape \\(1,\\)"), ([1.0, 2.0], -1.0, "got -1")]
+)
+def test_mean_difference_refuses(differences, overlap, said):
+    with pytest.raises(ValueError, match=said):
+        mean_difference(differences, overlap)
+
+
+@pytest.mark.statistical
+def test_error_over_overlapping_splits():
+    """The error is that of new data: of 10 random thirds of 60 points, over 4,000 such data sets.
+
+    A split's difference is the mean of its held-out third here, for which the formula is exact. The bound is the
+    normal quantile of FALSE_ALARM: a variance of 4,000 numbers has a relative error of sqrt(2 / 4,000), and the mean of
+    their squared errors, each of nine degrees of freedom, a third of that. Fails without the overlap: the ratio is 6.
+    """
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((4000, 60))
+    held_out = [np.stack([rng.permutation(60)[:20] for _ in range(10)]) for _ in points]
+    found = [mean_difference(x[split].mean(1), overlap=20 / 40) for x, split in zip(points, held_out, strict=True)]
+    ratio = np.var([d.value for d in found]) / np.mean([d.error**2 for d in found])
+    assert abs(ratio - 1) < norm.isf(FALSE_ALARM / 2) * math.sqrt(2 / 4000) * math.sqrt(1 + 1 / 9)

@@ -39,6 +39,7 @@ def test_ranks_by_hand():
     assert ranks(truth, draws, generator()).tolist() == [[2, 0]]
 
 
+@pytest.mark.statistical
 def test_ties_are_drawn_by_lot():
     """Two draws below, three that equal the truth: any rank from 2 to 5, equally often."""
     draws = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 2.0]).expand(40_000, -1)
@@ -55,6 +56,7 @@ def test_what_is_no_number_has_no_rank():
         ranks(torch.tensor([math.nan]), torch.zeros(1, 3), generator())
 
 
+@pytest.mark.statistical
 def test_the_start_lies_anywhere_in_the_chain():
     """k draws from one side, L - k from the other, each from its beginning; every k equally often."""
     number = torch.arange(1, 5).expand(20_000, -1)
@@ -110,22 +112,31 @@ def test_band_against_every_outcome(alpha):
     assert left(p.ppf(narrower / 2), p.isf(narrower / 2)) > alpha
 
 
+@pytest.mark.statistical
 def test_p_values_of_uniform_ranks():
     """Chi-square's are nearly uniform; the ECDF's never too small. Of 4,000 runs, at most so many below 0.01."""
     uniform = torch.randint(16, (512, 4000), generator=generator())
-    assert kstest(chi_square(uniform, 15), "uniform").pvalue > FALSE_ALARM
+    assert kstest(chi_square(uniform, 15).numpy(), "uniform").pvalue > FALSE_ALARM
     assert (ecdf(uniform, 15) < 0.01).sum() <= binom.isf(FALSE_ALARM, 4000, 0.01)
 
 
+@pytest.mark.statistical
 def test_each_test_sees_its_kind_of_fault():
-    """Single ranks that are too frequent, as by an error in the order of draws; many of them a little, as by a bias."""
-    uniform = torch.randint(16, (1600, 1), generator=generator())
-    assert chi_square(uniform, 15) > 0.01
-    assert ecdf(uniform, 15) > 0.01
-    one_rank = torch.where(torch.rand(1600, 1, generator=generator(1)) < 0.06, 7, uniform)
-    assert chi_square(one_rank, 15) < 1e-6 < ecdf(one_rank, 15)
-    shifted = torch.where(torch.rand(1600, 1, generator=generator(2)) < 0.25, uniform.clamp(min=1) - 1, uniform)
-    assert ecdf(shifted, 15) < chi_square(shifted, 15)
+    """A single rank that is too frequent, as by an error in the order of draws; many of them a little, as by a bias.
+
+    Medians of 60 runs. Over 25 seeds the decimal logarithms of the two p-values were -13.5 ± 0.6 and -1.7 ± 0.1 for the
+    single rank, and their difference was -1.7 ± 0.3 for the bias.
+    """
+    uniform = torch.randint(16, (1600, 60), generator=generator())
+    single = torch.where(torch.rand(1600, 60, generator=generator(1)) < 0.06, 7, uniform)
+    rising = 1 + 0.2 * torch.linspace(-1, 1, 16)
+    biased = torch.multinomial(rising, 1600 * 60, replacement=True, generator=generator(2)).view(1600, 60)
+    p, p_single, p_biased = (
+        [test(ranks, 15).median().log10() for test in (chi_square, ecdf)] for ranks in (uniform, single, biased)
+    )
+    assert min(p) > -0.7
+    assert p_single[0] < -8 < -3 < p_single[1]
+    assert p_biased[1] < p_biased[0] - 0.3
 
 
 def test_ranks_that_are_all_the_same():
@@ -165,6 +176,7 @@ def calibrate(kernel, **arguments):
     ],
     ids=["through the truth", "slowly through the truth", "from the prior", "replica exchange"],
 )
+@pytest.mark.statistical
 def test_right_samplers_are_calibrated(kernel, arguments):
     found = calibrate(kernel, **arguments)
     assert found.ranks.shape == (512, 3)
@@ -173,6 +185,7 @@ def test_right_samplers_are_calibrated(kernel, arguments):
     assert found.verdict.startswith("no sign of a fault: of 6 p-values of 512 data sets the smallest is 0.")
 
 
+@pytest.mark.statistical
 def test_a_sampler_that_never_rejects_is_not():
     found = calibrate(NeverRejects(0.16, 5), thin=5)
     assert not found.is_calibrated
@@ -181,6 +194,7 @@ def test_a_sampler_that_never_rejects_is_not():
 
 
 @pytest.mark.parametrize("arguments", [{"thin": 5}, {"warmup": 100, "thin": 10}], ids=["through the truth", "usual"])
+@pytest.mark.statistical
 def test_a_wrong_prior_is_seen(monkeypatch, arguments):
     """The sampler's, not that of the simulations."""
     right = Posterior.with_targets
@@ -194,6 +208,7 @@ def test_a_wrong_prior_is_seen(monkeypatch, arguments):
     assert not calibrate(HMC(0.15, 5), **arguments).is_calibrated
 
 
+@pytest.mark.statistical
 def test_chains_too_short_for_the_usual_procedure():
     """Started from the prior they have not converged, and that is seen as well."""
     assert not calibrate(HMC(0.02, 1), warmup=1, thin=1).is_calibrated

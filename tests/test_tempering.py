@@ -63,6 +63,7 @@ def travel(kernel, posterior, theta, num, seed=0):
 # --- the draws at all temperatures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_gaussian_at_every_temperature():
     """Where 2,000 chains are after 40 transitions from one point: independent draws at each temperature.
 
@@ -97,6 +98,7 @@ def test_gaussian_at_every_temperature():
     ],
     ids=["two modes", "impossible outputs", "overflow", "another prior"],
 )
+@pytest.mark.statistical
 def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     """Kolmogorov's test of 1,000 chains after 60 transitions, against densities that were integrated numerically.
 
@@ -106,7 +108,7 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
     *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
-    for beta, places in zip(ladder, state.theta.view(1000, 4).unbind(1), strict=True):
+    for beta, places in zip(ladder, state.theta.view(1000, 4).T.numpy(), strict=True):
         theta, below = distribution_function(posterior, beta.item())
         assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
@@ -131,6 +133,7 @@ def test_state_and_info_belong_together(posterior, theta):
 # --- swaps ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_replicas_follow_their_positions_and_swap_in_turn():
     """With steps of almost nothing a position is a mark. Even pairs are due in even transitions, odd ones in odd."""
     chains, num, posterior = 6, 7, regression()
@@ -155,6 +158,7 @@ def test_replicas_follow_their_positions_and_swap_in_turn():
     assert min(swaps) > 20
 
 
+@pytest.mark.statistical
 def test_swap_rates_are_those_of_the_swaps():
     """Of 3,000 chains that stand still, as many swap as their rates say; fails on any other rule of acceptance."""
     posterior, chains = regression(), 3000
@@ -255,6 +259,7 @@ def test_ladder_stays_where_all_swaps_fail_equally_often():
         torch.testing.assert_close(equal_rejection(before, torch.full((7,), rejection).double()), before)
 
 
+@pytest.mark.statistical
 def test_warmup_evens_out_swaps_and_acceptance(posterior):
     """On the tutorial's posterior. Over 20 seeds the swap rates had a standard deviation of 0.02 to 0.07 (0.3 without a
     warm-up), and the acceptance rates were 0.76 to 0.86. Fails when the ladder learns from a few transitions at the

@@ -33,10 +33,41 @@ SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)```", re.
 
 def main() -> None:
     result, number, what = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]).resolve()
+    opened = watch_data()
     if number:
         reseed(number)
     tried = run_tests(what) if what.is_dir() else run_notebook(what)
-    result.write_text(json.dumps({"checked": sorted(tried.checked), "failed": tried.failed}))
+    outcome = {"checked": sorted(tried.checked), "failed": tried.failed, "sources": sources(what, opened)}
+    result.write_text(json.dumps(outcome))
+
+
+def watch_data() -> set[Path]:
+    """The data files that are opened from now on, in this process."""
+    opened: set[Path] = set()
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | Path) and Path(arguments[0]).suffix in {".csv", ".npz"}:
+            opened.add(Path(arguments[0]).resolve())
+
+    sys.addaudithook(note)
+    return opened
+
+
+def sources(what: Path, opened: set[Path]) -> dict[str, str]:
+    """Digests of all of the project's files that were at work: what was run, modules that were imported, their data."""
+    modules = {Path(module.__file__) for module in list(sys.modules.values()) if getattr(module, "__file__", None)}
+    mine = {path for path in modules | opened if path.is_relative_to(ROOT) and ".venv" not in path.parts}
+    mine |= marked(what) if what.is_dir() else {what}
+    return {str(path): digest(path) for path in sorted(mine)}
+
+
+def digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def marked(folder: Path) -> set[Path]:
+    """The files of tests that have statistical ones."""
+    return {path for path in folder.glob("test_*.py") if "mark.statistical" in path.read_text()}
 
 
 class Tried:
@@ -60,8 +91,7 @@ def reseed(number: int) -> None:
     def other(seed: Any) -> Any:
         if not isinstance(seed, (int, np.integer)) or sys._getframe(2).f_globals.get("__name__") == DATA_MODULE:
             return seed
-        digest = hashlib.blake2b(f"{number} {seed}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "little")
+        return int(hashlib.blake2b(f"{number} {seed}".encode(), digest_size=4).hexdigest(), 16)
 
     class Generator(torch.Generator):
         def manual_seed(self, seed: int) -> torch.Generator:
@@ -160,7 +190,8 @@ def run_tests(folder: Path) -> Tried:
                 tried.fail(f"{report.nodeid} can be read", str(report.longrepr))
 
     os.chdir(folder.parent)
-    pytest.main(["-q", "-m", "statistical", "-p", "no:cacheprovider", "-p", "no:xdist", str(folder)], [Listener()])
+    files = [str(path) for path in sorted(marked(folder))]
+    pytest.main(["-q", "-m", "statistical", "-p", "no:cacheprovider", "-p", "no:xdist", *files], [Listener()])
     return tried
 
 

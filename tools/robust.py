@@ -20,12 +20,15 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import reseed
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "robust.md"
-STORE = ROOT / ".robust"  # results, by what they were computed from
+STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
 TESTS = "tests"
 SEEDS = {TESTS: 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
 SEEDS_OF_OTHERS = 20
@@ -35,9 +38,9 @@ LIMIT = 1800  # seconds for one run
 
 REPORT = """# Other seeds, other processors
 
-A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as if
-other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that the
-processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
+A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as
+if other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that
+the processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
 
 An assertion about draws may fail by chance: in a notebook for at most one seed in 1,000, in a test for one in 10,000.
 
@@ -125,36 +128,40 @@ def run_all(runs: list[Run], jobs: int) -> dict[Run, Outcome]:
 def run_once(run: Run) -> Outcome:
     """In a process of its own, on one thread; from the store, where the same was run before."""
     STORE.mkdir(exist_ok=True)
-    stored = STORE / f"{run.name}-{run.number}-{run.instructions or 'own'}-{fingerprint(run)}.json"
-    if not stored.exists():
+    machine = hashlib.blake2b(f"{processor()} {sys.version} {torch_version()}".encode(), digest_size=4).hexdigest()
+    stored = STORE / f"{run.name}-{run.number}-{run.instructions or 'own'}-{machine}.json"
+    if not is_up_to_date(stored, run):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if run.instructions:
             environment["ATEN_CPU_CAPABILITY"] = run.instructions
-        result = stored.with_suffix(f".{os.getpid()}")
+        stored.unlink(missing_ok=True)
         started = time.perf_counter()
-        command = [sys.executable, "tools/reseed.py", str(result), str(run.number), str(run.what)]
+        command = [sys.executable, "tools/reseed.py", str(stored), str(run.number), str(run.what)]
         try:
             process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
             said = (process.stderr.strip() or "nothing was said").split("\n")[-1]
         except subprocess.TimeoutExpired:
             said = f"it took more than {LIMIT} s"
         seconds = time.perf_counter() - started
-        if not result.exists():  # the process died; another try may do better, so this is not stored
+        if not stored.exists():  # the process died; another try may do better, so this is not stored
             return Outcome([], {"the run comes to its end": said}, seconds)
-        stored.write_text(json.dumps(json.loads(result.read_text()) | {"seconds": seconds}))
-        result.unlink()
-    return Outcome(**json.loads(stored.read_text()))
+        stored.write_text(json.dumps(json.loads(stored.read_text()) | {"seconds": seconds}))
+    outcome = json.loads(stored.read_text())
+    return Outcome(*(outcome[field] for field in Outcome._fields))
 
 
-def fingerprint(run: Run) -> str:
-    """Of all files that decide on the outcome, and of the processor and the versions of what computes."""
-    folders = [ROOT / "bnn_utils", *([run.what] if run.what.is_dir() else [])]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in {".py", ".csv", ".npz"}]
-    files += [ROOT / "tools" / "reseed.py", ROOT / "requirements.txt", *([] if run.what.is_dir() else [run.what])]
-    digest = hashlib.blake2b(f"{processor()} {sys.version}".encode(), digest_size=8)
-    for path in sorted(files):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def is_up_to_date(stored: Path, run: Run) -> bool:
+    """Whether there is an outcome, and no file that was at work has changed since."""
+    if not stored.exists():
+        return False
+    outcome = json.loads(stored.read_text())
+    if "seconds" not in outcome:  # something stopped this script in the middle
+        return False
+    wanted = reseed.marked(run.what) if run.what.is_dir() else {run.what}
+    digests = {Path(path): digest for path, digest in outcome["sources"].items()}
+    return wanted <= set(digests) and all(
+        path.exists() and reseed.digest(path) == digest for path, digest in digests.items()
+    )
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -191,13 +198,15 @@ def failures(outcomes: dict[Run, Outcome]) -> str:
 
 
 def made_on(outcomes: dict[Run, Outcome]) -> str:
-    from importlib.metadata import version
-
     minutes = sum(outcome.seconds for outcome in outcomes.values()) / 60
     return (
         f"\n{len(outcomes)} runs, {minutes:.0f} minutes of one core each added up, on {processor()} with Python "
-        f"{platform.python_version()}, torch {version('torch')} and NumPy {version('numpy')}.\n"
+        f"{platform.python_version()}, torch {torch_version()} and NumPy {version('numpy')}.\n"
     )
+
+
+def torch_version() -> str:
+    return version("torch")
 
 
 def processor() -> str:

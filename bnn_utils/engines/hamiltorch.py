@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from itertools import count
 from types import ModuleType
 from unittest.mock import patch
@@ -53,14 +54,16 @@ def transitions(
         kernel = learning.kernel
         with torch.inference_mode(False), torch.enable_grad():  # it needs autograd, which the caller may do without
             steps = []
-            for own, row in zip(posteriors, theta, strict=True):
+            sizes = kernel.draw_step_sizes(generator, theta)
+            per_chain = sizes.flatten().tolist() if isinstance(sizes, Tensor) else [sizes] * len(theta)
+            for own, row, size in zip(posteriors, theta, per_chain, strict=True):
                 with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
-                    steps.append(_transition(hamiltorch, own, kernel, row))
+                    steps.append(_transition(hamiltorch, own, replace(kernel, step_size=size), row))
             theta = torch.stack([end for end, _, _ in steps])
             start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
             is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
             log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
-        info = kernel.info(start_energy, end_energy, is_accept)
+        info = kernel.info(start_energy, end_energy, is_accept, sizes)
         yield Transition(theta, log_prob, info, kernel)
         if done <= warmup:
             learning.update(theta, info.acceptance_rate.mean())

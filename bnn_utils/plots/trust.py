@@ -16,7 +16,7 @@ INSIDE = "where all of it is in 95 % of all runs of a right sampler"
 
 
 def energy_slopes(step_sizes: Tensor, errors: Mapping[str, Tensor], title: str = "") -> Figure:
-    """Energy error against step size on log scales, with the lines of slope 1 and 2: legend label -> ``(K,)``."""
+    """Median energy error against step size, log scales, with lines of slope 1 and 2: legend label -> ``(K,)``."""
     figure = Figure(figsize=(7, 3.6), title=title, alt="Energy error against step size, on log scales")
     ax = figure.subplots()
     steps = step_sizes.cpu().numpy()
@@ -29,7 +29,7 @@ def energy_slopes(step_sizes: Tensor, errors: Mapping[str, Tensor], title: str =
         ax.loglog(steps, line, color=colour, lw=1, ls="--")
         where = (steps[smallest], line[smallest])
         ax.annotate(f"slope {slope}", where, (12, -4), textcoords="offset points", color=INK, fontsize=9)
-    ax.set(xlabel="step size", ylabel="energy error (root mean square)")
+    ax.set(xlabel="step size", ylabel="energy error (median)")
     ax.xaxis.set_minor_formatter("")
     ax.set_xticks(steps, [f"{step:.3g}" for step in steps])
     ax.legend(fontsize=9)

@@ -1,0 +1,182 @@
+"""The script that tries other seeds: that it changes them, finds a claim that depends on one, and goes on after it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+import reseed
+import robust
+from robust import Outcome, Run, failures, plan, run_all, table
+
+NOTEBOOK = """\
+# %%
+import torch
+number = torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
+assert 0 <= number < 1
+assert number < 0.5, f"{number:.2f} is large"
+after = number
+
+# %%
+from bnn_utils import boxes
+torch.testing.assert_close(boxes().x[0].sum().item(), 6.0, atol=4.5, rtol=0)
+undefined
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# assert after == number
+# ```
+#
+# </details>
+"""
+
+TESTS = """
+import numpy as np
+import pytest
+
+@pytest.mark.statistical
+def test_small():
+    assert np.random.default_rng(0).random() < 0.5
+
+@pytest.mark.statistical
+def test_right():
+    assert np.random.default_rng(0).random() < 1
+
+def test_exact():
+    assert np.random.default_rng(0).random() == 0.6369616873214543
+"""
+
+SEEDS = range(1, 9)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(robust, "STORE", tmp_path / "store")
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    path = tmp_path / "99_planted.py"
+    path.write_text(NOTEBOOK)
+    return path
+
+
+def test_a_planted_claim_of_one_seed_is_found(store, notebook):
+    """It holds for some seeds only; what follows is tried in any case, solutions too; and the page says all of it."""
+    outcomes = run_all([Run(notebook, number) for number in (0, *SEEDS)], jobs=2)
+    first, large = "cell 1: assert 0 <= number < 1", "cell 1: assert number < 0.5"
+    assert large not in outcomes[Run(notebook, 0)].failed, "with the seed under which it was written it holds"
+    failed = sum(large in outcomes[Run(notebook, number)].failed for number in SEEDS)
+    assert 0 < failed < len(SEEDS)
+    for outcome in outcomes.values():
+        assert {first, large, "solution 1: assert after == number"} <= set(outcome.checked)
+        assert set(outcome.failed) - {large} == {"cell 2: runs to its end"}
+        assert "'undefined' is not defined" in outcome.failed["cell 2: runs to its end"]
+    report = failures(outcomes)
+    assert f"| 99_planted | `{large}` | {failed} of 9 | seeds " in report
+    assert "is large |" in report
+    assert "| 99_planted | 5 | 9 | - | 2 |" in table(outcomes)
+
+
+def test_what_was_run_is_not_run_again(store, notebook, monkeypatch):
+    once = run_all([Run(notebook, 1)], jobs=1)
+    monkeypatch.setattr(subprocess, "run", None)
+    assert run_all([Run(notebook, 1)], jobs=1) == once
+    notebook.write_text(NOTEBOOK + "\n# changed\n")
+    with pytest.raises(TypeError):
+        run_all([Run(notebook, 1)], jobs=1)
+
+
+def test_statistical_tests_alone(store, tmp_path):
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_planted.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = statistical: about draws\n")
+    outcomes = run_all([Run(folder, number) for number in SEEDS], jobs=2)
+    failed = [list(outcome.failed) for outcome in outcomes.values()]
+    assert {tuple(names) for names in failed} == {(), ("test_planted.py::test_small",)}
+    for outcome in outcomes.values():
+        assert sorted(outcome.checked) == ["test_planted.py::test_right", "test_planted.py::test_small"]
+
+
+def test_a_process_that_dies(store, notebook):
+    notebook.write_text("# %%\nimport os\nos._exit(3)\n")
+    (outcome,) = run_all([Run(notebook, 1)], jobs=1).values()
+    assert list(outcome.failed) == ["the run comes to its end"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_seeds_are_others(number):
+    """Of torch, NumPy and scikit-learn; the same again for the same number; the tutorial's points stay."""
+    code = """
+import sys
+sys.path.append("tools")
+import numpy as np, reseed, torch
+from sklearn.model_selection import train_test_split
+from bnn_utils import boxes
+if int(sys.argv[1]):
+    reseed.reseed(int(sys.argv[1]))
+split = train_test_split(range(1000), random_state=0)[0][0]
+numbers = torch.rand(1, generator=torch.Generator().manual_seed(0)).item(), np.random.default_rng(0).random()
+print(*numbers, np.random.RandomState(0).random_sample(), split, boxes().x[0, 0].item())
+"""
+
+    def of(number):
+        command = [sys.executable, "-c", code, str(number)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=robust.ROOT).stdout.split()
+
+    own, other, again = of(0), of(number), of(number)
+    assert other == again
+    assert own[-1] == other[-1]
+    assert not set(own[:-1]) & set(other[:-1])
+    assert float(own[1]) == np.random.default_rng(0).random()
+
+
+def test_assertions_inside_functions_go_on_too():
+    tried, namespace = reseed.Tried(), {}
+    namespace["__tried__"] = tried
+    exec(reseed.compiled("def f():\n    assert 1 > 2\n    return 7\nvalue = f()", "cell 1"), namespace)
+    assert namespace["value"] == 7
+    assert tried.failed == {"cell 1: assert 1 > 2": "does not hold"}
+
+
+def test_plan():
+    """The number of other seeds of each, and each instruction set once."""
+    tests, one, six = (robust.ROOT / name for name in ("tests", "notebooks/01_data.py", "notebooks/06_convergence.py"))
+    runs = plan([tests, one, six])
+    sets = robust.available()
+    assert "default" in sets
+    for what, count in ((tests, 50), (one, 20), (six, 8)):
+        mine = [run for run in runs if run.what == what]
+        assert [run.number for run in mine if not run.instructions] == list(range(1, count + 1))
+        assert [run.instructions for run in mine if run.number == 0] == sets
+
+
+def test_failures_are_counted_among_runs_that_reached_them():
+    path = Path("01_data.py")
+    outcomes = {
+        Run(path, 1): Outcome(["a", "b"], {"b": "no | yes"}, 1.0),
+        Run(path, 2): Outcome(["a"], {}, 1.0),
+        Run(path, 0, "avx2"): Outcome(["a", "b"], {}, 1.0),
+    }
+    assert "| 01_data | `b` | 1 of 2 | seeds 1: no &#124; yes |" in failures(outcomes)
+    assert failures({run: outcome._replace(failed={}) for run, outcome in outcomes.items()}) == ""
+    assert "| 01_data | 2 | 2 | avx2 | 1 |" in table(outcomes)
+
+
+def test_page_shows_no_failure_and_is_of_all():
+    """Fails when a notebook was added and `make robust` was not run, and when something failed in it."""
+    page = robust.PAGE.read_text()
+    lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    names = ["tests", *sorted(path.stem for path in (robust.ROOT / "notebooks").glob("*.py"))]
+    assert [line[0].removeprefix("| ") for line in lines] == names
+    assert {line[-1] for line in lines} == {"none |"}
+    assert "What failed" not in page
+    for name, _, seeds, sets, _ in lines:
+        assert int(seeds) == robust.SEEDS.get(name.removeprefix("| "), robust.SEEDS_OF_OTHERS)
+        assert "default" in sets
