@@ -91,6 +91,7 @@ def test_rhat_of_one_chain(draws):
     assert rhat(torch.from_numpy(chain)).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.statistical
 def test_rhat_of_independent_draws_is_near_one():
     """With 4 x 1,000 independent draws R-hat exceeds 1.01 about once in 1e5 quantities; these are 50."""
     values = rhat(iid(4, 1000, 50))
@@ -202,6 +203,7 @@ def covers(fraction, runs):
 
 
 @pytest.mark.parametrize("shape", [(1, 4000, 2000), (4, 1000, 3000), (16, 400, 2000)], ids=str)
+@pytest.mark.statistical
 def test_errors_cover_where_something_slow_is_hidden(shape):
     """A fast process, and a weak one that remembers 50 draws: a fortieth of the variance and half of the error. By the
     effective sample size alone, 95 % intervals cover 87 to 89 %: its sum ends where autocorrelations are noise.
@@ -211,17 +213,20 @@ def test_errors_cover_where_something_slow_is_hidden(shape):
 
 @pytest.mark.parametrize("shape", [(4, 50, 10_000), (1, 400, 3_000), (16, 100, 3_000)], ids=str)
 @pytest.mark.parametrize("coefficient", [0.0, 0.5, -0.3])
+@pytest.mark.statistical
 def test_errors_cover_where_the_effective_sample_size_is_right(shape, coefficient):
     """They are somewhat too large there, which must not show. Fails when Student's t is applied twice."""
     assert covers(coverage(ar(coefficient)(*shape)), shape[-1])
 
 
+@pytest.mark.statistical
 def test_errors_of_what_alternates_are_too_large_and_not_much():
     """Antithetic draws are worth no more than log10(draws) independent ones each, as by Stan and ArviZ."""
     draws = ar(-0.9)(4, 1000, 1000)
     assert 1 < (mcse(draws).mean() / draws.mean((0, 1)).std()).item() < 2.5
 
 
+@pytest.mark.statistical
 def test_ess_of_what_is_known():
     """An AR(1) process with coefficient a has S (1 - a) / (1 + a) effective draws.
 
@@ -290,6 +295,7 @@ def test_nested_rhat_by_hand():
     assert nested_rhat(torch.cat([one, one + 4]), 2).item() == pytest.approx((1 + 8 / 4) ** 0.5, rel=1e-14)
 
 
+@pytest.mark.statistical
 def test_nested_rhat_of_chains_that_forgot_their_start():
     """16 superchains of 32 chains, one draw each: 32 B / W has the F distribution; false alarm 1e-4 for 50 of them."""
     scaled = 32 * (nested_rhat(iid(512, 1, 50), 16) ** 2 - 1)
@@ -297,6 +303,7 @@ def test_nested_rhat_of_chains_that_forgot_their_start():
     assert scaled.min() > f.ppf(0.5e-4 / 50, 15, 16 * 31)
 
 
+@pytest.mark.statistical
 def test_nested_rhat_of_chains_that_remember_their_start():
     start = iid(16, 1, 1, 1).expand(16, 32, 1, 1).reshape(512, 1, 1)
     draws = 0.7 * start + 0.7 * iid(512, 1, 1, seed=1)
@@ -344,6 +351,7 @@ def test_convergence_is_rhat_and_ess_at_each_place(draws, dtype):
     assert str(found) == repr(found) == found.verdict
 
 
+@pytest.mark.statistical
 def test_verdict_of_independent_predictions():
     found = convergence(iid(4, 1000, 4), PLACES)
     assert found.is_converged

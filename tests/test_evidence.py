@@ -84,6 +84,7 @@ def draw(posterior, num_temperatures=6, num_samples=40, num_chains=3, **kwargs):
 
 @pytest.mark.parametrize("num_temperatures", [6, 10, 16])
 @pytest.mark.parametrize("data", [{"seed": 0}, {"seed": 10, "num_points": 30}, {"seed": 20, "dim": 5}])
+@pytest.mark.statistical
 def test_evidence_of_a_regression(data, num_temperatures):
     """Within four standard errors, which a normal number misses once in 16,000 times.
 
@@ -115,6 +116,7 @@ def test_error_of_thermodynamic_integration(data):
 
 
 @pytest.mark.parametrize("rule", [stepping_stones, integral])
+@pytest.mark.statistical
 def test_standard_errors(rule):
     """200 estimates, each from 400 draws that are correlated in time and between temperatures: their errors are
     normal with the standard deviation that each of them says, or up to a fifth less, as `mcse` is on the safe side.
@@ -128,6 +130,7 @@ def test_standard_errors(rule):
     assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
+@pytest.mark.statistical
 def test_standard_errors_of_a_run():
     """The same of 60 chains: after the warm-up each is a run of its own."""
     posterior, count = regression(), 60
@@ -140,6 +143,7 @@ def test_standard_errors_of_a_run():
         assert 0.8**2 * chi2.ppf(FALSE_ALARM / 4, count) < z.square().sum() < chi2.isf(FALSE_ALARM / 4, count)
 
 
+@pytest.mark.statistical
 def test_evidence_of_two_modes():
     """By symmetry both components of the mixture say the same."""
     posterior = one_parameter(Mixture(), NormalPrior(0.1), [0.0])
@@ -147,6 +151,7 @@ def test_evidence_of_two_modes():
     assert abs(stones.value - norm.logpdf(4, scale=(10 + 0.3**2) ** 0.5)) < 4 * stones.se < 0.2
 
 
+@pytest.mark.statistical
 def test_evidence_where_most_of_the_prior_is_impossible():
     """The probability of the possible part, times the density there; thermodynamic integration does not apply."""
     posterior = one_parameter(Near(), NormalPrior(0.01), [1.0, 0.4])
@@ -224,6 +229,7 @@ def test_round_trips(histories):
     assert run.round_trips.tolist() == [slow_round_trips(history) for history in histories]
 
 
+@pytest.mark.statistical
 def test_round_trips_take_time():
     """Nobody travels faster than one place in a transition: 200 draws have time for at most 25 trips of each of 5."""
     trips = draw(regression(), 5, 200, 3, warmup=100, seed=1).tempering.round_trips
@@ -257,6 +263,7 @@ def test_no_swap_fails():
     assert run.round_trip_efficiency == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.statistical
 def test_round_trips_of_perfect_exploration():
     """K travellers make one round trip in 2 + 2 sum r / (1 - r) transitions (Syed et al. 2021), all together, and each
     may lose one trip to the beginning and one to the end. Fails when one traveller is counted as all.
