@@ -1,7 +1,7 @@
 """Run a notebook, or the tests, as if other seeds had been written into them; `tools/robust.py` counts what then fails.
 
     python tools/reseed.py RESULT NUMBER NOTEBOOK.py          # one notebook, the solutions of its exercises included
-    python tools/reseed.py RESULT NUMBER FOLDER               # the tests in the folder that are marked as statistical
+    python tools/reseed.py RESULT NUMBER FOLDER MARK          # the tests in the folder with marks, as pytest's -m takes
 
 NUMBER is that of the other seeds; 0 leaves seeds as they are. Every assertion is tried, also after one has failed, and
 RESULT is a JSON file: which assertions were checked, and which failed with what message.
@@ -36,7 +36,7 @@ def main() -> None:
     opened = watch_data()
     if number:
         reseed(number)
-    tried = run_tests(what) if what.is_dir() else run_notebook(what)
+    tried = run_tests(what, sys.argv[4]) if what.is_dir() else run_notebook(what)
     outcome = {"checked": sorted(tried.checked), "failed": tried.failed, "sources": sources(what, opened)}
     result.write_text(json.dumps(outcome))
 
@@ -170,8 +170,8 @@ def compiled(source: str, name: str) -> CodeType:
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
-def run_tests(folder: Path) -> Tried:
-    """Those marked as statistical, in this process, whose seeds are other ones already when the tests are read."""
+def run_tests(folder: Path, mark: str) -> Tried:
+    """Those with the mark, in this process, whose seeds are other ones already when the tests are read."""
     import pytest
 
     tried = Tried()
@@ -191,7 +191,7 @@ def run_tests(folder: Path) -> Tried:
 
     os.chdir(folder.parent)
     files = [str(path) for path in sorted(marked(folder))]
-    pytest.main(["-q", "-m", "statistical", "-p", "no:cacheprovider", "-p", "no:xdist", *files], [Listener()])
+    pytest.main(["-q", "-m", mark, "-p", "no:cacheprovider", "-p", "no:xdist", *files], [Listener()])
     return tried
 
 

@@ -29,8 +29,9 @@ import reseed
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "robust.md"
 STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
-TESTS = "tests"
-SEEDS = {TESTS: 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
+# What is asked of pytest -> which of the tests.
+TESTS = {"tests": "statistical and not slow", "slow tests": "statistical and slow"}
+SEEDS = {"tests": 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
@@ -48,15 +49,16 @@ An assertion about draws may fail by chance: in a notebook for at most one seed 
 
 
 class Run(NamedTuple):
-    """A notebook or the tests, once."""
+    """A notebook or tests, once."""
 
     what: Path  # notebook, or folder of tests
     number: int  # of the other seeds; 0 for the seeds as they are
     instructions: str = ""  # an instruction set; "" for what the processor has
+    kind: str = "tests"  # of tests, one of `TESTS`
 
     @property
     def name(self) -> str:
-        return self.what.stem
+        return self.kind if self.what.is_dir() else self.what.stem
 
     def __str__(self) -> str:
         return f"{self.name} {self.instructions or f'seeds {self.number}'}"
@@ -70,14 +72,15 @@ class Outcome(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of notebooks, such as 03_hmc, and `tests`")
+    parser.add_argument("--only", nargs="*", help="names of notebooks, such as 03_hmc; 'tests', 'slow tests'")
     parser.add_argument("--seeds", type=int, help="how many other seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one thread")
     arguments = parser.parse_args()
-    everything = [ROOT / TESTS, *sorted((ROOT / "notebooks").glob("*.py"), key=lambda path: path.stem)]
-    chosen = [what for what in everything if arguments.only is None or what.stem in arguments.only]
+    notebooks = [Run(path, 0) for path in sorted((ROOT / "notebooks").glob("*.py"))]
+    everything = [Run(ROOT / "tests", 0, kind=kind) for kind in TESTS] + notebooks
+    chosen = [run for run in everything if arguments.only is None or run.name in arguments.only]
     if not chosen:
-        parser.error(f"there is no {' or '.join(arguments.only)}; there are {', '.join(p.stem for p in everything)}")
+        parser.error(f"there is no {' or '.join(arguments.only)}; there are {', '.join(r.name for r in everything)}")
     started = time.perf_counter()
     outcomes = run_all(plan(chosen, arguments.seeds), arguments.jobs)
     report = table(outcomes) + failures(outcomes)
@@ -88,14 +91,14 @@ def main() -> None:
     sys.exit(any(outcome.failed for outcome in outcomes.values()))
 
 
-def plan(chosen: list[Path], seeds: int | None = None) -> list[Run]:
-    """The longest first, so that no core waits at the end."""
+def plan(chosen: list[Run], seeds: int | None = None) -> list[Run]:
+    """Each with other seeds, and with its own in each instruction set."""
     runs = []
-    for what in chosen:
-        count = SEEDS.get(what.stem, SEEDS_OF_OTHERS) if seeds is None else seeds
-        runs += [Run(what, number) for number in range(1, count + 1)]
+    for run in chosen:
+        count = SEEDS.get(run.name, SEEDS_OF_OTHERS) if seeds is None else seeds
+        runs += [run._replace(number=number) for number in range(1, count + 1)]
         if seeds in (None, 0):
-            runs += [Run(what, 0, instructions) for instructions in available()]
+            runs += [run._replace(instructions=instructions) for instructions in available()]
     return runs
 
 
@@ -129,7 +132,7 @@ def run_once(run: Run) -> Outcome:
     """In a process of its own, on one thread; from the store, where the same was run before."""
     STORE.mkdir(exist_ok=True)
     machine = hashlib.blake2b(f"{processor()} {sys.version} {torch_version()}".encode(), digest_size=4).hexdigest()
-    stored = STORE / f"{run.name}-{run.number}-{run.instructions or 'own'}-{machine}.json"
+    stored = STORE / f"{run.name.replace(' ', '_')}-{run.number}-{run.instructions or 'own'}-{machine}.json"
     if not is_up_to_date(stored, run):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if run.instructions:
@@ -137,6 +140,7 @@ def run_once(run: Run) -> Outcome:
         stored.unlink(missing_ok=True)
         started = time.perf_counter()
         command = [sys.executable, "tools/reseed.py", str(stored), str(run.number), str(run.what)]
+        command += [TESTS[run.kind]] if run.what.is_dir() else []
         try:
             process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
             said = (process.stderr.strip() or "nothing was said").split("\n")[-1]
@@ -168,7 +172,7 @@ def is_up_to_date(stored: Path, run: Run) -> bool:
 
 
 def table(outcomes: dict[Run, Outcome]) -> str:
-    """A line for each notebook and for the tests."""
+    """A line for each notebook and for each kind of tests."""
     lines = ["| what | assertions | other seeds | instruction sets | assertions that failed |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(run.name for run in outcomes):
         mine = {run: outcome for run, outcome in outcomes.items() if run.name == name}
