@@ -51,7 +51,7 @@ def test_exact():
     assert np.random.default_rng(0).random() == 0.6369616873214543
 """
 
-SEEDS = range(1, 4)
+SEEDS = range(3, 6)  # one of the three fails
 
 
 @pytest.fixture
