@@ -214,21 +214,27 @@ plots.decision_maps(maps, grid, data, title="Two good networks, and how far they
 later = chain.stats["lp"][0, 1500:]  # the first 1,500 are the way from the start
 gap_best = tops.max() - later.max()
 gap_typical = tops.max() - later.mean()
+# Over 192 chains the second gap was 12.1 +- 2.0, and at least 8.9; the first, at least 2.8.
 assert gap_best > 0, "no draw is as good as the optimiser's point"
-assert posterior.dim / 4 < gap_typical < posterior.dim * 2
+assert gap_typical > posterior.dim / 4
 print("verdict: the best draw lies below the MAP, and a typical draw still further,")
-print("by something like half a unit for each of the", posterior.dim, "dimensions")
+print("by more than a quarter of a unit for each of the", posterior.dim, "dimensions")
 
 # %% [markdown]
 # That is no failure of the sampler. In 20 dimensions almost all of the posterior's probability
-# lies *around* a peak, not on it: for a normal distribution a typical draw lies half a unit of
+# lies *around* peaks, not on them: for a normal distribution a typical draw lies half a unit of
 # log density below the top for every dimension. The MAP is the point of highest density, and a
 # most untypical one. (Even that only as far as 16 climbs can tell: nobody knows that there is
-# no higher hill.) Predictions should come from the many, not from the one.
+# no higher hill.)
+#
+# Nor do typical draws have to lie around *this* peak. A hill holds as much probability as its
+# height *and* its width make up, and the highest may be a narrow one. The last exercise looks
+# for the hills that draws are on, and [notebook 10](10_one_vector_many_packages.ipynb) finds
+# what the MAP's own hill is worth. Predictions should come from the many, not from the one.
 
 # %% [markdown]
 # ## Exercises
-# Try each in a new cell before you open its solution; both start from what this notebook has
+# Try each in a new cell before you open its solution; all start from what this notebook has
 # computed.
 #
 # ### Exercise: a twin
@@ -267,11 +273,38 @@ print("by something like half a unit for each of the", posterior.dim, "dimension
 # right = ((posterior.predict(many, data.x) > 0.5) == data.y.bool()).sum(1)
 # better, luckiest = int((right > 58).sum()), int(right.max())
 # print(f"{better} of 10,000 beat the line; the luckiest gets {luckiest} of 80 right")
-# assert 30 < better < 300 and luckiest > 65
+# assert 30 < better < 300 and luckiest > 60  # over 30 seeds 98 +- 8 and 73 +- 3
 # ```
 #
 # Waiting for luck would be a sampler, too: keep what fits, throw the rest away. It throws away
 # nearly everything. The next notebook shows a way that doesn't.
+#
+# </details>
+#
+# ### Exercise: whose hill?
+# Let draws climb. Run 64 chains of 1,500 draws from the prior, as many as rows of one batch,
+# and let the last draw of each climb by Adam as above. Is the highest hill of all the one that
+# most of them are on?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# many = sample(posterior, HMC(0.05, 4), 1500, num_chains=64, seed=4, progress=False)
+# draws = many.draws[:, -1].clone().requires_grad_()
+# optimiser = torch.optim.Adam([draws], lr=0.05)
+# for _ in range(3000):
+#     draws.grad = -posterior.log_prob_and_grad(draws)[1]
+#     optimiser.step()
+# ends = posterior.log_prob(draws).detach()
+# heights, times = torch.unique((10 * ends).round() / 10, return_counts=True)
+# print({round(h.item(), 1): n.item() for h, n in zip(heights, times, strict=True)})
+# highest = max(tops.max(), ends.max())
+# assert (ends > highest - 0.1).double().mean() < 0.5  # 0.06 +- 0.03
+# ```
+#
+# Most draws climb to about -47.4, more than one unit below the highest hill. Some do reach the
+# highest. But HMC is slow to leave the hill that it came to first, so that this count depends
+# on where chains start. Notebook 10 counts again, with a sampler for which it does not.
 #
 # </details>
 
@@ -280,6 +313,7 @@ print("by something like half a unit for each of the", posterior.dim, "dimension
 # - A network is a function of one flat vector, and the log joint is a function of the same
 #   vector.
 # - Keep logits: probabilities round to 0 and 1, logits don't.
-# - A single best network is one point of a large, rugged posterior.
+# - A single best network is one point of a large, rugged posterior, and the highest hill need
+#   not be the one with the most probability.
 #
 # **Next:** [3. Hamiltonian Monte Carlo](03_hmc.ipynb)

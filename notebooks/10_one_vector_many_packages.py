@@ -29,6 +29,7 @@
 # %%
 import os
 import time
+import timeit
 from importlib.util import find_spec
 
 # Vectors of 20 numbers are not worth sharing between cores. NumPy has to know before it comes.
@@ -126,23 +127,28 @@ def starts(model, num, seed=1):
 
 
 # %%
-def optimum(model):
+def uphill(model, start):
     f = model.numpy()
-    found = [
-        minimize(lambda theta: [-v for v in f(theta)], start, jac=True, method="L-BFGS-B")
-        for start in starts(model, 50).numpy()
-    ]
+    return minimize(lambda theta: [-v for v in f(theta)], start, jac=True, method="L-BFGS-B")
+
+
+def optimum(model):
+    found = [uphill(model, start) for start in starts(model, 50).numpy()]
     best = min(found, key=lambda result: result.fun)
     return Chain.from_draws(best.x[None, None], model)
 
 
-def laplace(model):
-    f, mode = model.numpy(), optimum(model).draws[0, 0].numpy()
-    step = 1e-4 * np.eye(model.dim)
+def gaussian_at(model, mode):
+    """4,000 draws of the Gaussian that is bent like the density at its top, ``mode (20,)``."""
+    f, step = model.numpy(), 1e-4 * np.eye(model.dim)
     bend = (f(mode - step)[1] - f(mode + step)[1]) / 2e-4
     root = np.linalg.cholesky((bend + bend.T) / 2)
     noise = np.random.default_rng(1).normal(size=(model.dim, 4000))
     return Chain.from_draws((mode + np.linalg.solve(root.T, noise).T)[None], model)
+
+
+def laplace(model):
+    return gaussian_at(model, optimum(model).draws[0, 0].numpy())
 
 
 # %% [markdown]
@@ -405,7 +411,7 @@ plots.decision_maps(
 
 # %% tags=["nbval-ignore-output"]
 plots.methods(
-    table, ["AND", "OR"], title="Optimum and variational Gaussian know one kind of network only"
+    table, ["AND", "OR"], title="The variational Gaussian knows one kind of network only"
 )
 
 # %%
@@ -413,12 +419,13 @@ distance, kinds = table["distance"], table[["AND", "OR"]]
 assert distance["optimum (SciPy)"] > 0.05 and distance["Laplace (SciPy)"] > 0.05
 assert kinds.loc["Laplace (SciPy)"].sum() < 0.6, "most of its draws are neither"
 assert distance[["HMC", "replica exchange"]].max() < 0.01
-assert kinds.loc[["optimum (SciPy)", "variational (torch)"]].max(axis=1).min() > 0.9
+# A point has one kind or none. The Gaussian's: over 16 seeds, at least 0.995.
+assert kinds.loc["variational (torch)"].max() > 0.9
 late = table.index.intersection(["ensemble (emcee)", "HMC (hamiltorch)"])
 assert (table.loc[late, "R-hat"] > 1.1).all(), "where they are installed"
 print("verdict: the highest point is untypical, and most draws of the Gaussian that is fitted")
-print("to it are no good networks at all; the variational Gaussian is far better, and has one")
-print("kind of network; HMC and replica exchange are within 0.01 of the reference")
+print("to it are neither AND nor OR; the variational Gaussian is of one kind of network;")
+print("HMC and replica exchange are within 0.01 of the reference")
 
 # %% [markdown]
 # A Gaussian has one top, and this posterior has at least two, each in many copies (notebook 6).
@@ -428,6 +435,81 @@ print("kind of network; HMC and replica exchange are within 0.01 of the referenc
 # Where a bar is white, many draws are neither. Samplers that show that have not arrived: emcee,
 # which has no gradient to guide it through 20 dimensions, and hamiltorch, which asks for one
 # vector at a time and whose ten seconds are short chains. Their R-hat says so.
+#
+# ## What is the highest hill worth?
+# Are optimum and Laplace so far off because one network, or one Gaussian, is too little? Or is
+# the highest hill the wrong one to be on? Let draws say. From 320 draws of replica exchange we
+# go uphill, by Adam with steps that shrink, all at once, and see where they end. Guess: how
+# many of them end at the optimum that SciPy found?
+
+
+# %%
+def climb(draws):
+    """Where draws (n, 20) end that go uphill."""
+    theta = draws.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0.02, total_iters=1000)
+    for _ in range(1000):
+        theta.grad = -posterior.log_prob_and_grad(theta)[1]
+        optimiser.step()
+        schedule.step()
+    return theta.detach()
+
+
+# %% tags=["nbval-ignore-output"]
+ends = climb(chains["replica exchange"].draws[:, ::50].flatten(0, 1))
+heights = posterior.log_prob(ends)
+top = posterior.log_prob(chains["optimum (SciPy)"].draws[0, 0])
+print(f"the optimum: {top:.1f}; the ends of {len(ends)} climbs:")
+print(pd.Series(heights.numpy().round(1)).value_counts().to_string())
+
+# %%
+# Of some 3,000 draws of other runs none came to the optimum.
+assert (heights > top - 0.5).double().mean() < 0.01
+assert ((heights + 47.35).abs() < 0.25).double().mean() > 0.95
+print("verdict: nearly all draws climb to -47.3 or -47.4, and hardly any to the optimum")
+
+# %% [markdown]
+# So the highest hill holds less than one draw in a hundred: it is narrow. The two hills that
+# draws are on are an AND and an OR. Are they better places for a point, and for Laplace's
+# Gaussian? The last column is the mean log joint of the Gaussian's draws. If the density were
+# that Gaussian, it would be half a unit below the top for each dimension, about -57.
+
+# %% tags=["nbval-ignore-output"]
+kind = {"AND": 1, "OR": 3}
+
+
+def hill(mode):
+    """What a point at a mode says, and the Gaussian there: distances, kinds, mean log joint."""
+    point, cloud = torch.from_numpy(mode)[None], gaussian_at(posterior, mode).draws[0]
+    row = {
+        name: (posterior.predict(draws, known.grid).mean(0) - known.mean).abs().mean().item()
+        for name, draws in {"point": point, "Laplace": cloud}.items()
+    }
+    row |= {name: (corners(cloud) == k).double().mean().item() for name, k in kind.items()}
+    return row | {"log joint": posterior.log_prob(cloud).mean().item()}
+
+
+modes = {"the highest": chains["optimum (SciPy)"].draws[0, 0]}
+for name, number in kind.items():
+    modes[f"the common {name}"] = ends[heights.where(corners(ends) == number, -np.inf).argmax()]
+hills = {name: hill(uphill(posterior, mode.numpy()).x) for name, mode in modes.items()}
+hills = pd.DataFrame.from_dict(hills, orient="index")
+hills.round(3)
+
+# %%
+common = hills.drop("the highest")
+assert common["point"].max() < 0.06 < 0.1 < hills.loc["the highest", "point"]
+assert common["Laplace"].min() > 0.3 and common["log joint"].max() < -100
+print("verdict: on the hills where draws are, one point is within 0.06 of the reference;")
+print("Laplace's Gaussian is more than 0.3 away")
+
+# %% [markdown]
+# A single network from the right hill is less than half as far away as the MAP. And Laplace's
+# Gaussian is no better there, although nearly all of its draws are of one kind. It is bent like
+# the density at the very top, but further out the density falls faster than the Gaussian does,
+# so that on average its draws are far below -57. The variational Gaussian, which looks at a whole
+# region and not at one point, is much closer.
 #
 # ## Who only seems right
 # Look again at HMC. Its distance is as small as any. But its column *both* says that hardly any
@@ -439,7 +521,6 @@ print("kind of network; HMC and replica exchange are within 0.01 of the referenc
 # about AND and OR.
 
 # %%
-kind = {"AND": 1, "OR": 3}
 found = chains["replica exchange"]
 one_network = found.draws[found.best_draw()].expand(16, -1)
 from_one = {
@@ -463,7 +544,7 @@ assert stayed["HMC"] > 0.9 and 0.2 < stayed["replica exchange"] < 0.8
 assert table.loc["HMC", "both"] < 0.2 and table.loc["replica exchange", "both"] > 0.9
 assert table.loc["HMC", "R-hat"] > 1.01
 nuts = table.index.intersection(["NUTS (NumPyro)", "NUTS (nutpie)"])
-assert (table.loc[nuts, "both"] <= 0.25).all(), "one chain of four, where they are installed"
+assert (table.loc[nuts, "both"] < 1).all(), "not all four chains, where they are installed"
 print("verdict: what HMC says about the two kinds is what its starts said; R-hat notices,")
 print("and the distance does not; replica exchange forgets its start")
 
@@ -481,7 +562,8 @@ print("and the distance does not; replica exchange forgets its start")
 #   has the numbers). With a density written in JAX, NumPyro and BlackJAX don't travel at all;
 #   the project's benchmarks (`benchmarks/results.md`) compare that way.
 # - Ten seconds are short for NUTS, with some hundred draws, and its paths were cut at 63 steps.
-#   *Per evaluation* its ESS is of the order of our HMC's: it is the trips that set them apart.
+#   What the trips cost it is not in its ESS per evaluation, but with an R-hat like that an ESS
+#   is too uncertain to compare.
 # - Laplace approximations of networks are at their best with a *linearised* network, as
 #   laplace-torch does it; drawing weights, as here, is what a flat vector alone allows.
 # - Everyone ran once, with one seed. The differences between those who are below 0.01 are of
@@ -493,10 +575,17 @@ print("evaluations per second, from one vector at a time to hundreds at once:")
 print(speed.map("{:,.0f}".format).to_string())
 
 # %%
-assert speed["HMC"] > 5 * speed["optimum (SciPy)"]
-per_evaluation = table["ESS per 1,000"]
-assert (per_evaluation[nuts] > 0.2 * per_evaluation["HMC"]).all(), "where they are installed"
-print("verdict: vectors in batches cost less than a fifth of what single ones cost")
+f, vectors = posterior.numpy(), starts(posterior, 64).numpy()
+
+
+def fastest(call):
+    """Of 20 times, because other programs can only make it slower."""
+    return min(timeit.repeat(call, number=1, repeat=20))
+
+
+ratio = fastest(lambda: [f(theta) for theta in vectors]) / fastest(lambda: f(vectors))
+assert ratio > 5  # 22 on the machine where this was written
+print("verdict: 64 vectors at once cost less than a fifth of what they cost one by one")
 
 # %% [markdown]
 # ## The way home
@@ -517,7 +606,8 @@ guest
 
 # %% [markdown]
 # All that earlier notebooks did works on it: a verdict in function space, and R-hat of every
-# weight before and after folding. In notebook 6 one weight stayed where it was. Here too?
+# weight before and after folding. In notebook 6 one weight stayed where it was, the bias of the
+# output. Here too? (With four chains that depends on luck: all may be of one kind.)
 
 # %% tags=["nbval-ignore-output"]
 print(convergence(predictions(guest), known.grid))
@@ -526,12 +616,12 @@ print(convergence(predictions(guest), known.grid))
 raw, folded = rhat(guest.draws), rhat(fold(guest.draws, posterior.flat))
 plots.rhat_weights(
     {"as drawn": raw, "folded": folded}, guest.names,
-    title="Folded, the weights of a guest agree, but for the output's bias",
+    title="Folded, the weights of a guest agree better",
 )  # fmt: skip
 
 # %%
-assert folded.median() < raw.median() and guest.names[folded.argmax()] == "4.bias[0]"
-print("verdict: folding mends a guest's weights, and leaves the one that is the barrier")
+assert folded.median() < raw.median()
+print("verdict: folding brings down the R-hat of a guest's weights")
 
 # %% [markdown]
 # And so do the explorers of the playground ([notebook 8](08_playground.ipynb)): move through
@@ -551,6 +641,7 @@ explorer.figure(run="the guest", view="epistemic", draw=99)
 # - One flat vector, one density: `posterior.numpy()` and `posterior.jax()` hand it to any
 #   optimiser, sampler or approximation; `Chain.from_draws` and `Chain.from_arviz` bring home
 #   what they made.
+# - The highest point need not be where the probability is: let draws climb, and count.
 # - Close predictions don't show that a method has found everything. Count the kinds, and start
 #   all chains at one place: what it can't leave, it does not explore.
 # - Where a barrier is, change the algorithm, not the package. Handed over in batches, even a
