@@ -44,7 +44,8 @@ PAGE = """# An independent check
 Made by `make bench` on {today}: the tutorial's posterior by two algorithms that share the 80 points and no code.
 
 **Replica exchange** by this project: {chains} chains of {draws:,} draws after {warmup:,} of warm-up, {temperatures}
-temperatures, in float64. Standard errors by effective sample sizes; the log evidence by stepping stones.
+temperatures, in float64. Standard errors by effective sample sizes or batch means, whichever says more; the log
+evidence by stepping stones.
 
 **Sequential Monte Carlo** by BlackJAX {version}: {runs} independent runs of `adaptive_tempered_smc` with {particles:,}
 particles each, in float64. From the prior to the posterior in reweightings that leave an effective {ess:.0%} of the
@@ -56,8 +57,8 @@ difference divided by the joint standard error. `independent.csv` holds all of t
 
 {table}
 
-Allowed is a z of {allowed:g}, up or down, everywhere: **{verdict}**. Two correct computations pass in about 98 of 100
-cases, by simulation: the predictions of neighbouring places go together, so that the {places} count as some tens. Fewer
+Allowed is a z of {allowed:g}, up or down, everywhere: **{verdict}**. Two correct computations pass in at least 98 of
+100 cases, by simulation: the predictions of neighbouring places go together, so that the {places} count as some tens. Fewer
 runs would pass less often, because their spread would be known less well: 20 in about 94.
 """
 
