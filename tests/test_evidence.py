@@ -158,7 +158,7 @@ def test_evidence_where_most_of_the_prior_is_impossible():
     start = torch.full((32, 1), 0.7, dtype=torch.float64)
     stones, thermodynamic = draw(posterior, 5, 400, 32, warmup=100, seed=1, init=start).tempering.log_evidence()
     truth = math.log((norm.cdf(1.4, scale=10) - norm.cdf(0.0, scale=10)) / 2**2)
-    assert abs(stones.value - truth) < 4 * stones.se < 0.2
+    assert abs(stones.value - truth) < 4 * stones.se < 0.3  # over 24 seeds 4 * (0.049 ± 0.005)
     assert math.isnan(thermodynamic.value)
     assert math.isnan(thermodynamic.se)
 
