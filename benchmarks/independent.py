@@ -58,8 +58,8 @@ difference divided by the joint standard error. `independent.csv` holds all of t
 {table}
 
 Allowed is a z of {allowed:g}, up or down, everywhere: **{verdict}**. Two correct computations pass in at least 98 of
-100 cases, by simulation: the predictions of neighbouring places go together, so that the {places} count as some tens. Fewer
-runs would pass less often, because their spread would be known less well: 20 in about 94.
+100 cases, by simulation: the predictions of neighbouring places go together, so that the {places} count as some tens.
+Fewer runs would pass less often, because their spread would be known less well: 20 in about 94.
 """
 
 
