@@ -508,8 +508,8 @@ print("Laplace's Gaussian is more than 0.3 away")
 # A single network from the right hill is less than half as far away as the MAP. And Laplace's
 # Gaussian is no better there, although nearly all of its draws are of one kind. It is bent like
 # the density at the very top, but further out the density falls faster than the Gaussian does,
-# so that on average its draws are far below -57. The variational Gaussian, which looks at a whole
-# region and not at one point, is much closer.
+# so that on average its draws are far below -57. The variational Gaussian, which looks at a
+# whole region and not at one point, is much closer.
 #
 # ## Who only seems right
 # Look again at HMC. Its distance is as small as any. But its column *both* says that hardly any
