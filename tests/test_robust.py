@@ -151,7 +151,7 @@ def test_plan():
     chosen += [Run(robust.ROOT / "notebooks" / f"{name}.py", 0) for name in ("01_data", "06_convergence")]
     runs, sets = plan(chosen), robust.available()
     assert "default" in sets
-    for run, count in zip(chosen, (50, 20, 20, 8), strict=True):
+    for run, count in zip(chosen, (50, 10, 20, 8), strict=True):
         mine = [other for other in runs if (other.what, other.kind) == (run.what, run.kind)]
         assert [other.number for other in mine if not other.instructions] == list(range(1, count + 1))
         assert [other.instructions for other in mine if other.number == 0] == sets

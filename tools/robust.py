@@ -31,7 +31,7 @@ PAGE = ROOT / "notebooks" / "robust.md"
 STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
 # What is asked of pytest -> which of the tests.
 TESTS = {"tests": "statistical and not slow", "slow tests": "statistical and slow"}
-SEEDS = {"tests": 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
+SEEDS = {"tests": 50, "slow tests": 10, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
