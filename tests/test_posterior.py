@@ -290,16 +290,19 @@ def test_targets_are_checked_and_counted(posterior, theta, labels):
 
 @pytest.mark.statistical
 def test_simulated_targets(posterior, theta):
-    """Labels come as often as the network says; the global stream stays as it was."""
-    before, stream = torch.get_rng_state(), generator(2)
+    """Labels come as often as the network says; the global stream stays as it was.
+
+    Of a network with small weights, which is sure of no point: over 1,000 seeds probabilities were 0.07 to 0.92.
+    """
+    before, stream, theta = torch.get_rng_state(), generator(2), theta / 6
     y = posterior.simulate(theta[:1].expand(4000, -1), stream)
     p = posterior.predict(theta[0], posterior.data.x)
     assert y.shape == (4000, 80)
     assert set(y.unique().tolist()) == {0.0, 1.0}
     z = (y.sum(0) - 4000 * p) / (4000 * p * (1 - p)).sqrt()
-    unsure = (p > 0.01) & (p < 0.99)
-    assert unsure.sum() > 5
-    assert z[unsure].abs().max() < norm.isf(1e-4 / 2 / 80)
+    assert p.min() > 0.01
+    assert p.max() < 0.99
+    assert z.abs().max() < norm.isf(1e-4 / 2 / 80)
     assert posterior.simulate(theta[0], stream).shape == (80,)
     assert torch.equal(posterior.simulate(theta, generator(3)), posterior.simulate(theta, generator(3)))
     assert torch.equal(torch.get_rng_state(), before)

@@ -92,6 +92,27 @@ def test_what_was_run_is_not_run_again(store, notebook, monkeypatch):
         run_all([Run(notebook, 1)], jobs=1)
 
 
+def test_only_files_of_tests_that_changed_are_run_again(store, tmp_path):
+    """And all of them where something changed that they share."""
+    folder, shared = tmp_path / "tests", tmp_path / "module.py"
+    folder.mkdir()
+    one, two = folder / "test_one.py", folder / "test_two.py"
+    for path in (one, two, shared):
+        path.write_text("# mark.statistical")
+    run, digests = Run(folder, 1), {str(path): reseed.digest(path) for path in (one, two, shared)}
+    before = {"checked": ["test_one.py::a", "test_two.py::b"], "failed": {"test_two.py::b": "no"}, "sources": digests}
+    before["seconds"] = 2.0
+    assert robust.files_to_run({}, run) == {"test_one", "test_two"}
+    assert robust.files_to_run(before, run) == set()
+    two.write_text("# mark.statistical, mended")
+    assert robust.files_to_run(before, run) == {"test_two"}
+    after = {"checked": ["test_two.py::c"], "failed": {}, "sources": {}}
+    now = robust.merged(before, after, {"test_two"}, 1.0)
+    assert now == {"checked": ["test_one.py::a", "test_two.py::c"], "failed": {}, "sources": {}, "seconds": 3.0}
+    shared.write_text("changed")
+    assert robust.files_to_run(before, run) == {"test_one", "test_two"}
+
+
 def test_statistical_tests_alone(store, tmp_path):
     folder = tmp_path / "tests"
     folder.mkdir()
@@ -151,7 +172,7 @@ def test_plan():
     chosen += [Run(robust.ROOT / "notebooks" / f"{name}.py", 0) for name in ("01_data", "06_convergence")]
     runs, sets = plan(chosen), robust.available()
     assert "default" in sets
-    for run, count in zip(chosen, (50, 10, 20, 8), strict=True):
+    for run, count in zip(chosen, (50, 4, 20, 8), strict=True):
         mine = [other for other in runs if (other.what, other.kind) == (run.what, run.kind)]
         assert [other.number for other in mine if not other.instructions] == list(range(1, count + 1))
         assert [other.instructions for other in mine if other.number == 0] == sets

@@ -22,7 +22,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import reseed
 
@@ -31,7 +31,7 @@ PAGE = ROOT / "notebooks" / "robust.md"
 STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
 # What is asked of pytest -> which of the tests.
 TESTS = {"tests": "statistical and not slow", "slow tests": "statistical and slow"}
-SEEDS = {"tests": 50, "slow tests": 10, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
+SEEDS = {"tests": 50, "slow tests": 4, "06_convergence": 8, "09_your_own": 4, "10_one_vector_many_packages": 8}
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
@@ -133,39 +133,57 @@ def run_once(run: Run) -> Outcome:
     STORE.mkdir(exist_ok=True)
     machine = hashlib.blake2b(f"{processor()} {sys.version} {torch_version()}".encode(), digest_size=4).hexdigest()
     stored = STORE / f"{run.name.replace(' ', '_')}-{run.number}-{run.instructions or 'own'}-{machine}.json"
-    if not is_up_to_date(stored, run):
+    before = json.loads(stored.read_text()) if stored.exists() else {}
+    stale = files_to_run(before, run)
+    if stale:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if run.instructions:
             environment["ATEN_CPU_CAPABILITY"] = run.instructions
-        stored.unlink(missing_ok=True)
-        started = time.perf_counter()
-        command = [sys.executable, "tools/reseed.py", str(stored), str(run.number), str(run.what)]
-        command += [TESTS[run.kind]] if run.what.is_dir() else []
+        result, started = stored.with_suffix(".new"), time.perf_counter()
+        command = [sys.executable, "tools/reseed.py", str(result), str(run.number), str(run.what)]
+        if run.what.is_dir():
+            command += [TESTS[run.kind]]
+            environment["PYTEST_ADDOPTS"] = f"-k '{' or '.join(sorted(stale))}'"
         try:
             process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
             said = (process.stderr.strip() or "nothing was said").split("\n")[-1]
         except subprocess.TimeoutExpired:
             said = f"it took more than {LIMIT} s"
         seconds = time.perf_counter() - started
-        if not stored.exists():  # the process died; another try may do better, so this is not stored
+        if not result.exists():  # the process died; another try may do better, so this is not stored
             return Outcome([], {"the run comes to its end": said}, seconds)
-        stored.write_text(json.dumps(json.loads(stored.read_text()) | {"seconds": seconds}))
+        stored.write_text(json.dumps(merged(before, json.loads(result.read_text()), stale, seconds)))
+        result.unlink()
     outcome = json.loads(stored.read_text())
     return Outcome(*(outcome[field] for field in Outcome._fields))
 
 
-def is_up_to_date(stored: Path, run: Run) -> bool:
-    """Whether there is an outcome, and no file that was at work has changed since."""
-    if not stored.exists():
-        return False
-    outcome = json.loads(stored.read_text())
-    if "seconds" not in outcome:  # something stopped this script in the middle
-        return False
+def files_to_run(before: dict[str, Any], run: Run) -> set[str]:
+    """Names of the files of tests, or of the notebook, that have no outcome or depend on a file that has changed since.
+
+    Files of tests don't depend on each other; all depend on the library and on what they share.
+    """
     wanted = reseed.marked(run.what) if run.what.is_dir() else {run.what}
-    digests = {Path(path): digest for path, digest in outcome["sources"].items()}
-    return wanted <= set(digests) and all(
-        path.exists() and reseed.digest(path) == digest for path, digest in digests.items()
-    )
+    digests = {Path(path): digest for path, digest in before.get("sources", {}).items()}
+    changed = {path for path, digest in digests.items() if not path.exists() or reseed.digest(path) != digest}
+    shared = {path for path in changed if not (run.what.is_dir() and path.name.startswith("test_"))}
+    return {path.stem for path in wanted if shared or path in changed or path not in digests}
+
+
+def merged(before: dict[str, Any], after: dict[str, Any], stale: set[str], seconds: float) -> dict[str, Any]:
+    """What was found before, but for files that were run again."""
+
+    def is_kept(name: str) -> bool:
+        return name.partition(".py::")[0] not in stale and name not in after["checked"]
+
+    if not any(".py::" in name for name in before.get("checked", [])):  # a notebook is run as a whole
+        return after | {"seconds": seconds}
+    return {
+        "checked": sorted([*filter(is_kept, before["checked"]), *after["checked"]]),
+        "failed": {name: said for name, said in before["failed"].items() if is_kept(name)} | after["failed"],
+        "sources": after["sources"],
+        "seconds": before["seconds"] + seconds,
+    }
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
