@@ -419,18 +419,20 @@ distance, kinds = table["distance"], table[["AND", "OR"]]
 assert distance["optimum (SciPy)"] > 0.05 and distance["Laplace (SciPy)"] > 0.05
 assert kinds.loc["Laplace (SciPy)"].sum() < 0.6, "most of its draws are neither"
 assert distance[["HMC", "replica exchange"]].max() < 0.01
-# A point has one kind or none. The Gaussian's: over 16 seeds, at least 0.995.
-assert kinds.loc["variational (torch)"].max() > 0.9
+# All AND, all OR, or, for one seed in twenty, all neither: over 20 seeds, at least 0.995.
+bell = kinds.loc["variational (torch)"]
+assert max(*bell, 1 - bell.sum()) > 0.9
 late = table.index.intersection(["ensemble (emcee)", "HMC (hamiltorch)"])
 assert (table.loc[late, "R-hat"] > 1.1).all(), "where they are installed"
 print("verdict: the highest point is untypical, and most draws of the Gaussian that is fitted")
-print("to it are neither AND nor OR; the variational Gaussian is of one kind of network;")
+print("to it are neither AND nor OR; the variational Gaussian is all of one kind;")
 print("HMC and replica exchange are within 0.01 of the reference")
 
 # %% [markdown]
 # A Gaussian has one top, and this posterior has at least two, each in many copies (notebook 6).
-# The variational Gaussian settles on one of them and describes it well, so that its map is
-# nearly right: AND and OR part in the cross only, where data are missing and all maps are pale.
+# The variational Gaussian settles on one top, and which one depends on where it starts. On an
+# AND or an OR its map is nearly right: these two part in the cross only, where data are missing
+# and all maps are pale.
 #
 # Where a bar is white, many draws are neither. Samplers that show that have not arrived: emcee,
 # which has no gradient to guide it through 20 dimensions, and hamiltorch, which asks for one
