@@ -31,7 +31,7 @@ def test_solutions_of_exercises_work(path, tmp_path, monkeypatch, capsys):
     """In the namespace of a reader who has run the whole notebook; no picture is drawn, so that this is quick."""
     *_, exercises, _ = sources(path, "markdown")
     solutions = [code for code, _ in SOLUTION.findall(exercises)]
-    assert len(solutions) == exercises.count("### Exercise: ") == exercises.count("<details>") == 2
+    assert len(solutions) == exercises.count("### Exercise: ") == exercises.count("<details>") >= 2
 
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")  # which notebook 3 reads
     (tmp_path / "notebooks").mkdir()
@@ -46,7 +46,7 @@ def test_solutions_of_exercises_work(path, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().out, "a solution prints what it found"
         assert "assert" in solution
         lines = [line for line in solution.splitlines() if line]
-        assert 3 <= len(lines) <= 10
+        assert 3 <= len(lines) <= 12
         assert max(map(len, lines)) <= 94
 
 
