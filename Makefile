@@ -38,7 +38,7 @@ bench: $(READY)
 faults: $(READY)
 	$(BIN)/python tests/faults.py --to notebooks/faults.md
 
-# Some two hours on two cores; what was done before, with the same sources, is not done again.
+# Some three hours on two cores; what was done before, with the same sources, is not done again.
 robust: $(READY)
 	$(BIN)/python tools/robust.py
 
