@@ -357,6 +357,10 @@ print("and stayed there")
 # and lets the suite look for them: a wrong sign, a forgotten rejection, a stale gradient, a
 # swap with the wrong odds. Here is [which test noticed which](faults.md).
 #
+# And a claim that holds for the seed under which it was written is no claim. Another script,
+# `tools/robust.py`, runs all notebooks and the suite with other seeds, and with other
+# instruction sets of the processor: [how often an assertion failed](robust.md).
+#
 # That is evidence, not proof. A fault that no test looks for is still there.
 #
 # ## What to remember
