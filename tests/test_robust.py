@@ -1,13 +1,12 @@
 """The script that tries other seeds: that it changes them, finds a claim that depends on one, and goes on after it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 import reseed
 import robust
 from robust import Outcome, Run, failures, plan, run_all, table
@@ -138,7 +137,6 @@ def test_seeds_are_others(number):
     """Of torch, NumPy and scikit-learn; the same again for the same number; the tutorial's points stay."""
     code = """
 import sys
-sys.path.append("tools")
 import numpy as np, reseed, torch
 from sklearn.model_selection import train_test_split
 from bnn_utils import boxes
@@ -151,7 +149,9 @@ print(*numbers, np.random.RandomState(0).random_sample(), split, boxes().x[0, 0]
 
     def of(number):
         command = [sys.executable, "-c", code, str(number)]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=robust.ROOT).stdout.split()
+        environment = os.environ | {"PYTHONPATH": str(robust.ROOT / "tools")}
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=robust.ROOT, env=environment)
+        return run.stdout.split()
 
     own, other, again = of(0), of(number), of(number)
     assert other == again
