@@ -198,12 +198,6 @@ def _check_several_at_once(flat: FlatModule, x: Tensor, name: str) -> None:
                 f"by up to {_largest_difference(found, one_by_one):.3g}. Its forward may only use parameters and "
                 "submodules by their attributes, such as self.weight, never tensors that it keeps elsewhere"
             )
-    far = trial_vectors(flat, EXTREME_SCALE)
-    if torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], flat(far[0], x)):
-        raise ValueError(
-            f"the outputs of {name} don't depend on its {flat.dim} parameters: the posterior would be the prior. Is "
-            "its forward that of another object?"
-        )
 
 
 def _check_rows(flat: FlatModule, x: Tensor, outputs: Tensor, name: str) -> None:
@@ -450,6 +444,12 @@ class _Plain:
             grads: Sequence[Tensor | None] = [None] * len(self.parameters)
             if value.requires_grad:
                 grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
+            if all(grad is None for grad in grads):
+                raise ValueError(
+                    f"the log likelihood does not depend on any parameter of {type(self.module).__name__}, as far as "
+                    "autograd can see: the posterior would be the prior. Is its forward that of another object, or "
+                    "does it run under torch.no_grad()?"
+                )
         pieces = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, grads, strict=True)]
         return value.detach(), torch.cat([piece.flatten() for piece in pieces])
 

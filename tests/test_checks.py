@@ -324,6 +324,12 @@ class Elsewhere(nn.Linear):
 OUTSIDE = nn.Linear(2, 1)
 
 
+class WithoutGradient(nn.Linear):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
 def complex_buffer():
     net = nn.Linear(2, 1)
     net.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
@@ -365,7 +371,8 @@ NO_FUNCTION = {
     "infinite slope": (lambda: RootOfZero(2, 1), LINE, "its gradient is not finite"),
     "another's forward": (stranger, LINE, r"the forward of Linear \(the module itself\) was replaced"),
     "a replaced activation": (replaced, LINE, r"the forward of Tanh \(1\) was replaced on the object"),
-    "outside": (lambda: Elsewhere(2, 1), LINE, "don't depend on its 3 parameters"),
+    "outside": (lambda: Elsewhere(2, 1), LINE, "does not depend on any parameter of Elsewhere"),
+    "no_grad": (lambda: WithoutGradient(2, 1), LINE, r"does not depend on any parameter.*no_grad\(\)"),
     "complex buffer": (complex_buffer, LINE, "phase is complex"),
     "complex parameter": (complex_parameter, LINE, "gain is complex"),
     "spectral norm": (lambda: spectral(nn.utils.parametrizations.spectral_norm, False), LINE, "spectral normalisation"),
@@ -498,6 +505,7 @@ RIGHT = {
     ),
     "kinks": (lambda: nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 1)), LINE),
     "zeros": (lambda: nn.Sequential(zeroed(nn.Linear(2, 5)), nn.ReLU(), zeroed(nn.Linear(5, 1))), LINE),
+    "dead units": (lambda: nn.Sequential(dead(nn.Linear(2, 3)), nn.ReLU(), nn.Linear(3, 1, bias=False)), LINE),
     "steps": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(), nn.Linear(3, 1)), LINE),
     "weight norm": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), nn.Tanh(), nn.Linear(3, 1)), LINE
@@ -510,6 +518,11 @@ RIGHT = {
 def zeroed(layer):
     for p in layer.parameters():
         nn.init.zeros_(p)
+    return layer
+
+
+def dead(layer):
+    nn.init.constant_(layer.bias, -100.0)
     return layer
 
 
