@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,16 @@ from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import ByDistribution, Likelihood, value_and_grad
-from bnn_utils.priors import DiagonalNormal, Prior
+from bnn_utils.likelihoods import (
+    ByDistribution,
+    Likelihood,
+    Weighted,
+    check_likelihood,
+    check_log_probs,
+    check_targets,
+    value_and_grad,
+)
+from bnn_utils.priors import DiagonalNormal, Prior, density
 from bnn_utils.random import lend_to_torch
 
 # Elements of the widest layer in one batch of `predict`: bounds its memory to some hundred megabytes.
@@ -34,7 +43,7 @@ class Posterior:
 
     Args:
         module: any network that maps ``data.x`` to one output row per point.
-        data: inputs and targets.
+        data: inputs and targets; their weights, if they have some, say how often each point counts.
         prior: such as ``NormalPrior(precision=0.09)``.
         likelihood: such as ``Bernoulli()``; or a function from outputs ``(..., N, K)`` to a torch distribution of batch
             shape ``(..., N)``, such as ``lambda outputs: Poisson(outputs[..., 0].exp())``.
@@ -44,10 +53,12 @@ class Posterior:
     Raises:
         ValueError: if the module has dropout or batch normalisation in training mode (its output would be random, or
             depend on the batch), draws random numbers or carries state from call to call, or can't be run for many
-            vectors at once; if targets or outputs don't fit the likelihood, if the log prior or log likelihood of one
-            theta is not one number, or if "closed-form" does not apply.
+            vectors at once; if targets or outputs don't fit the likelihood, or its parts each other; if the prior is
+            not over all real vectors; if the log prior or log likelihood of one theta is not one number in the
+            posterior's dtype; or if "closed-form" does not apply.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -63,8 +74,14 @@ class Posterior:
         self.flat = FlatModule(copy.deepcopy(module).to(device=data.x.device, dtype=dtype))
         self.prior = prior
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
-        self.prior_distribution = prior.distribution(self.flat)
-        self.data = Data(data.x, self.likelihood.targets(data.y, _outputs(self.flat, data.x)))
+        self.prior_distribution = density(prior, self.flat)
+        outputs = _outputs(self.flat, data.x)
+        y = self.likelihood.targets(data.y, outputs)
+        check_targets(self.likelihood, outputs, y)
+        check_likelihood(self.likelihood, outputs, y)
+        if data.weights is not None:
+            check_log_probs(self.likelihood, outputs, y)
+        self._set_data(replace(data, y=y, weights=None if data.weights is None else data.weights.to(self.dtype)))
         self.num_datasets = 1
         self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
         self._compilations: dict[int, Target | None] = {}
@@ -76,12 +93,33 @@ class Posterior:
             )
         for name, function in (("prior", self.log_prior), ("likelihood", self.log_likelihood)):
             with torch.no_grad():
-                shape = tuple(function(self.flat.ravel()).shape)
-            if shape:
+                value = function(self.flat.ravel())
+            if value.shape:
                 raise ValueError(
-                    f"the log {name} of one theta has shape {shape} and should be one number: a prior's distribution "
-                    "needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch shape (N,)"
+                    f"the log {name} of one theta has shape {tuple(value.shape)} and should be one number: a prior's "
+                    "distribution needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch "
+                    "shape (N,)"
                 )
+            if value.dtype != self.dtype:
+                raise ValueError(
+                    f"the log {name} comes as {value.dtype}, but this posterior computes in {self.dtype}, the dtype of "
+                    f"data.x: make the {name}'s tensors in that dtype, such as by torch.zeros_like(outputs)"
+                )
+
+    def _set_data(self, data: Data) -> None:
+        # What was made in inference mode is closed to autograd, unless it is copied.
+        given = {name: value for name, value in vars(data).items() if value is not None and value.is_inference()}
+        data = replace(data, **{name: value.clone() for name, value in given.items()})
+        self.data, self._counted = data, data
+        if data.weights is not None and not data.x.is_meta:
+            # A weight of 0 times a log likelihood or a slope that is infinite is no number.
+            counts = data.weights > 0
+            self._counted = Data(data.x[counts], data.y[counts], data.weights[counts])
+
+    @property
+    def _weighted_likelihood(self) -> Likelihood:
+        weights = self._counted.weights
+        return self.likelihood if weights is None else Weighted(self.likelihood, weights)
 
     @property
     def dim(self) -> int:
@@ -107,9 +145,9 @@ class Posterior:
         return self.prior_distribution.log_prob(theta)
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
-        """Log likelihood of all points, a sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        outputs = self.outputs(theta, self.data.x)
-        return self.likelihood.log_prob(outputs, self._targets_of(1 if theta.ndim == 1 else len(theta)))
+        """Log likelihood of all points, a weighted sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
+        outputs = self.outputs(theta, self._counted.x)
+        return self._weighted_likelihood.log_prob(outputs, self._targets_of(1 if theta.ndim == 1 else len(theta)))
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
@@ -133,7 +171,7 @@ class Posterior:
         if self.dtype == torch.float64:
             return numpy_function(self)
         y = self.data.y if self.num_datasets == 1 else self.data.y[:, 0]
-        module, data = copy.deepcopy(self.flat.module).double(), Data(self.data.x, y).to(torch.float64)
+        module, data = copy.deepcopy(self.flat.module).double(), replace(self.data, y=y).to(torch.float64)
         double = Posterior(module, data, self.prior, self.likelihood, self.gradient)
         return numpy_function(double if self.num_datasets == 1 else double.with_targets(self.data.y.transpose(0, 1)))
 
@@ -186,10 +224,12 @@ class Posterior:
             return _by_autograd(self.log_likelihood)
         if compile and self.compile(num_lanes):
             return self._compilations[num_lanes]
-        y = self._targets_of(num_lanes)
-        if self.num_datasets == 1:  # repeated once, not at every gradient
-            y = y.expand(num_lanes, *y.shape).contiguous()
-        return closed_form(self._layers, self.likelihood, self.data.x, y, num_lanes)
+        # A likelihood without a gradient of its own needs autograd, to which tensors made in inference mode are closed.
+        with torch.inference_mode(False):
+            y = self._targets_of(num_lanes)
+            if self.num_datasets == 1:  # repeated once, not at every gradient
+                y = y.expand(num_lanes, *y.shape).contiguous()
+        return closed_form(self._layers, self.likelihood, self._counted.x, y, num_lanes, self._counted.weights)
 
     def check_can_compile(self) -> None:
         """Raise unless `target` can be compiled."""
@@ -205,7 +245,7 @@ class Posterior:
 
     def compilation_pays(self, num_lanes: int, num_gradients: int) -> bool:
         """Whether compilation applies and is predicted to take less time than it saves."""
-        return self._can_compile and pays_off(self._layers, len(self.data), num_lanes, num_gradients)
+        return self._can_compile and pays_off(self._layers, len(self._counted), num_lanes, num_gradients)
 
     def compile(self, num_lanes: int) -> bool:
         """Compile the likelihood's gradient for `target`, once; False where that fails, as without a C++ compiler.
@@ -215,8 +255,10 @@ class Posterior:
         """
         self.check_can_compile()
         if num_lanes not in self._compilations:
+            with torch.inference_mode(False):
+                y = self._targets_of(num_lanes)
             self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self.data.x, self._targets_of(num_lanes), num_lanes
+                self._layers, self.likelihood, self._counted.x, y, num_lanes, self._counted.weights
             )
         return self._compilations[num_lanes] is not None
 
@@ -267,19 +309,36 @@ class Posterior:
     def log_likelihoods(self, draws: Tensor, data: Data | None = None) -> Tensor:
         """Log likelihood of each point under each draw, as log scores and PSIS-LOO need it.
 
+        Of weighted data it is each point's weight times its log likelihood, so that the sum is `log_likelihood`. To
+        leave out a point is to leave out its whole weight then: PSIS-LOO takes a weight of 2 for two equal observations
+        that are left out, and predicted, together.
+
         Args:
             draws: shape ``(..., D)``.
-            data: other points, such as those held out; the posterior's own without it.
+            data: other points, such as those held out, with or without weights; the posterior's own without it.
 
         Returns:
             shape ``(..., N)``.
+
+        Raises:
+            ValueError: if there are several data sets, the data don't fit, or the likelihood's `log_prob` is not the
+                sum of its `log_probs`.
         """
         if self.num_datasets > 1:
             raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
         data = self.data if data is None else data.to(self.data.x.device)
         x = data.x.to(self.data.x)
-        y = self.likelihood.targets(data.y, self.outputs(self.flat.ravel(), x))
-        return self._in_batches(draws, x, lambda outputs: self.likelihood.log_probs(outputs, y))
+        outputs = self.outputs(self.flat.ravel(), x)
+        y = self.likelihood.targets(data.y, outputs)
+        check_targets(self.likelihood, outputs, y)
+        weights = None if data.weights is None else data.weights.to(x)
+        likelihood = self.likelihood if weights is None else Weighted(self.likelihood, weights)
+
+        def log_probs(outputs: Tensor) -> Tensor:
+            check_log_probs(self.likelihood, outputs, y)
+            return likelihood.log_probs(outputs, y)
+
+        return self._in_batches(draws, x, log_probs)
 
     @property
     def width(self) -> int:
@@ -295,6 +354,8 @@ class Posterior:
     def simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.
 
+        One for each point, whatever its weight.
+
         Of draws from the prior that is the prior predictive distribution, of draws from the posterior the posterior
         predictive one.
 
@@ -305,8 +366,11 @@ class Posterior:
         with lend_to_torch(generator):
             return self.likelihood.distribution(outputs).sample()
 
+    @torch.inference_mode(False)
     def with_targets(self, y: Tensor) -> Posterior:
         """The posterior of the same network, inputs and prior given other targets: of one data set, or of S at once.
+
+        Weights stay with their inputs.
 
         With S data sets, theta has a row for each: row s of ``(S, D)`` is judged by ``y[s]``; of ``(k S, D)``, the
         first k rows by ``y[0]``, and so on. `sample` draws from all in one batch. ``data.y`` is ``(N, S, ...)`` then.
@@ -327,11 +391,14 @@ class Posterior:
         with torch.no_grad():
             outputs = self.outputs(self.flat.ravel(), self.data.x)
         # Checked all at once, as if they were one data set with many points.
-        sets = self.likelihood.targets(sets.flatten(0, 1), torch.cat(len(sets) * [outputs])).view(sets.shape)
+        outputs, points = torch.cat(len(sets) * [outputs]), sets.flatten(0, 1)
+        points = self.likelihood.targets(points, outputs)
+        check_targets(self.likelihood, outputs, points)
+        sets = points.view(sets.shape)
         other = copy.copy(self)
         other._compilations = {}
         other.num_datasets = len(sets)
-        other.data = Data(self.data.x, sets[0] if len(sets) == 1 else sets.transpose(0, 1))
+        other._set_data(replace(self.data, y=sets[0] if len(sets) == 1 else sets.transpose(0, 1)))
         return other
 
     def dataset(self, index: int) -> Posterior:
@@ -341,17 +408,18 @@ class Posterior:
     def _targets_of(self, num_lanes: int) -> Tensor:
         """Targets by which a batch is judged: ``(N, ...)`` where all lanes share them, else ``(num_lanes, N, ...)``."""
         if self.num_datasets == 1:
-            return self.data.y
+            return self._counted.y
         if num_lanes % self.num_datasets:
             raise ValueError(
                 f"this posterior has {self.num_datasets} data sets and needs one row of theta for each of them, or "
                 f"several; it got {num_lanes}: ask for num_chains={self.num_datasets}, or for dataset(k) alone"
             )
-        return self.data.y.transpose(0, 1).repeat_interleave(num_lanes // self.num_datasets, dim=0)
+        return self._counted.y.transpose(0, 1).repeat_interleave(num_lanes // self.num_datasets, dim=0)
 
     def __repr__(self) -> str:
         return (
-            f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
+            f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} "
+            f"{'points' if self.data.weights is None else 'weighted points'}, "
             f"{f'{self.num_datasets} data sets, ' * (self.num_datasets > 1)}"
             f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
         )

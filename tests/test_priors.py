@@ -33,7 +33,7 @@ FAN_IN = {
     "embedding.weight": 1,
     "conv.weight": 3 * 2 * 5,
     "conv.bias": None,
-    "norm.weight": None,
+    "norm.weight": 1,
     "norm.bias": None,
     "linear.weight": 4,
     "linear.bias": None,
@@ -139,7 +139,7 @@ def test_a_diverged_theta_is_no_error():
         (lambda: FanInPrior(bias=math.inf), "bias, a standard deviation, .* got inf"),
         (lambda: ElementPrior(Normal(torch.zeros(2), 1.0)), r"batch shape \(2,\) and event shape \(\): an element's"),
         (lambda: ElementPrior(Independent(Normal(torch.zeros(2), 1.0), 1)), r"event shape \(2,\)"),
-        (lambda: ElementPrior({"*": Gamma(1.0, 1.0)}), "Gamma has support .*, but an element of theta may be any real"),
+        (lambda: ElementPrior({"*": Gamma(1.0, 1.0)}), "Gamma, with support .*, is no density over all real numbers"),
         (
             lambda: ElementPrior({"0.*": Normal(0.0, 1.0)}).distribution(FlatModule(nn.Linear(2, 1))),
             r"no pattern of \['0.\*'\] matches parameter weight; add one, or '\*' for the rest",
