@@ -94,7 +94,7 @@ class Likelihood(ABC):
             found = self.distribution(outputs)
             mean = distributions.mean(found)
             # Outputs of a draw that diverged may be large enough for a mean to overflow: then there is one at 0.
-            if mean is None or not (mean.isfinite().any() or outputs.isnan().any()):
+            if mean is None or (outputs.isfinite().any() and not mean.isfinite().any()):
                 at_zero = distributions.mean(self.distribution(torch.zeros_like(outputs)))
                 if at_zero is None or not at_zero.isfinite().any():
                     raise ValueError(

@@ -163,7 +163,7 @@ class FanInPrior:
                     )
                 number, is_weight = summed
                 scale = self.weight if is_weight else self.bias
-                precision = (torch.as_tensor(number).to(p.detach()) / scale**2).expand(p.shape)
+                precision = (torch.as_tensor(number, dtype=torch.float64) / scale**2).to(p.detach()).expand(p.shape)
                 if not torch.equal(found.setdefault(name, precision), precision):
                     raise ValueError(
                         f"{name} is shared by layers in which a unit sums over different numbers of inputs, one of "
