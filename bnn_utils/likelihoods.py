@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from textwrap import shorten
 from types import FunctionType
 from typing import Any
 
@@ -343,9 +344,10 @@ def _check_support(distribution: Distribution, y: Tensor) -> None:
     """Raise where y holds what the distribution can't give."""
     support = distributions.support_of(distribution)
     if support is not None and not y.is_meta and not (fits := support.check(y)).all():
+        where = "" if distributions.has_fixed_support(distribution) else " at this network's own parameters"
         raise ValueError(
-            f"y holds {y[~fits].flatten()[0].item():g}, which {type(distribution).__name__} cannot give: its support "
-            f"is {support}"
+            f"y holds {y[~fits].flatten()[0].item():g}, which {type(distribution).__name__} cannot give{where}: its "
+            f"support is {shorten(str(support), 100, placeholder=' ...')}"
         )
 
 
@@ -361,7 +363,8 @@ def check_likelihood(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None
     """Compare the parts of a likelihood with each other, at a network's outputs ``(N, K)``.
 
     Raises:
-        ValueError: if a method hides behind an attribute, or the gradient is another density's.
+        ValueError: if a method hides behind an attribute, the gradient is another density's, or either raises an error
+            for outputs that are no numbers.
     """
     kind, name = type(likelihood), type(likelihood).__name__
     hidden = [name for name in vars(likelihood) if callable(getattr(kind, name, None))]
@@ -370,7 +373,20 @@ def check_likelihood(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None
             f"this {name} has an attribute {hidden[0]!r} that hides its method, and what follows from that doesn't "
             f"follow the attribute: write a class, class Mine({name}), with a method {hidden[0]}"
         )
-    if kind.grad is not Likelihood.grad and not outputs.is_meta:
+    if outputs.is_meta:
+        return
+    likelihood.log_prob(outputs, y)
+    for value in (math.nan, math.inf):
+        diverged = torch.full_like(outputs, value)
+        try:
+            likelihood.log_prob(diverged, y), likelihood.grad(diverged, y)
+        except Exception as error:
+            raise ValueError(
+                f"the likelihood {likelihood!r} raises an error for outputs of {value}, which would end a run when a "
+                f"trajectory diverges: {first_line(error)} Let it give NaN, which is rejected: leave "
+                "validate_args out; give a MultivariateNormal its scale_tril, as torch decomposes a covariance at once"
+            ) from error
+    if kind.grad is not Likelihood.grad:
         try:
             expected = Likelihood.grad(likelihood, outputs, y)
         except RuntimeError:  # autograd can't go through this log_prob: that is why it has a gradient of its own
@@ -381,6 +397,10 @@ def check_likelihood(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None
                 f"{name}.grad is not the gradient of its log_prob: at the network's own parameters it is off by "
                 f"{off:g}, where autograd finds elements of up to {largest:g}; a class without grad has it by autograd"
             )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def check_log_probs(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:

@@ -311,7 +311,8 @@ class Posterior:
 
         Of weighted data it is each point's weight times its log likelihood, so that the sum is `log_likelihood`. To
         leave out a point is to leave out its whole weight then: PSIS-LOO takes a weight of 2 for two equal observations
-        that are left out, and predicted, together.
+        that are left out, and predicted, together. (Drop points of weight 0 before, ``[..., weights > 0]``: they have a
+        log likelihood of 0 under all draws, in which ArviZ looks for a tail, and warns.)
 
         Args:
             draws: shape ``(..., D)``.

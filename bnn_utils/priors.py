@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bnn_utils.distributions import covers_the_line, unchecked
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import _unchecked
+from bnn_utils.likelihoods import _unchecked, first_line
 
 
 class DiagonalNormal(Independent):
@@ -45,9 +45,21 @@ def density(prior: Prior, flat: FlatModule) -> Distribution:
     """The prior's distribution as a sampler takes it.
 
     Raises:
-        ValueError: if it is not over all real vectors.
+        ValueError: if it is not over all real vectors, or raises an error for elements that are no numbers.
     """
-    found = prior.distribution(flat)
+    found, theta = _density(prior.distribution(flat), flat), flat.ravel()
+    found.log_prob(theta)
+    try:
+        found.log_prob(torch.full_like(theta, math.nan))
+    except Exception as error:
+        raise ValueError(
+            f"the prior {prior!r} raises an error where theta is NaN, which would end a run when a trajectory "
+            f"diverges: {first_line(error)} Let its log_prob give NaN, which is rejected"
+        ) from error
+    return found
+
+
+def _density(found: Distribution, flat: FlatModule) -> Distribution:
     if isinstance(found, (DiagonalNormal, _Elements)):
         return found
     if isinstance(found, Distribution):

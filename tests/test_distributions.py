@@ -234,6 +234,19 @@ def test_priors_of_the_readers_own(make):
         made[0].log_prob(torch.full((3,), math.nan))
 
 
+def test_a_prior_that_raises():
+    class Strict(Funnel):
+        def log_prob(self, theta):
+            return D.Independent(D.Normal(torch.zeros_like(theta), 1.0, validate_args=True), 1).log_prob(theta)
+
+    class Mine:
+        def distribution(self, flat):
+            return Strict(flat.dim)
+
+    with pytest.raises(ValueError, match=r"raises an error where theta is NaN, .*: Expected value argument"):
+        Posterior(nn.Linear(2, 1), data, Mine(), Bernoulli())
+
+
 def test_a_prior_in_another_dtype():
     class Mine:
         def distribution(self, flat):

@@ -422,6 +422,22 @@ def test_what_diverged_is_no_error(likelihood, num, y, value):
         D.Poisson(vector(math.nan))
 
 
+@pytest.mark.parametrize(
+    ("function", "num", "y"),
+    [
+        (lambda o: D.MultivariateNormal(o, o[..., :1, None].exp() * torch.eye(2)), 2, pairs),
+        (lambda o: D.LowRankMultivariateNormal(o, o[..., None], o.exp()), 2, pairs),
+        (lambda o: D.Normal(o[..., 0], 1.0, validate_args=True), 1, real),
+    ],
+)  # fmt: skip
+def test_a_run_that_would_end_does_not_begin(function, num, y):
+    """Torch decomposes matrices, and checks what it is told to check, whatever its default is."""
+    with pytest.raises(
+        ValueError, match=r"raises an error for outputs of nan, .*give a MultivariateNormal its scale_tril"
+    ):
+        posterior_of(function, num, y)
+
+
 NO_PARAMETERS = {  # torch computes some number for each, unless it checks
     "Poisson": (lambda o: D.Poisson(o[..., 0]), 0.0),
     "Bernoulli": (lambda o: D.Bernoulli(probs=1 - o[..., 0]), 1.0),
@@ -477,6 +493,11 @@ def test_a_mixture_of_shifted_ones():
 
     value = ByDistribution(function).log_prob(vector(0.25).view(1, 1), vector(1))
     assert value.item() == pytest.approx(-0.75 - math.log(2))
+
+
+def test_targets_that_the_networks_own_parameters_exclude():
+    with pytest.raises(ValueError, match=r"which Pareto cannot give at this network's own parameters: its support is"):
+        posterior_of(lambda o: D.Pareto(9 + o[..., 0].exp(), 2.0), 1, positive)
 
 
 @pytest.mark.parametrize("y", [[-1, 0], [0.5, 1]])
@@ -646,6 +667,11 @@ def test_parts_that_do_not_fit_each_other():
     likelihood.log_probs = lambda outputs, y: bce(outputs, y) / 2
     with pytest.raises(ValueError, match="this Bernoulli has an attribute 'log_probs' that hides its method"):
         posterior_of(likelihood, 1, count % 2)
+
+    with pytest.MonkeyPatch.context() as patch:  # of the class, which no subclass notices
+        patch.setattr(Bernoulli, "log_probs", lambda self, outputs, y: bce(outputs, y) / 2)
+        with pytest.raises(ValueError, match=r"Bernoulli.grad is not the gradient of its log_prob"):
+            posterior_of(Bernoulli(), 1, count % 2)
 
     class Wrong(Bernoulli):
         def grad(self, outputs, y):

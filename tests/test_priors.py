@@ -273,8 +273,15 @@ def test_a_transformer():
         torch.testing.assert_close(values, torch.full_like(values, expected))
 
 
-def tied(**kwargs):
-    net = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4, **kwargs)).double()
+def test_attention_has_biases_of_three_dimensions():
+    flat = FlatModule(nn.MultiheadAttention(4, 2, add_bias_kv=True).double())
+    deviations = flat.unravel(FanInPrior(3.0, 0.5).distribution(flat).precision.rsqrt())
+    for name in ("bias_k", "bias_v", "in_proj_bias", "out_proj.bias"):
+        assert deviations[name].unique().tolist() == [0.5]
+
+
+def tied():
+    net = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)).double()
     net[1].weight = net[0].weight
     return net
 
