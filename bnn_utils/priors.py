@@ -175,13 +175,13 @@ class FanInPrior:
                     )
                 number, is_weight = summed
                 scale = self.weight if is_weight else self.bias
-                precision = (torch.as_tensor(number, dtype=torch.float64) / scale**2).to(p.detach()).expand(p.shape)
+                precision = (torch.as_tensor(number, dtype=torch.float64) / scale**2).expand(p.shape)
                 if not torch.equal(found.setdefault(name, precision), precision):
                     raise ValueError(
                         f"{name} is shared by layers in which a unit sums over different numbers of inputs, one of "
                         f"them {type(part).__name__}: {INSTEAD}"
                     )
-        return DiagonalNormal(torch.cat([found[name].flatten() for name in flat.shapes]))
+        return DiagonalNormal(torch.cat([found[name].flatten() for name in flat.shapes]).to(flat.ravel()))
 
     def __repr__(self) -> str:
         return f"FanInPrior(weight={self.weight:g}, bias={self.bias:g})"

@@ -433,7 +433,7 @@ def test_what_diverged_is_no_error(likelihood, num, y, value):
 def test_a_run_that_would_end_does_not_begin(function, num, y):
     """Torch decomposes matrices, and checks what it is told to check, whatever its default is."""
     with pytest.raises(
-        ValueError, match=r"raises an error for outputs of nan, .*give a MultivariateNormal its scale_tril"
+        ValueError, match=r"raises an error where outputs are NaN, .*give a MultivariateNormal its scale_tril"
     ):
         posterior_of(function, num, y)
 
