@@ -134,6 +134,12 @@ def mean(distribution: Distribution) -> Tensor | None:
         return distribution.probs
     if type(distribution) is Independent:
         return mean(distribution.base_dist)
+    if type(distribution) is MixtureSameFamily:
+        parts, probs = mean(distribution.component_distribution), distribution.mixture_distribution.probs
+        if parts is None:
+            return None
+        num = parts.ndim - len(distribution.component_distribution.batch_shape)
+        return (probs.reshape(*probs.shape, *num * [1]) * parts).sum(-1 - num)
     try:
         return distribution.mean
     except NotImplementedError:

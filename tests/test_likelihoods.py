@@ -690,12 +690,20 @@ def test_classes_by_a_function_have_probabilities():
         torch.testing.assert_close(ByDistribution(function).mean(outputs), outputs.softmax(-1))
     several = ByDistribution(lambda o: D.Independent(D.Categorical(logits=o.unflatten(-1, (2, 2))), 1))
     torch.testing.assert_close(several.mean(outputs), outputs.unflatten(-1, (2, 2)).softmax(-1))
-    assert (
-        posterior_of(FUNCTIONS["Multinomial"][0], 3, FUNCTIONS["Multinomial"][2])
-        .predict(normal(5, 9), X)
-        .sum(-1)
-        .allclose(vector(4))
+    mixed = ByDistribution(
+        lambda o: D.MixtureSameFamily(D.Categorical(vector(0.25, 0.75)), D.Categorical(logits=o.unflatten(-1, (2, 2))))
     )
+    torch.testing.assert_close(mixed.mean(outputs), vector(0.25, 0.75) @ outputs.unflatten(-1, (2, 2)).softmax(-1))
+
+
+def test_means_of_vectors():
+    """In the shape of a target; of mixtures as torch has them."""
+    for name in ("Dirichlet", "Multinomial", "Normals", "Wishart", "a mixture"):
+        function, num, y = FUNCTIONS[name]
+        found = posterior_of(function, num, y).predict(normal(5, 3 * num), X)
+        assert found.shape == (5, *y.shape)
+        outputs = normal(5, 12, num)
+        torch.testing.assert_close(ByDistribution(function).mean(outputs), function(outputs).mean)
 
 
 @pytest.mark.parametrize(
