@@ -128,9 +128,9 @@ class Tape(TorchFunctionMode):
 
         for function, args, kwargs, outputs in self._operations:
             is_first, of_last = last is None, last is not None and args[:1] == (last,)
-            if outputs and all(self._is_in_theta(self._tensors[k]) for k in outputs):
-                continue  # parameters cut out of theta
-            if not outputs and function in (Tensor.__len__, Tensor.size, Tensor.dim, Tensor.numel):
+            is_cut = outputs and all(self._is_in_theta(self._tensors[k]) for k in outputs)  # parameters, out of theta
+            is_size = not outputs and function in (Tensor.__len__, Tensor.size, Tensor.dim, Tensor.numel)
+            if is_size or (is_cut and function is not Tensor.expand_as):
                 continue
             if len(outputs) != 1 or (layers and layers[-1].log_scale is not None):
                 return None
