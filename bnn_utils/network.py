@@ -53,7 +53,7 @@ class Network:
     def __init__(self, flat: FlatModule, x: Tensor, make: Maker, cost: Cost, most: int) -> None:
         self._flat, self._make, self._cost, self._most = flat, make, cost, max(1, most)
         self.num_points = len(x)
-        parts = x.tensor_split(-(-len(x) // self._most))  # as equal as can be
+        parts = x.tensor_split(max(1, -(-len(x) // self._most)))  # as equal as can be
         ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
         self.blocks = [(slice(end - len(part), end), make(flat, part)) for part, end in zip(parts, ends, strict=True)]
         at_once = cost.per_lane + cost.per_point * max(map(len, parts))

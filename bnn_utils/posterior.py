@@ -237,7 +237,9 @@ class Posterior:
 
     def _likelihood_in_blocks(self, num_lanes: int) -> Target:
         """By autograd, in blocks of lanes; where one lane is too large, of points: forward once more, and back."""
-        network, likelihood, y = self._network, self.likelihood, self._targets_of(num_lanes)
+        network, likelihood = self._network, self.likelihood
+        with torch.inference_mode(False):  # autograd, which keeps them, takes no others
+            y = self._targets_of(num_lanes)
         if self.num_datasets == 1:
             y = y.expand(num_lanes, *y.shape)
 
@@ -304,7 +306,8 @@ class Posterior:
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
-        return self.flat(theta, x)
+        self.flat.check(theta)
+        return self._network.at(x)(theta)
 
     @torch.no_grad()
     def predict(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike) -> Tensor:
