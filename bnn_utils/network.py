@@ -26,10 +26,11 @@ Maker = Callable[[FlatModule, Tensor], Callable[[Tensor], Tensor]]  # network an
 
 
 class Cost(NamedTuple):
-    """Bytes that the operations of a network write."""
+    """Bytes that the operations of a network write, and that a tape keeps."""
 
     per_point: int  # and vector
     per_lane: int  # whatever the number of points: parameters, and what is made of them alone
+    kept: int = 0  # per point, of what frozen parts make of the inputs
 
 
 class Network:
@@ -61,7 +62,8 @@ class Network:
 
     def at(self, x: Tensor) -> Network:
         """The same network at other inputs, made as this one is."""
-        return Network(self._flat, x, self._make, self._cost, self._most)
+        has_room = self._cost.kept * len(x) <= CONSTANT_BYTES
+        return Network(self._flat, x, self._make if has_room else _each_time, self._cost, self._most)
 
     def __call__(self, theta: Tensor) -> Tensor:
         if theta.ndim == 2 and len(theta) > self.num_lanes:
@@ -105,6 +107,7 @@ def _taped(flat: FlatModule, x: Tensor, whole: Cost) -> Network | None:
     kept, _ = _per_point([sum(tensor.nbytes for tensor in tape.constants) for tape in tapes], few)
     if cost.per_point >= whole.per_point or kept * len(x) > CONSTANT_BYTES:
         return None
+    cost = cost._replace(kept=kept)
     # While a tape is recorded or compared the whole network runs, of which less is held at once than it writes.
     most = BLOCK_BYTES // max(1, cost.per_point, whole.per_point // 2)
     network = Network(flat, x, Tape, cost, most)
@@ -121,6 +124,11 @@ def _taped(flat: FlatModule, x: Tensor, whole: Cost) -> Network | None:
 
 def _whole(flat: FlatModule, x: Tensor) -> Callable[[Tensor], Tensor]:
     return partial(flat, x=x)
+
+
+def _each_time(flat: FlatModule, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A tape that is recorded for each block of vectors, and not kept."""
+    return lambda theta: Tape(flat, x)(theta)
 
 
 def _few(x: Tensor) -> list[int]:

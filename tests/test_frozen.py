@@ -391,6 +391,16 @@ def test_frozen_parts_without_room(monkeypatch):
     assert is_taped(Posterior(Own(), IMAGES, NormalPrior(0.09), Categorical()))
 
 
+def test_predictions_at_inputs_without_room(monkeypatch):
+    """What frozen parts make of many new inputs is not kept either."""
+    posterior = Posterior(Own(), IMAGES, NormalPrior(0.09), Categorical())
+    theta, x = normal(4, posterior.dim, seed=5), normal(50, 1, 6, 6, seed=6)
+    expected = posterior.predict(theta, x)
+    monkeypatch.setattr(network, "CONSTANT_BYTES", 49 * 36 * 8)
+    assert not any(isinstance(block, Tape) for _, block in posterior._network.at(x).blocks)
+    torch.testing.assert_close(posterior.predict(theta, x), expected)
+
+
 def test_closed_form_after_frozen_parts_may_be_asked_for():
     assert Posterior(Own(), IMAGES, NormalPrior(1.0), Categorical(), gradient="closed-form").gradient == "closed-form"
     assert Posterior(Own(), IMAGES, NormalPrior(1.0), Categorical(), gradient="autograd").gradient == "autograd"
