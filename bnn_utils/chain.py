@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from numpy.typing import ArrayLike
 
+COLUMN_ELEMENTS = 2**20  # of draws that tables copy at once: eight megabytes
 QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
 
 
@@ -97,7 +98,12 @@ class Chain:
                 raise ValueError(
                     f"the statistic {name} has shape {tuple(values.shape)}, expected {tuple(draws.shape[:2])}"
                 )
-        lp = posterior.log_likelihoods(draws).sum(-1) + posterior.log_prior(draws.flatten(0, 1)).view(draws.shape[:2])
+        if posterior.num_datasets > 1:
+            raise ValueError(
+                f"there are {posterior.num_datasets} data sets: pass posterior.dataset(k), that of the draws"
+            )
+        with torch.no_grad():
+            lp = posterior.log_prob(draws.flatten(0, 1)).view(draws.shape[:2])
         return cls(
             draws=draws,
             stats=known | {"lp": lp},
@@ -166,16 +172,19 @@ class Chain:
         """
         import pandas as pd
 
-        flat = self.draws.flatten(0, 1).double()
-        bulk = diagnostics.ess(self.draws, "bulk")
+        found = diagnostics.diagnose(self.draws)
+        mean, sd = torch.empty(2, self.dim, dtype=torch.float64)
+        for places, part in self._columns():
+            mean[places] = part.mean(0)
+            sd[places] = part.sub_(mean[places].to(part)).square_().sum(0).div(len(part) - 1).sqrt()
         columns = {
-            "mean": flat.mean(0),
-            "sd": flat.std(0),
-            "mcse": diagnostics.mcse(self.draws),
-            "ess_bulk": bulk,
-            "ess_tail": diagnostics.ess(self.draws, "tail"),
-            "r_hat": diagnostics.rhat(self.draws),
-            "ess_per_sec": bulk / self.sampling_time,
+            "mean": mean,
+            "sd": sd,
+            "mcse": found.mcse,
+            "ess_bulk": found.ess_bulk,
+            "ess_tail": found.ess_tail,
+            "r_hat": found.r_hat,
+            "ess_per_sec": found.ess_bulk / self.sampling_time,
         }
         index = pd.Index(self.names, name="parameter")
         return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}, index=index)
@@ -184,9 +193,20 @@ class Chain:
         """Quantiles of every parameter over all chains, one row each, one column per percentage."""
         import pandas as pd
 
-        values = np.percentile(self.draws.reshape(-1, self.dim).cpu().numpy(), QUANTILES, axis=0).T
+        values = np.empty((self.dim, len(QUANTILES)))
+        for places, part in self._columns():
+            values[places] = np.percentile(part.cpu().numpy(), QUANTILES, axis=0).T
         index = pd.Index(self.names, name="parameter")
         return pd.DataFrame(values, index=index, columns=[f"{q:g}%" for q in QUANTILES])
+
+    def _columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Draws of all chains ``(chains * draws, d)`` in float64, d parameters at a time, in memory that is reused."""
+        draws = self.draws.flatten(0, 1)
+        width = max(1, COLUMN_ELEMENTS // len(draws))
+        memory = draws.new_empty(min(width, self.dim) * len(draws), dtype=torch.float64)
+        for start in range(0, self.dim, width):
+            part = draws[:, start : start + width]
+            yield slice(start, start + part.shape[1]), memory[: part.numel()].view(part.shape).copy_(part)
 
     def to_arviz(self, log_likelihoods: Tensor | None = None) -> InferenceData:
         """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats.

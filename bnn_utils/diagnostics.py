@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,27 @@ def mcse(draws: Tensor) -> Tensor:
         shape ``(...)``, float64 on the CPU; NaN for a quantity that never changed.
     """
     return by_quantity(mean_se, draws)
+
+
+class Mixing(NamedTuple):
+    """What `rhat`, `ess` and `mcse` say, shape ``(...)`` each, float64 on the CPU."""
+
+    r_hat: Tensor
+    ess_bulk: Tensor
+    ess_tail: Tensor
+    mcse: Tensor
+
+
+def diagnose(draws: Tensor) -> Mixing:
+    """All of `rhat`, `ess` and `mcse` of draws ``(chains, draws, ...)``, in half the time: they share their ranks."""
+    return Mixing(*by_quantity(_mixing, draws))
+
+
+def _mixing(x: np.ndarray) -> np.ndarray:
+    ranks = rank(split_chains(x))
+    # The middle draw of an odd number is in no half, so that the sorted halves lack it.
+    ordered = ranks.ordered if x.shape[2] % 2 == 0 else None
+    return np.stack([rank_rhat(ranks), mean_ess(ranks.scores), tail_ess(x, ordered), mean_se(x)])
 
 
 def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:
@@ -225,11 +246,4 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
             f"{tuple(predictions.shape)} and {tuple(places.shape)}; "
             "pass posterior.predict(chain.draws, grid) and grid, and of several outputs one at a time"
         )
-    return Convergence(places.detach().cpu(), len(predictions), *by_quantity(_convergence, predictions))
-
-
-def _convergence(x: np.ndarray) -> np.ndarray:
-    ranks = rank(split_chains(x))
-    # The middle draw of an odd number is in no half, so that the sorted halves lack it.
-    ordered = ranks.ordered if x.shape[2] % 2 == 0 else None
-    return np.stack([rank_rhat(ranks), mean_ess(ranks.scores), tail_ess(x, ordered), mean_se(x)])
+    return Convergence(places.detach().cpu(), len(predictions), *diagnose(predictions))

@@ -30,8 +30,9 @@ def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, few
     if values.dtype != torch.float32:  # which is ranked as it is, in half the time
         values = values.double()
     columns = values.reshape(*values.shape[:2], -1).numpy()
-    if not np.isfinite(columns).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(columns))} of the values are NaN or infinite")
+    bad = sum(int((~part.isfinite()).sum()) for part in values.reshape(-1).split(BLOCK_ELEMENTS))
+    if bad:
+        raise ValueError(f"{bad} of the values are NaN or infinite")
     width = max(1, BLOCK_ELEMENTS // (values.shape[0] * values.shape[1]))
 
     def of_block(start: int) -> np.ndarray:
@@ -64,15 +65,20 @@ def rank(chains: np.ndarray) -> Ranks:
 
 
 def _argsort(values: np.ndarray) -> np.ndarray:
-    """Where the ascending values of each row stand in the flattened array.
+    """Where the ascending values of each row stand in the flattened array; ties in the order in which they stand.
 
-    NumPy sorts integers of 16 bits by radix, ten times as fast as it sorts floats, so the floats are sorted by their
-    16-bit digits, lowest first. Their bits are in order once the sign bit is turned round, of negative ones all bits.
+    The bits of floats are in order once the sign bit is turned round, of negative ones all bits. NumPy sorts integers
+    several times as fast as it finds the order of floats: of 32 bits, each together with its place in one number of 64.
+    Those of 64 bits are sorted by their 16-bit digits, lowest first, which NumPy does by radix.
     """
     bits = values.view(f"i{values.itemsize}")
+    rows = values.shape[1] * np.arange(len(values))[:, None]
+    if values.itemsize == 4:
+        packed = (bits ^ (bits >> 31 & np.int32(2**31 - 1))).astype(np.int64) << 32 | np.arange(values.shape[1])
+        packed.sort(axis=1)
+        return (packed & 2**32 - 1) + rows
     keys = bits ^ (bits >> (8 * values.itemsize - 1) | np.iinfo(bits.dtype).min)
     lowest, *higher = keys.astype(keys.dtype.newbyteorder("<"), copy=False).view("<u2").reshape(values.size, -1).T
-    rows = values.shape[1] * np.arange(len(values))[:, None]
     places = np.argsort(lowest.reshape(values.shape), axis=1, kind="stable") + rows
     for digit in higher:
         places = places.ravel()[np.argsort(digit[places], axis=1, kind="stable") + rows]
@@ -116,8 +122,10 @@ def rank_rhat(ranks: Ranks) -> np.ndarray:
 
 def _rhat(chains: np.ndarray) -> np.ndarray:
     draws = chains.shape[2]
-    within = chains.var(axis=2, ddof=1).mean(axis=1)
-    between = draws * chains.mean(axis=2).var(axis=1, ddof=1)
+    means = chains.mean(axis=2)
+    residuals = chains - means[:, :, None]
+    within = np.einsum("qcd,qcd->q", residuals, residuals) / (chains.shape[1] * (draws - 1))
+    between = draws * means.var(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # a quantity that never changed within its chains
         return np.sqrt((between / within + draws - 1) / draws)
 
@@ -177,12 +185,11 @@ def mean_ess(chains: np.ndarray) -> np.ndarray:
     size, draws = chains.shape[1] * chains.shape[2], chains.shape[2]
     chains = chains.astype(np.float64, copy=False)
     means = chains.mean(axis=2, keepdims=True)
-    padded = np.zeros((*chains.shape[:2], next_fast_len(2 * draws, real=True)))
-    np.subtract(chains, means, out=padded[:, :, :draws])
-    parts = np.fft.rfft(padded).view(np.float64)  # real and imaginary, in turn
+    length = next_fast_len(2 * draws, real=True)  # the rest is zeros
+    parts = np.fft.rfft(chains - means, n=length).view(np.float64)  # real and imaginary, in turn
     # Only the mean covariance over chains is needed, so that the power is added up before it is transformed back.
     power = np.einsum("qcf,qcf->qf", parts, parts).reshape(len(parts), -1, 2).sum(axis=2)
-    covariance = np.fft.irfft(power, n=padded.shape[2])[:, :draws] / size
+    covariance = np.fft.irfft(power, n=length)[:, :draws] / size
 
     within = covariance[:, :1] * draws / (draws - 1)
     total = covariance[:, :1] + means.var(axis=1, ddof=1)

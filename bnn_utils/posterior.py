@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -26,11 +28,12 @@ from bnn_utils.likelihoods import (
     check_targets,
     value_and_grad,
 )
+from bnn_utils.network import BLOCK_BYTES, Network, at_inputs
 from bnn_utils.priors import DiagonalNormal, Prior, density
-from bnn_utils.random import lend_to_torch
+from bnn_utils.random import as_generator, lend_to_torch
 
-# Elements of the widest layer in one batch of `predict`: bounds its memory to some hundred megabytes.
-PREDICT_ELEMENTS = 2**23
+# Numbers that are drawn in one call: which call draws what must depend on shapes alone, for the sake of seeds.
+DRAWN_AT_ONCE = 2**22
 
 
 class Posterior:
@@ -39,8 +42,11 @@ class Posterior:
     ``log_prob(theta) = log prior(theta) + sum_i log p(y_i | f(theta, x_i))``, the log joint density with every constant
     kept, so that only the evidence is missing.
 
-    The posterior works on a copy of the module, in the dtype of ``data.x`` and on its device; the module passed in is
-    never changed.
+    The posterior works on copies of the module, in the dtype of ``data.x`` and on its device, and of the data; what was
+    passed in is never changed, and changing it later changes nothing.
+
+    What frozen parts (parameters with ``requires_grad=False``, buffers) make of the data is computed once, wherever it
+    can be seen that theta has no part in it.
 
     Args:
         module: any network that maps ``data.x`` to one output row per point.
@@ -48,8 +54,8 @@ class Posterior:
         prior: such as ``NormalPrior(precision=0.09)``.
         likelihood: such as ``Bernoulli()``; or a function from outputs ``(..., N, K)`` to a torch distribution of batch
             shape ``(..., N)``, such as ``lambda outputs: Poisson(outputs[..., 0].exp())``.
-        gradient: "closed-form" for chains of Linear layers and elementwise activations, "autograd" for every module, or
-            "auto": the first where it applies.
+        gradient: "closed-form" for chains of Linear layers and elementwise activations, alone or after frozen parts,
+            "autograd" for every module, or "auto": the first where it applies.
 
     Raises:
         ValueError: if the density that would be sampled is not the one that was written (`bnn_utils.checks`): if the
@@ -84,33 +90,35 @@ class Posterior:
         check_likelihood(self.likelihood, outputs, y)
         if data.weights is not None:
             check_log_probs(self.likelihood, outputs, y)
-        self._set_data(replace(data, y=y, weights=None if data.weights is None else data.weights.to(self.dtype)))
+        weights = None if data.weights is None else data.weights.detach().to(self.dtype).clone()
+        self.__dict__ |= _counting(Data(data.x.detach().clone(), y.detach().clone(), weights))
+        self._num_outputs = outputs[0].numel()
         self.num_datasets = 1
-        self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
         self._compilations: dict[int, Target | None] = {}
+        self._prepare(with_closed_form=gradient != "autograd")
         if gradient == "closed-form" and self._layers is None:
             raise ValueError(
                 "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers, with "
-                f"{', '.join(kind.__name__ for kind in ACTIVATIONS)} after any of them; this {type(module).__name__} "
+                f"{', '.join(kind.__name__ for kind in ACTIVATIONS)} after any of them and nothing but frozen parts "
+                f"before; this {type(module).__name__} "
                 "is something else: use gradient='auto'"
             )
         check_density(self)
-
-    def _set_data(self, data: Data) -> None:
-        # What was made in inference mode is closed to autograd, unless it is copied.
-        given = {name: value for name, value in vars(data).items() if value is not None and value.is_inference()}
-        data = replace(data, **{name: value.clone() for name, value in given.items()})
-        self.data, self.counted = data, data
-        if data.weights is not None and not data.x.is_meta:
-            # A weight of 0 times a log likelihood or a slope that is infinite is no number.
-            counts = data.weights > 0
-            self.counted = Data(data.x[counts], data.y[counts], data.weights[counts])
 
     @property
     def weighted_likelihood(self) -> Likelihood:
         """The likelihood of the points that count, `counted`, with their weights."""
         weights = self.counted.weights
         return self.likelihood if weights is None else Weighted(self.likelihood, weights)
+
+    def _prepare(self, with_closed_form: bool) -> None:
+        """Set up how the density is computed: the network at the data, and the layers of the closed form."""
+        x = self.counted.x
+        self._network = at_inputs(self.flat, x)
+        layers = linear_chain(self.flat) if with_closed_form and x.ndim == 2 else None
+        chain = (x, layers) if layers else self._network.chain() if with_closed_form else None
+        # Of the closed form: the inputs of its first layer, which are the data's or what frozen parts make of them.
+        self._features, self._layers = chain or (None, None)
 
     @property
     def dim(self) -> int:
@@ -133,12 +141,19 @@ class Posterior:
     def log_prior(self, theta: Tensor) -> Tensor:
         """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
         self.flat.check(theta)
-        return self.prior_distribution.log_prob(theta)
+        most = max(1, BLOCK_BYTES // (self.dim * theta.element_size()))
+        return _in_blocks(self.prior_distribution.log_prob, theta, most)
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
         """Log likelihood of all points, a weighted sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        outputs = self.outputs(theta, self.counted.x)
-        return self.weighted_likelihood.log_prob(outputs, self._targets_of(1 if theta.ndim == 1 else len(theta)))
+        self.flat.check(theta)
+        y = self._targets_of(1 if theta.ndim == 1 else len(theta))
+        if self.num_datasets == 1:
+            return _in_blocks(lambda rows: self._judge(rows, y), theta, self._network.num_lanes)
+        return _in_blocks(self._judge, theta, self._network.num_lanes, y)
+
+    def _judge(self, theta: Tensor, y: Tensor) -> Tensor:
+        return self.weighted_likelihood.log_prob(self._network(theta), y)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
@@ -161,26 +176,28 @@ class Posterior:
         """
         return numpy_function(self.in_double())
 
+    @torch.inference_mode(False)
     def in_double(self) -> Posterior:
         """The same posterior in float64."""
         if self.dtype == torch.float64:
             return self
-        other = copy.copy(self)
-        other.flat = FlatModule(copy.deepcopy(self.flat.module).double())
-        other.prior_distribution = density(self.prior, other.flat)
-        other._compilations = {}
-        other._set_data(self.data.to(torch.float64))
-        other._layers = None if self._layers is None else linear_chain(other.flat)
+        flat = FlatModule(copy.deepcopy(self.flat.module).double())
+        data = _counting(self.data.to(torch.float64))
+        other = self._with(flat=flat, prior_distribution=density(self.prior, flat), **data)
+        other._prepare(with_closed_form=self.gradient == "closed-form")
         return other
 
     def at_points(self, points: Tensor) -> Posterior:
         """The posterior given some of the points that count alone, by their indices."""
-        other = copy.copy(self)
-        other._compilations = {}
-        weights = self.counted.weights
-        other._set_data(
-            Data(self.counted.x[points], self.counted.y[points], None if weights is None else weights[points])
-        )
+        x, y, weights = self.counted.x, self.counted.y, self.counted.weights
+        other = self._with(**_counting(Data(x[points], y[points], None if weights is None else weights[points])))
+        other._prepare(with_closed_form=self.gradient == "closed-form")
+        return other
+
+    def _with(self, **parts: Any) -> Posterior:
+        """A copy with other parts, which shares the rest; not by copy.copy, which would prepare everything again."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__ | {"_compilations": {}} | parts
         return other
 
     def jax(self) -> Callable[[Any], Any]:
@@ -199,7 +216,7 @@ class Posterior:
         Args:
             compile: with the likelihood's gradient compiled, as by `compile`.
         """
-        if self._layers is None:
+        if self._layers is None and self._is_one_block(num_lanes):
             return _by_autograd(self.log_prob)
         likelihood = self._likelihood_target(num_lanes, compile)
         prior = self.prior_distribution
@@ -229,7 +246,8 @@ class Posterior:
 
     def _likelihood_target(self, num_lanes: int, compile: bool) -> Target:
         if self._layers is None:
-            return _by_autograd(self.log_likelihood)
+            one = self._is_one_block(num_lanes)
+            return _by_autograd(self.log_likelihood) if one else self._likelihood_in_blocks(num_lanes)
         if compile and self.compile(num_lanes):
             return self._compilations[num_lanes]
         # A likelihood without a gradient of its own needs autograd, to which tensors made in inference mode are closed.
@@ -237,7 +255,39 @@ class Posterior:
             y = self._targets_of(num_lanes)
             if self.num_datasets == 1:  # repeated once, not at every gradient
                 y = y.expand(num_lanes, *y.shape).contiguous()
-        return closed_form(self._layers, self.likelihood, self.counted.x, y, num_lanes, self.counted.weights)
+        return closed_form(self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights)
+
+    def _is_one_block(self, num_lanes: int) -> bool:
+        return len(self._network.blocks) == 1 and num_lanes <= self._network.num_lanes
+
+    def _likelihood_in_blocks(self, num_lanes: int) -> Target:
+        """By autograd, in blocks of lanes; where one lane is too large, of points: forward once more, and back."""
+        network, likelihood = self._network, self.weighted_likelihood
+        with torch.inference_mode(False):  # autograd, which keeps them, takes no others
+            y = self._targets_of(num_lanes)
+        if self.num_datasets == 1:
+            y = y.expand(num_lanes, *y.shape)
+
+        def of_block(theta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            if len(network.blocks) == 1:
+                return value_and_grad(lambda theta: self._judge(theta, y), theta)
+            outputs = network(theta)
+            upstream, total = likelihood.grad(outputs, y), torch.zeros_like(theta)
+            for points, part in network.blocks:
+                weights = upstream[:, points]
+                total += value_and_grad(lambda theta, f=part, g=weights: (f(theta) * g).flatten(1).sum(1), theta)[1]
+            return likelihood.log_prob(outputs, y), total
+
+        def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.inference_mode(False), torch.no_grad():
+                theta = theta.clone()
+                value, grad = theta.new_empty(num_lanes), torch.empty_like(theta)
+                for start in range(0, num_lanes, network.num_lanes):
+                    lanes = slice(start, start + network.num_lanes)
+                    value[lanes], grad[lanes] = of_block(theta[lanes], y[lanes])
+            return value, grad
+
+        return Target(log_prob_and_grad, lambda theta: log_prob_and_grad(theta)[1])
 
     def check_can_compile(self) -> None:
         """Raise unless `target` can be compiled."""
@@ -266,55 +316,91 @@ class Posterior:
             with torch.inference_mode(False):
                 y = self._targets_of(num_lanes)
             self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self.counted.x, y, num_lanes, self.counted.weights
+                self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights
             )
         return self._compilations[num_lanes] is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled code stays in its process, and torch's operators, which the layers refer to, can't be pickled.
-        return self.__dict__ | {"_compilations": {}, "_layers": None, "gradient": self.gradient}
+        # Compiled code stays in its process; torch's operators, to which layers and tapes refer, can't be pickled.
+        prepared = ("_network", "_features", "_layers")
+        kept = {name: value for name, value in self.__dict__.items() if name not in prepared}
+        return kept | {"_compilations": {}, "gradient": self.gradient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_closed = state.pop("gradient") == "closed-form"
-        self.__dict__ |= state | {"_layers": linear_chain(state["flat"]) if is_closed else None}
+        self.__dict__ |= state
+        self._prepare(with_closed_form=is_closed)
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
-        return self.flat(theta, x)
+        self.flat.check(theta)
+        return self._network.at(x)(theta)
 
     @torch.no_grad()
-    def predict(self, draws: Tensor, x: Tensor) -> Tensor:
+    def predict(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike) -> Tensor:
         """Expected target (of classes: their probabilities, for Bernoulli that of 1) at inputs x under each draw.
+
+        How these spread says where the mean may be, not where targets are: for that see `predictive_draws`.
 
         Args:
             draws: shape ``(..., D)``, such as ``chain.draws`` with its ``(chains, draws, D)``.
-            x: inputs, shape ``(M, ...)``.
+            x: inputs, shape ``(M, ...)``; to the posterior's dtype, but whole numbers stay whole numbers where the data
+                are, such as tokens.
 
         Returns:
             shape ``(..., M)``; ``(..., M, K)`` for targets of K numbers and for K classes.
 
         Raises:
-            ValueError: if the draws have another length than theta, or x has no points or another shape than the data.
+            ValueError: if the draws have another length than theta, x has no points or another shape than the data,
+                either has NaN, infinite or complex values, or the network takes whole numbers and x has others.
         """
-        return self._in_batches(draws, x.to(self.data.x), self.likelihood.mean)
+        network = self._network.at(self._inputs(x))
+        return self._collect(draws, network.num_lanes, lambda theta: self.likelihood.mean(network(theta)))
 
-    def _in_batches(self, draws: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """``function`` of the outputs of each draw ``(..., D)`` at inputs x, as many at once as memory allows."""
-        draws = draws.to(dtype=self.dtype, device=self.device)
-        if len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
+    def _inputs(self, x: Tensor | ArrayLike) -> Tensor:
+        """New inputs, checked, as the network takes them."""
+        x = _real("x", x).to(self.device)
+        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
                 f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
             )
+        known = self.data.x.dtype
+        like_data = x.to(known)
+        if not (known.is_floating_point or x.is_meta or torch.equal(like_data.to(x.dtype), x)):
+            # Numbers that the data's dtype has no room for, such as 0.5 where they are integers: never cut off.
+            like_data = x.to(self.dtype) if x.is_floating_point() else x
+            try:
+                self.flat(self.flat.ravel(), like_data[:2])
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                odd = x[like_data.to(known).to(x.dtype) != x][0].item()
+                raise ValueError(
+                    f"x holds {odd:g}; the data's inputs are {known}, and this network takes no others: "
+                    f"{str(error).strip().splitlines()[0]}"
+                ) from error
+        if like_data.is_floating_point():
+            _check_finite("x", like_data)
+        return like_data
+
+    def _collect(self, draws: Tensor | ArrayLike, most: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``function`` of at most ``most`` draws at once, its results together in the leading shape of the draws."""
+        draws = _real("draws", draws)
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
-        batches = lanes.split(max(1, PREDICT_ELEMENTS // (len(x) * self.width)))
-        values = torch.cat([function(self.outputs(batch, x)) for batch in batches])
+        values, done = None, 0
+        for rows in lanes.split(most):
+            rows = rows.to(dtype=self.dtype, device=self.device)
+            _check_finite("draws", rows)
+            found = function(rows)
+            # All blocks write into one result, which would be there twice if they were put together afterwards.
+            values = found.new_empty(len(lanes), *found.shape[1:]) if values is None else values
+            values[done : done + len(rows)] = found
+            done += len(rows)
         return values.reshape(*draws.shape[:-1], *values.shape[1:])
 
     @torch.no_grad()
-    def log_likelihoods(self, draws: Tensor, data: Data | None = None) -> Tensor:
+    def log_likelihoods(self, draws: Tensor | ArrayLike, data: Data | None = None) -> Tensor:
         """Log likelihood of each point under each draw, as log scores and PSIS-LOO need it.
 
         Of weighted data it is each point's weight times its log likelihood, so that the sum is `log_likelihood`. To
@@ -336,18 +422,23 @@ class Posterior:
         if self.num_datasets > 1:
             raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
         data = self.data if data is None else data.to(self.data.x.device)
-        x = data.x.to(self.data.x)
-        outputs = self.outputs(self.flat.ravel(), x)
+        network = self._at_data() if data is self.data else self._network.at(self._inputs(data.x))
+        outputs = network(self.flat.ravel())
         y = self.likelihood.targets(data.y, outputs)
         check_targets(self.likelihood, outputs, y)
-        weights = None if data.weights is None else data.weights.to(x)
+        weights = None if data.weights is None else data.weights.to(outputs)
         likelihood = self.likelihood if weights is None else Weighted(self.likelihood, weights)
 
-        def log_probs(outputs: Tensor) -> Tensor:
+        def log_probs(theta: Tensor) -> Tensor:
+            outputs = network(theta)
             check_log_probs(self.likelihood, outputs, y)
             return likelihood.log_probs(outputs, y)
 
-        return self._in_batches(draws, x, log_probs)
+        return self._collect(draws, network.num_lanes, log_probs)
+
+    def _at_data(self) -> Network:
+        """The network at the inputs of all points, whether they count or not."""
+        return self._network if self.counted is self.data else self._network.at(self.data.x)
 
     @property
     def width(self) -> int:
@@ -359,21 +450,45 @@ class Posterior:
         with lend_to_torch(generator):
             return self.prior_distribution.sample((num,))
 
-    @torch.no_grad()
-    def simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def simulate(self, theta: Tensor, generator: int | torch.Generator) -> Tensor:
         """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.
 
         One for each point, whatever its weight.
 
         Of draws from the prior that is the prior predictive distribution, of draws from the posterior the posterior
-        predictive one.
+        predictive one; at other inputs it is `predictive_draws`.
 
         Returns:
             shape ``(N, ...)`` for theta ``(D,)``, ``(C, N, ...)`` for ``(C, D)``.
         """
-        outputs = self.outputs(theta, self.data.x)
-        with lend_to_torch(generator):
-            return self.likelihood.distribution(outputs).sample()
+        self.flat.check(theta)
+        return self._simulate(theta, self._at_data(), generator)
+
+    def predictive_draws(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike, seed: int | torch.Generator) -> Tensor:
+        """Targets that may be seen at inputs x: of each draw one, from the likelihood, with its noise.
+
+        Of draws from the posterior these are draws from the posterior predictive distribution. Nine in ten targets fall
+        between the 5 % and 95 % quantiles of them (`predictive_quantiles`) if the model is right. Those of `predict`
+        hold the mean only, and are narrower by the noise.
+
+        Args:
+            draws: shape ``(..., D)``, such as ``chain.draws``.
+            x: inputs, shape ``(M, ...)``, as for `predict`.
+            seed: a number, or a generator on the posterior's device, which is advanced.
+
+        Returns:
+            shape ``(..., M)``; ``(..., M, K)`` for targets of K numbers. Of classes they are labels.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        return self._simulate(draws, self._network.at(self._inputs(x)), seed)
+
+    @torch.no_grad()
+    def _simulate(self, draws: Tensor | ArrayLike, network: Network, seed: int | torch.Generator) -> Tensor:
+        most = max(1, DRAWN_AT_ONCE // (network.num_points * self._num_outputs))
+        with lend_to_torch(as_generator(seed, self.device)):
+            return self._collect(draws, most, lambda theta: self.likelihood.distribution(network(theta)).sample())
 
     @torch.inference_mode(False)
     def with_targets(self, y: Tensor) -> Posterior:
@@ -398,17 +513,14 @@ class Posterior:
             )
         sets = y.to(self.device).reshape(-1, *shape)
         with torch.no_grad():
-            outputs = self.outputs(self.flat.ravel(), self.data.x)
+            outputs = self._at_data()(self.flat.ravel())
         # Checked all at once, as if they were one data set with many points.
         outputs, points = torch.cat(len(sets) * [outputs]), sets.flatten(0, 1)
         points = self.likelihood.targets(points, outputs)
         check_targets(self.likelihood, outputs, points)
-        sets = points.view(sets.shape)
-        other = copy.copy(self)
-        other._compilations = {}
-        other.num_datasets = len(sets)
-        other._set_data(replace(self.data, y=sets[0] if len(sets) == 1 else sets.transpose(0, 1)))
-        return other
+        sets = points.view(sets.shape).clone()
+        data = _counting(replace(self.data, y=sets[0] if len(sets) == 1 else sets.transpose(0, 1)))
+        return self._with(num_datasets=len(sets), **data)
 
     def dataset(self, index: int) -> Posterior:
         """The posterior of one of the data sets of `with_targets`; of a single one, the posterior itself."""
@@ -434,8 +546,54 @@ class Posterior:
         )
 
 
+def _counting(data: Data) -> dict[str, Data]:
+    """The data, and those of their points that count."""
+    if data.weights is None or data.x.is_meta:
+        return {"data": data, "counted": data}
+    # A weight of 0 times a log likelihood or a slope that is infinite is no number.
+    counts = data.weights > 0
+    return {"data": data, "counted": Data(data.x[counts], data.y[counts], data.weights[counts])}
+
+
 def _by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Target:
     return Target(
         log_prob_and_grad=lambda theta: value_and_grad(log_prob, theta),
         grad=lambda theta: value_and_grad(log_prob, theta)[1],
     )
+
+
+def _in_blocks(function: Callable[..., Tensor], theta: Tensor, most: int, *others: Tensor) -> Tensor:
+    """``function`` of theta ``(D,)`` or ``(C, D)``, of at most ``most`` rows (and of others' rows) at once."""
+    if theta.ndim == 1 or len(theta) <= most:
+        return function(theta, *others)
+    blocks = zip(*(rows.split(most) for rows in (theta, *others)), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([function(*block) for block in blocks])
+    # Into one result: small tensors that live on between large ones keep memory from being used again.
+    values, done = theta.new_empty(len(theta)), 0
+    for block in blocks:
+        values[done : done + len(block[0])] = function(*block)
+        done += len(block[0])
+    return values
+
+
+def _real(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """``values`` as a tensor, whatever package's array they are.
+
+    Raises:
+        ValueError: if they are complex, or no numbers.
+    """
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        if array.dtype.kind not in "biufc":
+            raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}")
+        values = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if values.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
+    return values.detach()
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    bad = torch.zeros(0) if values.is_meta else values[~values.isfinite()]
+    if len(bad):
+        raise ValueError(f"{name} holds {len(bad)} NaN or infinite values in {values.dtype}: take them out")

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+SUM_ERROR = 1e-4  # by which probabilities may fail to add up to 1: float32 sums of thousands are closer
+SURE = 1e-3  # nearer to 0 or 1 than this, a probability says hardly more than a label
 NUM_BINS = 10  # of the calibration error
 NUM_RESAMPLES = 1000  # of its bootstrap error: within 2 % of what infinitely many would give
 
@@ -31,16 +33,29 @@ class Estimate(NamedTuple):
     error: float
 
 
-def predictive_mean(predictions: Tensor, of_classes: bool = False) -> Tensor:
-    """Mean over all draws: ``(..., M)`` -> ``(M,)``; of classes, ``(..., M, K)`` -> ``(M, K)``."""
+def predictive_mean(predictions: Tensor, of_classes: bool | None = None) -> Tensor:
+    """Mean over all draws: ``(..., M)`` -> ``(M,)``; of classes, ``(..., M, K)`` -> ``(M, K)``.
+
+    Args:
+        predictions: such as ``posterior.predict(chain.draws, x)``, all leading dimensions draws.
+        of_classes: whether the last dimension runs over K classes, or over the K numbers of one target: say True for
+            these. Without it, it does where it adds up to 1 everywhere.
+
+    Raises:
+        ValueError: if that cannot be told from the values: of two classes, or where every draw is sure of every point,
+            probabilities of a point's classes look like those of class 1 at several points; and of four dimensions or
+            more that don't add up to 1, the last two may be points and numbers.
+    """
+    of_classes = _are_of_classes(predictions, of_classes)
     return predictions.reshape(-1, *predictions.shape[-2 if of_classes else -1 :]).mean(0)
 
 
 def predictive_quantiles(values: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """Quantiles over all draws: of predictions ``(..., M)`` for belief in the mean, of simulated targets for data.
+    """Quantiles over all draws.
 
     Args:
-        values: shape ``(..., M)``, all leading dimensions draws.
+        values: shape ``(..., M)``, all leading dimensions draws: of ``posterior.predictive_draws``, for where targets
+            will be; of ``posterior.predict``, for where their mean may be, which is a narrower band.
         quantiles: Q numbers in [0, 1].
 
     Returns:
@@ -51,27 +66,36 @@ def predictive_quantiles(values: Tensor, quantiles: Sequence[float]) -> Tensor:
     return torch.from_numpy(found).to(values)
 
 
-def split_uncertainty(probabilities: Tensor, of_classes: bool = False) -> Uncertainty:
+def split_uncertainty(probabilities: Tensor, of_classes: bool | None = None) -> Uncertainty:
     """Split the entropy of predicted classes into what more data could remove (epistemic) and the rest (aleatoric).
 
     H(mean p) = mean H(p) + I(y; theta)   (Depeweg et al. 2018; BALD of Houlsby et al. 2011)
 
     Args:
         probabilities: of class 1 under each draw, shape ``(..., M)``, all leading dimensions draws.
-        of_classes: the last dimension runs over K classes, shape ``(..., M, K)``.
+        of_classes: whether the last dimension runs over K classes, shape ``(..., M, K)``. Without it, it does where it
+            adds up to 1 everywhere.
 
     Raises:
-        ValueError: if a value lies outside [0, 1], or the classes' don't add up to 1.
+        ValueError: if a value lies outside [0, 1], the classes' don't add up to 1, or it cannot be told from the values
+            whether they are of classes, as in `predictive_mean`.
     """
+    of_classes = _are_of_classes(probabilities, of_classes)
     _check(probabilities, of_classes)
     total = entropy(predictive_mean(probabilities, of_classes), of_classes)
-    aleatoric = predictive_mean(entropy(probabilities, of_classes))
+    aleatoric = predictive_mean(entropy(probabilities, of_classes), of_classes=False)
     # Jensen's inequality makes the difference non-negative; rounding can miss it by some 1e-16.
     return Uncertainty(total, aleatoric, (total - aleatoric).clamp(min=0))
 
 
-def entropy(p: Tensor, of_classes: bool = False) -> Tensor:
-    """Entropy in bits: of Bernoulli(p), elementwise; of K classes, ``(..., K)`` -> ``(...)``. 0 is certain."""
+def entropy(p: Tensor, of_classes: bool | None = None) -> Tensor:
+    """Entropy in bits: of Bernoulli(p), elementwise; of K classes, ``(..., K)`` -> ``(...)``. 0 is certain.
+
+    Args:
+        p: probabilities.
+        of_classes: as for `predictive_mean`; one dimension alone, without it, is of class 1.
+    """
+    of_classes = _are_of_classes(p, of_classes)
     nats = torch.special.entr(p).sum(-1) if of_classes else torch.special.entr(p) + torch.special.entr(1 - p)
     return nats / math.log(2)
 
@@ -174,10 +198,34 @@ def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return p, y.long()
 
 
+def _are_of_classes(values: Tensor, of_classes: bool | None) -> bool:
+    """Whether the last dimension runs over what belongs to one point: as was said, or by the values.
+
+    Raises:
+        ValueError: if that was not said and the values don't tell.
+    """
+    if of_classes is not None:
+        return of_classes
+    if values.ndim < 2 or values.shape[-1] == 1 or values.numel() == 0:
+        return False
+    adds_up = bool(((values.sum(-1) - 1).abs() <= SUM_ERROR).all() and ((values >= 0) & (values <= 1)).all())
+    shape = tuple(values.shape)
+    if adds_up and (values.shape[-1] == 2 or ((values - 0.5).abs() > 0.5 - SURE).all()):
+        why = f"its last dimension adds up to 1, as of {shape[-1]} classes, but so may class 1 of {shape[-1]} points"
+    elif not adds_up and values.ndim > 3:
+        why = "its last dimension may be points, or the numbers of one target"
+    else:
+        return adds_up
+    raise ValueError(
+        f"predictions of shape {shape} are ambiguous: {why}. Say of_classes=True for (..., M, K), of_classes=False for "
+        "(..., M)"
+    )
+
+
 def _check(p: Tensor, of_classes: bool) -> None:
     outside = ~((p >= 0) & (p <= 1))
     if outside.any():
         raise ValueError(f"probabilities must lie in [0, 1], got {p[outside][0].item():g}")
-    off = (p.sum(-1) - 1).abs() > 1e-4 if of_classes else p.new_zeros(0)  # float32 sums of thousands are closer
+    off = (p.sum(-1) - 1).abs() > SUM_ERROR if of_classes else p.new_zeros(0)
     if off.any():
         raise ValueError(f"the probabilities of all classes must add up to 1, got {p.sum(-1)[off][0].item():g}")

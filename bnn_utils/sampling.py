@@ -244,7 +244,8 @@ def _fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:
 
 
 def _check_starts(posterior: Posterior, theta: Tensor) -> None:
-    log_prob = posterior.log_prob(theta).detach()
+    with torch.no_grad():
+        log_prob = posterior.log_prob(theta)
     bad = (~log_prob.isfinite()).nonzero().flatten()
     if len(bad):
         lane = int(bad[0])

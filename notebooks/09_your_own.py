@@ -575,40 +575,36 @@ print("equal shares surprise the prior; its networks are neither shy nor cocksur
 # %% [markdown]
 # ## Only the last layer
 # Thousands of weights too many? Then train a network as ever, freeze all but its last layer,
-# and be Bayesian about that. Two lines:
-
-# %%
-frozen = network(posterior)
-frozen.requires_grad_(False)
-frozen[-1].requires_grad_(True)
-last = Posterior(frozen, posterior.data, prior, Categorical())
-print(f"{last.dim} of {posterior.dim} parameters are left in theta")
-
-# %% [markdown]
-# The frozen part computes the same thing at every step. Do it once, and the last layer is a
-# network of its own whose inputs are features. The **log joint** is the same, number for
-# number. That makes one more method:
+# and be Bayesian about that. Three lines, which make one more method:
 
 
 # %%
-def on_features(posterior):
-    """The last layer as a network of its own, and the frozen part that feeds it."""
-    *body, head = network(posterior).requires_grad_(False)
-    features = nn.Sequential(*body)
-    head.requires_grad_(True)
-    data = Data(features(posterior.data.x), posterior.data.y)
-    return Posterior(head, data, posterior.prior, posterior.likelihood), features
+def on_last_layer(posterior):
+    """The posterior of the last layer alone, the others as the MAP has them."""
+    net = network(posterior).requires_grad_(False)
+    net[-1].requires_grad_(True)
+    return Posterior(net, posterior.data, posterior.prior, posterior.likelihood)
 
 
 def last_layer(posterior, x):
-    head, features = on_features(posterior)
-    return hmc(head, features(x), num_samples=100)
+    return hmc(on_last_layer(posterior), x, num_samples=100)
 
 
-head, _ = on_features(posterior)
+last = on_last_layer(posterior)
+print(f"{last.dim} of {posterior.dim} parameters are left in theta")
+
+# %% [markdown]
+# The frozen part computes the same thing at every step, so the posterior does it once, and
+# from then on the last layer is a network whose inputs are features. The **log joint** is the
+# same, number for number: here with the features computed by hand.
+
+# %%
+*body, head = last.flat.module
+alone = Data(nn.Sequential(*body)(posterior.data.x).detach(), posterior.data.y)
+alone = Posterior(head, alone, prior, Categorical())
 theta = last.sample_prior(5, torch.Generator().manual_seed(0))
-assert torch.allclose(head.log_prob(theta), last.log_prob(theta), rtol=1e-5)
-print(f"the same log joint: gradient {last.gradient} with the body, {head.gradient} without")
+assert torch.allclose(alone.log_prob(theta), last.log_prob(theta), rtol=1e-5)
+print(f"the same log joint: gradient {last.gradient} with the body, {alone.gradient} without")
 
 # %% [markdown]
 # Who is most accurate, who is best calibrated, who tells the nines? Write your guesses down.

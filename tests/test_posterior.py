@@ -24,9 +24,9 @@ from bnn_utils import (
     ReplicaExchange,
     backprop,
     boxes,
+    network,
     sample,
 )
-from bnn_utils import posterior as posterior_module
 
 
 def generator(seed=0):
@@ -421,15 +421,15 @@ def test_theta_of_another_shape(posterior, shape):
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
-def test_predict(posterior, monkeypatch, lead):
+def test_predict(make_posterior, posterior, monkeypatch, lead):
     draws = 3 * torch.randn(*lead, 20, generator=generator(), dtype=torch.float64)
     x = posterior.data.x[:11]
     p = posterior.predict(draws, x)
     assert p.shape == (*lead, 11)
     expected = torch.stack([torch.sigmoid(posterior.flat(row, x)[:, 0]) for row in draws.reshape(-1, 20)])
     torch.testing.assert_close(p, expected.reshape(*lead, 11))
-    monkeypatch.setattr(posterior_module, "PREDICT_ELEMENTS", 23)
-    torch.testing.assert_close(posterior.predict(draws, x), p)
+    monkeypatch.setattr(network, "BLOCK_BYTES", 1000)
+    torch.testing.assert_close(make_posterior().predict(draws, x), p)
     assert not p.requires_grad
 
 

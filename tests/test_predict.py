@@ -46,7 +46,7 @@ def test_split_by_hand():
 @given(probabilities)
 def test_parts_add_up(values):
     p = torch.from_numpy(values)
-    split = split_uncertainty(p)
+    split = split_uncertainty(p, of_classes=False)
     assert split.total.shape == p.shape[-1:]
     torch.testing.assert_close(split.total, split.aleatoric + split.epistemic, rtol=0, atol=1e-12)
     for part in split:
@@ -57,14 +57,14 @@ def test_parts_add_up(values):
 @given(probabilities)
 def test_classes_and_draws_may_be_exchanged(values):
     p = torch.from_numpy(values)
-    for one, other in zip(split_uncertainty(p), split_uncertainty((1 - p).flip(0)), strict=True):
+    for one, other in zip(*(split_uncertainty(q, of_classes=False) for q in (p, (1 - p).flip(0))), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @given(probabilities)
 def test_mean_is_over_all_draws(values):
     expected = values.mean(axis=tuple(range(values.ndim - 1)))
-    torch.testing.assert_close(predictive_mean(torch.from_numpy(values)), torch.from_numpy(expected))
+    torch.testing.assert_close(predictive_mean(torch.from_numpy(values), of_classes=False), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan])
@@ -91,6 +91,42 @@ def test_split_of_classes_by_hand():
     assert split.total.tolist() == pytest.approx([2, 2])
     assert split.aleatoric.tolist() == pytest.approx([0, 2])
     assert split.epistemic.tolist() == pytest.approx([2, 0])
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 3), (2, 7, 5, 3), (5, 3)])
+def test_classes_are_seen(shape):
+    """Of three classes or more, whether they were said to be classes or not."""
+    p = softmax(*shape).float()
+    assert torch.equal(predictive_mean(p), predictive_mean(p, of_classes=True))
+    assert predictive_mean(p).shape == (5, 3)
+    assert torch.equal(entropy(p), entropy(p, of_classes=True))
+    for one, other in zip(split_uncertainty(p), split_uncertainty(p, of_classes=True), strict=True):
+        assert torch.equal(one, other)
+    p = p[..., 1]  # class 1 of five points, which add up to nothing in particular
+    assert torch.equal(predictive_mean(p), predictive_mean(p, of_classes=False))
+
+
+@pytest.mark.parametrize("function", [predictive_mean, split_uncertainty, entropy])
+@pytest.mark.parametrize(
+    "p",
+    [
+        softmax(7, 5, 2),  # two classes at five points, or class 1 at two points in 35 draws
+        torch.eye(3).double().expand(4, 3, 3),  # three classes of which every draw is sure, or one of three points
+        torch.rand(2, 7, 5, 3, generator=torch.Generator().manual_seed(0)),  # five points with three numbers each?
+    ],
+    ids=["two", "sure", "many dimensions"],
+)
+def test_what_may_or_may_not_be_classes(function, p):
+    with pytest.raises(ValueError, match=r"of shape .* are ambiguous: .* Say of_classes=True for \(\.\.\., M, K\)"):
+        function(p)
+    assert function(p, of_classes=False) is not None
+
+
+@pytest.mark.parametrize("p", [tensor([0.2, 0.3, 0.5]), tensor([[1.0], [1.0]]), tensor([[0.2, 0.4, 0.5]])])
+def test_class_1_of_points(p):
+    """One network alone, one point alone, and what does not add up."""
+    assert torch.equal(predictive_mean(p), predictive_mean(p, of_classes=False))
+    assert torch.equal(entropy(p), entropy(p, of_classes=False))
 
 
 def test_classes_that_do_not_add_up():

@@ -99,10 +99,11 @@ def mean_and_disagreement(p: Tensor, grid: Tensor, data: Data | None, title: str
         alt="Above: map of the average probability of class 1. Below: map of how much the networks disagree, in bits",
     )
     above, below = figure.subplots(2, 1, sharex=True)
-    filled = probability_contours(above, grid, predictive_mean(p))
+    filled = probability_contours(above, grid, predictive_mean(p, of_classes=False))
     figure.colorbar(filled, ax=above, label="probability of class 1", ticks=[0, 0.25, 0.5, 0.75, 1])
     levels = np.linspace(0, 1, 21)
-    filled = below.contourf(*mesh(grid, split_uncertainty(p).epistemic), levels=levels, cmap=UNCERTAINTY_MAP)
+    epistemic = split_uncertainty(p, of_classes=False).epistemic
+    filled = below.contourf(*mesh(grid, epistemic), levels=levels, cmap=UNCERTAINTY_MAP)
     figure.colorbar(filled, ax=below, label="bits", ticks=[0, 0.25, 0.5, 0.75, 1])
     for ax, name in ((above, "average of all networks"), (below, "epistemic: the networks disagree")):
         if data is not None:

@@ -31,7 +31,8 @@ class Predictions(NamedTuple):
     def of(cls, p: Tensor) -> Predictions:
         count = torch.arange(1, len(p) + 1, dtype=torch.float64)[:, None]
         p = p.cpu().double()
-        return cls(p.float(), (p.cumsum(0) / count).float(), (entropy(p).cumsum(0) / count).float())
+        doubt = entropy(p, of_classes=False)
+        return cls(p.float(), (p.cumsum(0) / count).float(), (doubt.cumsum(0) / count).float())
 
 
 def posterior_explorer(
@@ -73,7 +74,7 @@ def posterior_explorer(
             return decision_maps({status: p}, grid, posterior.data), status
         if view == "running mean":
             return decision_maps({f"average of {so_far}": mean}, grid, posterior.data), status
-        bits = aleatoric if view == "aleatoric" else entropy(mean) - aleatoric
+        bits = aleatoric if view == "aleatoric" else entropy(mean, of_classes=False) - aleatoric
         title = {"aleatoric": "each network's own doubt", "epistemic": "how much the networks disagree"}[view]
         return uncertainty_map(bits.clamp(0, 1), grid, posterior.data, f"{view}: {title}, {so_far}"), status
 

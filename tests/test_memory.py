@@ -1,0 +1,127 @@
+"""How much memory large calls take, each in a process of its own: never what all draws and points need at once."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from bnn_utils import Bernoulli, Gaussian, NormalPrior, Posterior, boxes, network
+from bnn_utils import posterior as posterior_module
+
+LIMIT = 1.5  # gigabytes, of which Python and the libraries have 0.3
+
+START = """
+import resource
+import torch
+from torch import nn
+from bnn_utils import Categorical, Chain, Data, Gaussian, NormalPrior, Posterior
+from bnn_utils.sampling import _check_starts
+
+stream = torch.Generator().manual_seed(0)
+
+def images(num):
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 16, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(16 * 14 * 14, 10),
+    )
+    data = Data(torch.randn(num, 1, 28, 28, generator=stream), torch.arange(num) % 10)
+    return Posterior(net, data, NormalPrior(100.0), Categorical())
+
+def points(num, width, gradient="auto"):
+    net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    x = torch.randn(num, 2, generator=stream)
+    return Posterior(net, Data(x, x[:, 0]), NormalPrior(1.0), Gaussian(0.1), gradient)
+
+def parameters(num):
+    draws = torch.randn(8, 1500, num, generator=stream)
+    names = [str(k) for k in range(num)]
+    return Chain(draws, {}, names, "", "", "cpu", 0, 0, 1.0, 0.0, 1.0)
+
+"""
+END = """
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+SITUATIONS = {
+    "predictions of 400 images by 100 networks": "p = images(400); p.predict(p.sample_prior(100, stream), p.data.x)",
+    "predictions at 100,000 points": "p = points(100_000, 50); p.predict(p.sample_prior(16, stream), p.data.x)",
+    "targets at 100,000 points": "p = points(100_000, 50); p.predictive_draws(p.sample_prior(16, stream), p.data.x, 0)",
+    "draws from elsewhere, 100,000 points": """
+p = points(100_000, 2); Chain.from_draws(p.sample_prior(2000, stream).view(4, 500, -1), p)""",
+    "the start of 256 chains, 20,000 points": "p = points(20_000, 50); _check_starts(p, p.sample_prior(256, stream))",
+    "the gradient of 24 networks, 100,000 points": """
+p = points(100_000, 50, "autograd"); p.log_prob_and_grad(p.sample_prior(24, stream))""",
+    "the gradient of 32 networks, 400 images": "p = images(400); p.log_prob_and_grad(p.sample_prior(32, stream))",
+    "tables of 20,201 parameters": "c = parameters(20_201); c.quantiles(); c.summary()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_memory_is_bounded(situation):
+    code = f"{START}\n{SITUATIONS[situation]}\n{END}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < LIMIT
+
+
+# --- what it rests on: a measure of what networks write, and blocks that add up ---------------------------------------
+
+
+class ByFunctions(nn.Module):
+    """What modules' hooks would not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 2))
+
+    def forward(self, x):
+        wide = torch.sin(x.repeat(1, 50))  # 2 x 100 numbers
+        return nn.functional.linear(wide.view(-1, 50, 2).mean(1), self.weight)  # 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "numbers"),
+    [
+        (nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 1)), 101),
+        (ByFunctions(), 203),
+        (nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 8, 3, padding=1), nn.Flatten(), nn.Linear(16, 1)), 17),
+    ],
+)
+def test_what_a_network_writes(module, numbers):
+    posterior = Posterior(module, boxes(12), NormalPrior(1.0), Gaussian(1.0))
+    assert posterior._network._cost.per_point == 8 * numbers
+
+
+@pytest.mark.parametrize("block", [1, 101 * 8 * 7, 101 * 8 * 80, 3 * 101 * 8 * 80])
+@pytest.mark.parametrize("num_datasets", [1, 6])
+def test_blocks_of_lanes_and_points_add_up(block, num_datasets, monkeypatch):
+    """By autograd, from a point and a lane at a time to all at once; fails where a block is left out."""
+
+    def make():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 1))
+        one = Posterior(net, boxes(), NormalPrior(1.0), Bernoulli(), gradient="autograd")
+        labels = (torch.rand(6, 80, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+        return one.with_targets(labels) if num_datasets == 6 else one
+
+    whole = make()
+    theta = 0.3 * whole.sample_prior(6, torch.Generator().manual_seed(2))
+    monkeypatch.setattr(network, "BLOCK_BYTES", block)
+    monkeypatch.setattr(posterior_module, "BLOCK_BYTES", block)
+    parts = make()
+    assert (len(parts._network.blocks), parts._network.num_lanes) != (1, whole._network.num_lanes)
+    with torch.inference_mode():
+        found = parts.target(6).log_prob_and_grad(theta)
+        split = [part.log_prob_and_grad(theta) for part in parts.split_target(6)]
+    for one, expected in zip(found, whole.target(6).log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-11)
+    for k in range(2):
+        torch.testing.assert_close(split[0][k] + split[1][k], found[k], rtol=1e-12, atol=1e-11)
+    assert torch.equal(parts.target(6).grad(theta), found[1])
+    torch.testing.assert_close(parts.log_prob(theta), found[0], rtol=1e-12, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(parts.log_prob(theta), found[0], rtol=1e-12, atol=1e-11)
+    theta.requires_grad_()
+    (grad,) = torch.autograd.grad(parts.log_prob(theta).sum(), theta)
+    torch.testing.assert_close(grad, found[1], rtol=1e-12, atol=1e-11)
