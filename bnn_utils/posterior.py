@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
-from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
+from bnn_utils.compiled import COMPILING, MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import ByDistribution, Likelihood, value_and_grad
@@ -214,10 +214,11 @@ class Posterior:
             ValueError: if compilation does not apply.
         """
         self.check_can_compile()
-        if num_lanes not in self._compilations:
-            self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self.data.x, self._targets_of(num_lanes), num_lanes
-            )
+        with COMPILING:
+            if num_lanes not in self._compilations:
+                self._compilations[num_lanes] = compile_likelihood(
+                    self._layers, self.likelihood, self.data.x, self._targets_of(num_lanes), num_lanes
+                )
         return self._compilations[num_lanes] is not None
 
     def __getstate__(self) -> dict[str, Any]:
