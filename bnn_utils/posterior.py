@@ -133,7 +133,9 @@ class Posterior:
         if self.dtype == torch.float64:
             return numpy_function(self)
         y = self.data.y if self.num_datasets == 1 else self.data.y[:, 0]
-        module, data = copy.deepcopy(self.flat.module).double(), Data(self.data.x, y).to(torch.float64)
+        device = "cpu" if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
+        module = copy.deepcopy(self.flat.module).to(device).double()
+        data = Data(self.data.x, y).to(device, torch.float64)
         double = Posterior(module, data, self.prior, self.likelihood, self.gradient)
         return numpy_function(double if self.num_datasets == 1 else double.with_targets(self.data.y.transpose(0, 1)))
 
