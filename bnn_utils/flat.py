@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -176,18 +177,19 @@ class _Copies:
         self._module = module
         parts = [part.__dict__ for part in module.modules()]
         values = [value for part in parts for value in part.values()]
-        # One level deep: tensors, parts and hooks are in dictionaries of a part.
-        self._dicts = parts + [value for value in values if isinstance(value, dict)]
+        # One level deep: tensors, parts and hooks are in dictionaries of a part, most of which are empty.
+        self._empty = [value for value in values if isinstance(value, dict | list) and not value]
+        self._dicts = parts + [value for value in values if isinstance(value, dict) and value]
         self._lists = [value for value in values if isinstance(value, list | tuple)]
-        self._held = list(self._contents())
-        self._ids = list(map(id, self._held))
+        self._held = self._contents()
 
-    def _contents(self) -> Iterator[object]:
-        return itertools.chain(*map(dict.values, self._dicts), *self._lists)
+    def _contents(self) -> list[object]:
+        return list(itertools.chain(*map(dict.values, self._dicts), *self._lists))
 
     def have_aged(self) -> bool:
         """Whether the module holds something else by now."""
-        return list(map(id, self._contents())) != self._ids
+        now = self._contents()
+        return any(self._empty) or len(now) != len(self._held) or not all(map(operator.is_, now, self._held))
 
     def one_more(self) -> nn.Module:
         """A copy that shares all tensors with the module."""
