@@ -62,6 +62,7 @@ def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
             num_samples,
             num_chains=setting.lanes,
             warmup=WARMUP,
+            seed=0,
             progress=False,
             compile=variant.endswith("compiled"),
         )

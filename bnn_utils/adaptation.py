@@ -84,12 +84,12 @@ class Moments(NamedTuple):
 
     @classmethod
     def start(cls, like: Tensor) -> Moments:
-        zeros = torch.zeros(like.shape[-1:], dtype=torch.float64, device=like.device)
+        zeros = _precise(like).new_zeros(like.shape[-1:])
         return cls(0, zeros, zeros)
 
     def update(self, theta: Tensor) -> Moments:
         """With the positions of all lanes, ``(C, D)``."""
-        theta = theta.double()
+        theta = _precise(theta)
         count, mean = self.count + len(theta), theta.mean(0)
         shift = mean - self.mean
         squares = self.squares + (theta - mean).square().sum(0) + shift.square() * (self.count * len(theta) / count)
@@ -100,6 +100,11 @@ class Moments(NamedTuple):
         """Sample variance, drawn a little towards 0.001, as in Stan: few draws may all agree."""
         shrink = 5 / (self.count + 5)
         return (1 - shrink) * self.squares / max(self.count - 1, 1) + shrink * 1e-3
+
+
+def _precise(theta: Tensor) -> Tensor:
+    """In float64, on the device of theta, or on the CPU for one that has no such numbers: Apple's GPUs."""
+    return (theta.cpu() if theta.device.type == "mps" else theta).double()
 
 
 def windows(num_warmup: int) -> tuple[int, list[int]]:

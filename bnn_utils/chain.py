@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from bnn_utils import diagnostics
 from bnn_utils._arviz import arviz
+from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.evidence import Tempering
 from bnn_utils.posterior import Posterior
 
@@ -40,7 +43,8 @@ class Chain:
         kernel: the sampler and its settings, in words.
         engine: which engine drew, and whether compiled.
         device: where it drew, such as "cpu".
-        seed: seed of the run; None if a generator was passed, or the draws come from elsewhere.
+        seed: seed of the run, with which it can be made again; None if a generator was passed, the draws come from
+            elsewhere, or runs were merged.
         warmup: transitions per chain that were thrown away before the first draw.
         wall_time: seconds from the call of `sample` to its return; NaN where it is not known.
         compile_time: seconds of it spent on compilation.
@@ -80,7 +84,7 @@ class Chain:
                 constant kept, whatever the other sampler called the log density.
 
         Raises:
-            ValueError: if the shape is another one, or a value is NaN or infinite.
+            ValueError: if the shape is another one, a value is NaN or infinite, or chains are copies of each other.
         """
         draws = torch.as_tensor(draws if isinstance(draws, Tensor) else np.array(draws))
         if draws.ndim != 3 or draws.shape[-1] != posterior.dim or draws.numel() == 0:
@@ -92,6 +96,7 @@ class Chain:
         bad = (~draws.isfinite()).nonzero()
         if len(bad):
             raise ValueError(f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}")
+        _check_copies(draws)
         known = {name: torch.as_tensor(np.array(values)) for name, values in (stats or {}).items()}
         for name, values in known.items():
             if values.shape != draws.shape[:2]:
@@ -147,6 +152,67 @@ class Chain:
         theta = data["posterior"][variable].to_numpy()
         return cls.from_draws(theta, posterior, sampler, seconds, {k: v.to_numpy() for k, v in single.items()})
 
+    @classmethod
+    def merge(cls, chains: Sequence[Chain]) -> Chain:
+        """Runs of the same posterior as one chain: theirs, one after the other, with the statistics that all have.
+
+        Times are sums, as of runs one after the other; samplers, engines and devices that differ are listed.
+
+        Raises:
+            ValueError: if there is none; if they differ in their parameters, dtype, device, number of draws or warm-up,
+                or some have `tempering` and others none, or another number of temperatures; if two have the same seed,
+                or chains are copies of each other.
+        """
+        if not chains:
+            raise ValueError("there is nothing to merge: pass a list of chains")
+        first = chains[0]
+        for other in chains:
+            for mine, theirs in zip_longest(first.names, other.names):
+                if mine != theirs:
+                    raise ValueError(
+                        f"chains to merge are of different networks: where one has the parameter {mine}, another has "
+                        f"{theirs}"
+                    )
+        for what, of in {
+            "dtype": lambda chain: chain.draws.dtype,
+            "the device of their draws": lambda chain: chain.draws.device,
+            "the number of draws": lambda chain: chain.num_draws,
+            "warmup": lambda chain: chain.warmup,
+            "the number of temperatures": lambda chain: chain.tempering and chain.tempering.replica.shape[-1],
+        }.items():
+            values = [of(chain) for chain in chains]
+            other = next((k for k, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"chains to merge differ in {what}: number 0 has {values[0]}, number {other} has {values[other]}; "
+                    "where that does not matter, make it the same by dataclasses.replace"
+                )
+        seeds = [chain.seed for chain in chains if chain.seed is not None]
+        twice = next((seed for k, seed in enumerate(seeds) if seed in seeds[:k]), None)
+        if twice is not None:
+            raise ValueError(
+                f"two of the runs have the seed {twice}: they drew the same random numbers and are not independent; "
+                "leave the seed out, or give each run another"
+            )
+        draws = torch.cat([chain.draws for chain in chains])
+        _check_copies(draws)
+        tempering = None
+        if first.tempering is not None:
+            ladders = [{name: values for name, _, values in chain.tempering.items()} for chain in chains]
+            tempering = Tempering(**{name: torch.cat([ladder[name] for ladder in ladders]) for name in ladders[0]})
+        shared = [name for name in first.stats if all(name in chain.stats for chain in chains)]
+        facts, times = ("kernel", "engine", "device"), ("wall_time", "compile_time", "sampling_time")
+        return cls(
+            draws=draws,
+            stats={name: torch.cat([chain.stats[name] for chain in chains]) for name in shared},
+            names=first.names,
+            seed=first.seed if len(chains) == 1 else None,
+            warmup=first.warmup,
+            tempering=tempering,
+            **{name: "; ".join(dict.fromkeys(getattr(chain, name) for chain in chains)) for name in facts},
+            **{name: sum(getattr(chain, name) for chain in chains) for name in times},
+        )
+
     @property
     def num_chains(self) -> int:
         return self.draws.shape[0]
@@ -169,9 +235,19 @@ class Chain:
 
         Columns: mean, sd, mcse (of the mean), ess_bulk, ess_tail, r_hat (rank-normalised split R-hat, the larger of
         bulk and tail; Vehtari et al. 2021) and ess_per_sec (bulk ESS per second of sampling).
+
+        Warns if chains move together, as runs with the same random numbers do: then all but mean and sd is wrong.
         """
         import pandas as pd
 
+        together = coupled(self.draws)
+        if together:
+            warnings.warn(
+                f"{named(together)} move together, as runs with the same random numbers do: errors, ESS and R-hat take "
+                "them to be independent and are wrong; give each run a seed of its own, or none",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         found = diagnostics.diagnose(self.draws)
         mean, sd = torch.empty(2, self.dim, dtype=torch.float64)
         for places, part in self._columns():
@@ -277,7 +353,7 @@ class Chain:
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
         known = {
-            "acceptance_rate": lambda rate: f"{rate.double().mean():.3f} on average",
+            "acceptance_rate": lambda rate: f"{rate.cpu().double().mean():.3f} on average",
             "diverging": lambda diverging: f"{int(diverging.sum())} divergences",
         }
         acceptance = ", ".join(tell(self.stats[name]) for name, tell in known.items() if name in self.stats)
@@ -292,7 +368,7 @@ class Chain:
             "acceptance rate": acceptance or "not known",
             "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
             "internals": ", ".join(self.stats),
-            "seed": "not known: taken from a generator, or elsewhere" if self.seed is None else f"{self.seed}",
+            "seed": "not known: taken from a generator, elsewhere, or several" if self.seed is None else f"{self.seed}",
         }
         if self.tempering is not None:
             facts["tempering"] = str(self.tempering)
@@ -309,6 +385,15 @@ class Chain:
             for name, value in self._facts().items()
         )
         return f"<table><caption>Chain</caption><tbody>{rows}</tbody></table>"
+
+
+def _check_copies(draws: Tensor) -> None:
+    pairs = copies(draws)
+    if pairs:
+        raise ValueError(
+            f"{named(pairs)} hold the same draws, wholly or in part: as independent chains they would count twice; "
+            "pass each run once, and runs with seeds of their own"
+        )
 
 
 # What travels with the draws as attributes of the file, and how each is read back.

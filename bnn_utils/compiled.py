@@ -7,6 +7,7 @@ The compiler is Inductor, the one behind torch.compile, called directly: what to
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -25,6 +26,9 @@ MAX_PARAMETERS = 128
 # cache saves, two thirds, is left out: a call should give the same draws whatever the cache holds.
 SECONDS_SAVED = 1.2e-9
 SECONDS_TO_COMPILE, SECONDS_PER_PARAMETER = 15.0, 0.15
+
+# Held while something is compiled: that changes which warnings the process shows, and two threads need no two copies.
+COMPILING = threading.Lock()
 
 OPTIONS = {
     # tanh(z) = 2 / (1 + exp(-2z)) - 1: exact to a rounding error of 1, and twice as fast.

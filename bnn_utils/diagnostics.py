@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils.coupling import Pairs, copies, coupled, named
 from bnn_utils.mixing import by_quantity, mean_ess, mean_se, rank, rank_rhat, split_chains, tail_ess, variance
 
 RHAT_LIMIT = 1.01  # Vehtari et al. 2021, section 4
+FEWEST_SHARED = 10  # different predictions, in the same order, that make two chains copies: one in 10! by chance
 ESS_PER_CHAIN = 100  # the same section: 400 of four chains, so that R-hat and ESS can themselves be trusted
 
 
@@ -150,6 +152,8 @@ class Convergence:
         num_chains: how many chains were compared; the least ESS grows with it.
         r_hat, ess_bulk, ess_tail, mcse: shape ``(M,)``, float64 on the CPU; NaN where the prediction never changed.
             ``mcse`` is that of the mean prediction; it is reported and not judged.
+        dependent: pairs of chains that are copies of each other, or move together as with the same random numbers:
+            then the numbers above are wrong. Independent chains are named with a probability of at most 1e-6.
     """
 
     places: Tensor
@@ -158,6 +162,7 @@ class Convergence:
     ess_bulk: Tensor
     ess_tail: Tensor
     mcse: Tensor
+    dependent: Pairs = field(default_factory=list)
 
     @property
     def ess_limit(self) -> int:
@@ -166,10 +171,10 @@ class Convergence:
 
     @property
     def is_converged(self) -> bool:
-        """R-hat at most 1.01 and both ESS at least 100 per chain, wherever the prediction changed at all."""
+        """R-hat at most 1.01, both ESS at least 100 per chain, wherever the prediction changed; chains independent."""
         failed = (self.r_hat > RHAT_LIMIT) | (self.ess_bulk < self.ess_limit) | (self.ess_tail < self.ess_limit)
         # Where it never changed nothing failed and nothing passed: a sampler that is stuck must not pass everywhere.
-        return not failed.any() and not self.r_hat.isnan().all()
+        return not failed.any() and not self.r_hat.isnan().all() and not self.dependent
 
     @property
     def verdict(self) -> str:
@@ -178,6 +183,7 @@ class Convergence:
         if unmoved.all():
             return f"nothing to judge: the prediction never changed in any chain, at {self._count(unmoved)}"
         clauses = [
+            *([self._dependence_clause()] if self.dependent else []),
             self._rhat_clause(),
             self._ess_clause("bulk", self.ess_bulk),
             self._ess_clause("tail", self.ess_tail),
@@ -192,6 +198,12 @@ class Convergence:
 
     def __repr__(self) -> str:
         return self.verdict
+
+    def _dependence_clause(self) -> str:
+        return (
+            f"{named(self.dependent)} are not independent: they hold the same predictions, or move together as runs "
+            "with the same random numbers do; give each run a seed of its own, or none"
+        )
 
     def _rhat_clause(self) -> str:
         worst, high = worst_place(self.r_hat), self.r_hat > RHAT_LIMIT
@@ -233,6 +245,8 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
     An R-hat of 1.01 takes some 50 effective draws in each half of a chain, however many chains there are. For many
     short ones there is `nested_rhat`.
 
+    All of these take chains to be independent, so that is looked at too, see `bnn_utils.coupling`.
+
     Args:
         predictions: shape ``(chains, draws, M)``, such as ``posterior.predict(chain.draws, grid)``.
         places: the inputs that were predicted at, shape ``(M, features)``, such as ``grid``.
@@ -246,4 +260,5 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
             f"{tuple(predictions.shape)} and {tuple(places.shape)}; "
             "pass posterior.predict(chain.draws, grid) and grid, and of several outputs one at a time"
         )
-    return Convergence(places.detach().cpu(), len(predictions), *diagnose(predictions))
+    dependent = sorted({*copies(predictions, FEWEST_SHARED), *coupled(predictions)})
+    return Convergence(places.detach().cpu(), len(predictions), *diagnose(predictions), dependent)

@@ -59,7 +59,8 @@ class Tempering:
     @property
     def swap_rates(self) -> Tensor:
         """Fraction of swaps between neighbours that are accepted, shape ``(K - 1,)``: the mean probability of one."""
-        log_ratio = -self.inverse_temperatures.diff()[:, None] * self.log_likelihood.double().diff()
+        beta, log_likelihood = self.inverse_temperatures.cpu(), self.log_likelihood.cpu().double()
+        log_ratio = -beta.diff()[:, None] * log_likelihood.diff()
         return log_ratio.clamp(max=0).exp().mean((0, 1))
 
     @property
@@ -110,10 +111,10 @@ class Tempering:
         Both standard errors are those of the estimate's linear part in the draws, whose autocorrelation, and whose
         correlation between temperatures, they take into account.
         """
-        ladders, chains = torch.unique(self.inverse_temperatures, dim=0, return_inverse=True)
+        ladders, chains = torch.unique(self.inverse_temperatures.cpu(), dim=0, return_inverse=True)
         parts = []
         for number, beta in enumerate(ladders):
-            log_likelihood = self.log_likelihood[chains == number].double()
+            log_likelihood = self.log_likelihood.cpu()[chains == number].double()
             parts.append(
                 (len(log_likelihood), [rule(beta.double(), log_likelihood) for rule in (stepping_stones, integral)])
             )
@@ -141,9 +142,9 @@ class Tempering:
         columns = {
             "inverse_temperature": self.inverse_temperatures.mean(0),
             "step_size": self.step_sizes.mean(0),
-            "acceptance_rate": self.acceptance_rate.double().mean((0, 1)),
-            "swap_rate": torch.cat([self.swap_rates.cpu(), nan]),
-            "log_likelihood": self.log_likelihood.double().mean((0, 1)),
+            "acceptance_rate": self.acceptance_rate.cpu().double().mean((0, 1)),
+            "swap_rate": torch.cat([self.swap_rates, nan]),
+            "log_likelihood": self.log_likelihood.cpu().double().mean((0, 1)),
         }
         return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 
 class FlatModule:
@@ -15,7 +22,8 @@ class FlatModule:
 
     Theta follows ``module.named_parameters()``: each trainable parameter once (tied ones under their first name),
     flattened row by row. Parameters with ``requires_grad=False`` keep their values and buffers keep theirs; neither is
-    part of theta. The module is referred to, not copied, and never changed.
+    part of theta. The module is referred to and never changed, not even during a call: calls run in copies of its
+    structure, which share its tensors, one copy for each call at a time, so that several threads may call at once.
 
     Args:
         module: any ``torch.nn.Module`` with at least one trainable parameter.
@@ -50,6 +58,7 @@ class FlatModule:
         self.slices = {name: slice(end - size, end) for (name, size), end in zip(self.sizes.items(), ends, strict=True)}
         self.dim = ends[-1]
         self._slots = _slots(module)
+        self._copies: _Copies | None = None
 
     @property
     def names(self) -> list[str]:
@@ -112,19 +121,36 @@ class FlatModule:
         Returns:
             the module's output, with a leading C for theta of shape ``(C, D)``.
         """
-        params = self.unravel(theta)
+        params, copies = self.unravel(theta), self._copies_of_today()
         if theta.ndim == 1:
-            return self._output(params, dict(self.module.named_buffers()), x)
-        buffers = {name: b.expand(len(theta), *b.shape) for name, b in self.module.named_buffers()}
-        return vmap(self._output, in_dims=(0, 0, None))(params, buffers, x)
+            return self._output(copies, params, copies.buffers, x)
+        buffers = {name: b.expand(len(theta), *b.shape) for name, b in copies.buffers.items()}
+        return vmap(partial(self._output, copies), in_dims=(0, 0, None))(params, buffers, x)
 
-    def _output(self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+    def _output(self, copies: _Copies, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         # Modules may write to their buffers in place (running means, counters); each row gets copies to write to.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
         # A module that occurs twice has one slot per parameter. Left to find tied weights itself, functional_call fills
         # that slot twice and afterwards puts theta back into it, not the parameter.
         filled = {slot: tensors[name] for slot, name in self._slots.items() if name in tensors}
-        return functional_call(self.module, filled, (x,), tie_weights=False)
+        try:
+            module, watch = copies.idle.pop(), nullcontext()
+        except IndexError:  # other calls have them all
+            module, watch = copies.one_more(), _Watch(self.module)
+        with watch:
+            output = functional_call(module, filled, (x,), tie_weights=False)
+        copies.idle.append(module)  # not after an error, which may have left theta in it
+        return output
+
+    def _copies_of_today(self) -> _Copies:
+        """Copies of the module as it now is: the reader may have called ``eval()`` since, or exchanged a part."""
+        copies = self._copies
+        if copies is None or copies.have_aged():
+            copies = self._copies = _Copies(self.module)
+        return copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_copies": None}
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
@@ -140,3 +166,60 @@ def _slots(module: nn.Module) -> dict[str, str]:
             for name, tensor in kind(path, recurse=False, remove_duplicate=False):
                 places[name] = first.setdefault(id(tensor), name)
     return places
+
+
+class _Copies:
+    """Copies of a module's structure that wait for a call, and what the module held when they were made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.idle: list[nn.Module] = []  # taking one out and putting it back are atomic
+        self.buffers = dict(module.named_buffers())
+        self._module = module
+        parts = [part.__dict__ for part in module.modules()]
+        values = [value for part in parts for value in part.values()]
+        # One level deep: tensors, parts and hooks are in dictionaries of a part, most of which are empty.
+        self._empty = [value for value in values if isinstance(value, dict | list) and not value]
+        self._dicts = parts + [value for value in values if isinstance(value, dict) and value]
+        self._lists = [value for value in values if isinstance(value, list | tuple)]
+        self._held = self._contents()
+
+    def _contents(self) -> list[object]:
+        return list(itertools.chain(*map(dict.values, self._dicts), *self._lists))
+
+    def have_aged(self) -> bool:
+        """Whether the module holds something else by now."""
+        now = self._contents()
+        return any(self._empty) or len(now) != len(self._held) or not all(map(operator.is_, now, self._held))
+
+    def one_more(self) -> nn.Module:
+        """A copy that shares all tensors with the module."""
+        try:
+            return copy.deepcopy(self._module, {id(held): held for held in self._held if isinstance(held, Tensor)})
+        except Exception as error:
+            raise ValueError(
+                f"{type(self._module).__name__} can't be copied, and each call runs in a copy of its own: {error}"
+            ) from error
+
+
+class _Watch(TorchFunctionMode):
+    """Sees to it that a copy computes with theta, not with parameters of the module that it was copied from.
+
+    Raises:
+        ValueError: where one is used all the same.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        used = next((self._names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self._names), None)
+        if used is not None and func.__name__ != "__get__":  # its shape or dtype may be asked for
+            raise ValueError(
+                f"forward computes with the parameter {used} past the module's attributes, so that theta would not "
+                "reach it: a list or a function, such as a hook, holds it or its module. Use nn.ParameterList or "
+                "nn.ModuleList, and in a hook the module that it is called with"
+            )
+        return func(*args, **(kwargs or {}))

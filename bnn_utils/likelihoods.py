@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -414,15 +415,38 @@ def check_log_probs(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:
         )
 
 
+class _DefaultHere(int):
+    """The default of torch.distributions' checks as it was, but False in threads inside of `_unchecked`."""
+
+    lock = threading.Lock()
+    num_inside = 0
+    here = threading.local()
+
+    def __bool__(self) -> bool:
+        return self != 0 and not getattr(self.here, "depth", 0)
+
+
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """While it is open, torch.distributions check no arguments."""
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    """While it is open, torch.distributions check no arguments in this thread.
+
+    Whether they do is said by one attribute for all threads. As long as any thread is inside, it is one that answers
+    each thread for itself; the last one out puts back what was there.
+    """
+    kind = _DefaultHere
+    with kind.lock:
+        kind.num_inside += 1
+        if not isinstance(Distribution._validate_args, kind):
+            Distribution._validate_args = kind(Distribution._validate_args)
+    kind.here.depth = getattr(kind.here, "depth", 0) + 1
     try:
         yield
     finally:
-        Distribution.set_default_validate_args(before)
+        kind.here.depth -= 1
+        with kind.lock:
+            kind.num_inside -= 1
+            if kind.num_inside == 0 and isinstance(Distribution._validate_args, kind):
+                Distribution._validate_args = Distribution._validate_args != 0
 
 
 def value_and_grad(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:

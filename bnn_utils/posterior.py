@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy
-from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
+from bnn_utils.compiled import COMPILING, MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import (
@@ -181,8 +181,9 @@ class Posterior:
         """The same posterior in float64."""
         if self.dtype == torch.float64:
             return self
-        flat = FlatModule(copy.deepcopy(self.flat.module).double())
-        data = _counting(self.data.to(torch.float64))
+        device = torch.device("cpu") if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
+        flat = FlatModule(copy.deepcopy(self.flat.module).to(device).double())
+        data = _counting(self.data.to(device, torch.float64))
         other = self._with(flat=flat, prior_distribution=density(self.prior, flat), **data)
         other._prepare(with_closed_form=self.gradient == "closed-form")
         return other
@@ -312,12 +313,13 @@ class Posterior:
             ValueError: if compilation does not apply.
         """
         self.check_can_compile()
-        if num_lanes not in self._compilations:
-            with torch.inference_mode(False):
-                y = self._targets_of(num_lanes)
-            self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights
-            )
+        with COMPILING:
+            if num_lanes not in self._compilations:
+                with torch.inference_mode(False):
+                    y = self._targets_of(num_lanes)
+                self._compilations[num_lanes] = compile_likelihood(
+                    self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights
+                )
         return self._compilations[num_lanes] is not None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# All that torch's generator on the CPU looks at: larger seeds with the same last 32 bits would give the same draws, so
+# that they are mixed first.
+SEED_BITS = 32
+
+
+def fresh_seed() -> int:
+    """A seed by chance, from the operating system's entropy: two of them are equal once in four thousand million."""
+    return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
 
 
 def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
@@ -16,38 +30,110 @@ def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Gen
         if seed.device.type != device.type:
             raise ValueError(f"the generator lies on {seed.device}, but the data on {device}")
         return seed
-    return torch.Generator(device).manual_seed(operator.index(seed))
+    number = operator.index(seed)
+    if not 0 <= number < 2**SEED_BITS:
+        number = _first(np.random.SeedSequence([number < 0, abs(number)]))
+    return torch.Generator(device).manual_seed(number)
 
 
 def spawn(seed: int | torch.Generator, num: int, device: torch.device) -> list[torch.Generator]:
     """``num`` generators with streams of their own, by NumPy's SeedSequence; a generator passed in is advanced."""
     if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**62, (1,), generator=as_generator(seed, device), device=seed.device))
+        seed = _number(as_generator(seed, device))
     children = np.random.SeedSequence(operator.index(seed)).spawn(num)
-    return [as_generator(int(child.generate_state(1, np.uint64)[0]), device) for child in children]
+    return [torch.Generator(device).manual_seed(_first(child)) for child in children]
 
 
-@contextmanager
-def lend_to_torch(generator: torch.Generator) -> Iterator[None]:
-    """Let code that only knows torch's global stream draw from ``generator``; the global stream stays as it was.
+def _first(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0])
 
-    Needed for torch.distributions and for hamiltorch, which take no generator.
+
+def _number(generator: torch.Generator) -> int:
+    """A seed for another stream, drawn from this one."""
+    largest = 2**31 - 1 if generator.device.type == "mps" else 2**62  # Apple's GPUs draw whole numbers of 32 bits
+    return int(torch.randint(largest, (1,), generator=generator, device=generator.device))
+
+
+def lend_to_torch(generator: torch.Generator) -> AbstractContextManager[object]:
+    """Let code that only knows torch's global stream draw from ``generator``, in this thread alone.
+
+    Needed for torch.distributions, which take no generator. The global stream is neither read nor moved: each operator
+    of torch's that draws is given the generator, and draws what it would if that were the global one.
+
+    Raises:
+        RuntimeError: while it is open, where an operator draws that takes no generator, or draws on another device.
     """
-    if generator.device.type == "cuda":
-        # Such code also draws on the CPU, whose stream starts from a number drawn here: left alone, it would be put
-        # back afterwards and give the same numbers each time.
-        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[generator.device]):
-            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-            torch.cuda.set_rng_state(generator.get_state(), generator.device)
-            try:
-                yield
-            finally:
-                generator.set_state(torch.cuda.get_rng_state(generator.device))
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator.get_state())
-            try:
-                yield
-            finally:
-                generator.set_state(torch.get_rng_state())
+    return _Lending(generator)
+
+
+class _Lending(TorchDispatchMode):
+    """A mode belongs to the thread that opened it: others don't notice."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generators = {generator.device.type: generator}
+        if generator.device.type != "cpu":
+            # Some code for such a device also draws on the CPU, from a stream that starts with a number drawn here.
+            self.generators["cpu"] = torch.Generator().manual_seed(_number(generator))
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        place = _place_of_generator(func)
+        if place is None:
+            # In inference mode, operators that are made of others come here whole, with the drawing inside.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            if torch.Tag.nondeterministic_seeded not in func.tags:
+                return func(*args, **kwargs)
+            func = _with_generator(func)
+        elif kwargs.get("generator") is not None or (len(args) > place and args[place] is not None):
+            return func(*args, **kwargs)  # it has one
+        return func(*args[:place], **kwargs | {"generator": self._of(func, args, kwargs)})
+
+    def _of(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Generator:
+        """The generator for the device on which this call draws."""
+        tensor = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+        device = kwargs.get("device") or "cpu" if tensor is None else tensor.device
+        kind = torch.device(device).type
+        if kind not in self.generators:
+            raise RuntimeError(
+                f"{func} draws on {kind}, but the generator lies on {next(iter(self.generators))}: bring what it draws "
+                "from to that device"
+            )
+        return self.generators[kind]
+
+    # Torch notes in variables of the process that some thread is in a mode, for torch.compile to give up. Two threads
+    # that come and go would leave them set; modes that say the following don't touch them.
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+
+@cache
+def _place_of_generator(func: OpOverload) -> int | None:
+    """Which of the operator's arguments is the generator, if any is."""
+    return next((k for k, argument in enumerate(func._schema.arguments) if argument.name == "generator"), None)
+
+
+@cache
+def _with_generator(func: OpOverload) -> OpOverload:
+    """The operator's variant that takes the same arguments and a generator."""
+    wanted = [(argument.name, str(argument.type)) for argument in func._schema.arguments]
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        others = [(argument.name, str(argument.type)) for argument in other._schema.arguments]
+        if [argument for argument in others if argument[0] != "generator"] == wanted and other is not func:
+            return other
+    raise RuntimeError(
+        f"{func} draws from torch's global stream and takes no generator: a distribution that draws with it cannot be "
+        "given a stream of its own; draw with torch.rand, torch.randn or torch.distributions"
+    )

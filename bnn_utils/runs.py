@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 # Elements of the widest layer, over all points and lanes, from which on two threads were seen to help (by 1.3 to 1.7).
 # Below, they cost up to half the speed, and much more where other programs keep the cores busy.
 ELEMENTS_FOR_THREADS = 2**19
+SETTING_THREADS = threading.Lock()
 
 
 class Batch(NamedTuple):
@@ -235,10 +237,26 @@ def _work(job: Job, path: Path, row: int) -> _Part:
 def _threads(job: Job) -> Iterator[None]:
     """One thread, except for a single large batch: smaller ones lose more by waiting for each other than they gain."""
     elements = job.num_lanes(job.batches[0]) * len(job.posterior.data) * job.posterior.width
-    before = torch.get_num_threads()
-    if job.compile or len(job.batches) > 1 or elements < ELEMENTS_FOR_THREADS:
-        torch.set_num_threads(1)
+    if not (job.compile or len(job.batches) > 1 or elements < ELEMENTS_FOR_THREADS):
+        yield
+        return
+    before = _set_threads_here(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _set_threads_here(before)
+
+
+def _set_threads_here(num: int) -> int:
+    """``torch.set_num_threads`` for this Python thread alone; returns the number before.
+
+    The number belongs to a thread, but to set it also says with which number new threads begin. Runs that overlap would
+    leave there what they found of each other, so it is put back at once, by a new thread, which knows it.
+    """
+    with SETTING_THREADS, ThreadPoolExecutor(1) as new:
+        before = torch.get_num_threads()
+        if before != num:
+            of_new_ones = new.submit(torch.get_num_threads).result()
+            torch.set_num_threads(num)
+            new.submit(torch.set_num_threads, of_new_ones).result()
+    return before

@@ -21,7 +21,7 @@ from bnn_utils.engines.transition import Kernel
 from bnn_utils.evidence import Tempering
 from bnn_utils.hmc import HMC, HMCInfo
 from bnn_utils.posterior import Posterior
-from bnn_utils.random import as_generator, spawn
+from bnn_utils.random import as_generator, fresh_seed, spawn
 from bnn_utils.runs import Batch, Draws, Job, ParallelRun, Progress, Run
 from bnn_utils.tempering import ReplicaExchange
 
@@ -33,7 +33,7 @@ def sample(
     num_chains: int = 1,
     warmup: int = 0,
     init: Tensor | None = None,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     engine: str = "builtin",
     progress: bool = True,
     compile: bool | Literal["auto"] = "auto",
@@ -56,6 +56,9 @@ def sample(
     from the seed; they do not depend on the number of workers. Rounding differs between the compiled gradient and the
     uncompiled one, so draws do too; which one "auto" takes depends on sizes alone.
 
+    Several threads may sample one posterior at the same time. Workers do not run the main program again, on Windows
+    neither, so that a script needs no ``if __name__ == "__main__":`` for them.
+
     Args:
         posterior: what to draw from.
         kernel: such as ``HMC(step_size=0.05, num_steps=4)``, ``ChEES()`` or ``ReplicaExchange(HMC(0.05, 8))``.
@@ -63,7 +66,8 @@ def sample(
         num_chains: how many chains; lanes of one batch in the built-in engine.
         warmup: transitions per chain that adapt the kernel and are thrown away.
         init: where to start, ``(D,)`` for all chains or ``(C, D)``; without it, each chain at a prior draw of its own.
-        seed: a number, or a generator on the posterior's device, which is advanced.
+        seed: a number, or a generator on the posterior's device, which is advanced. Without it every call has a new
+            number, so that runs are independent; it is ``chain.seed``, and with it the run can be made again.
         engine: "builtin" or "hamiltorch", which takes HMC only.
         progress: show a progress bar.
         compile: compile the gradient: True, False, or "auto", where that is predicted to take less time than it saves.
@@ -102,6 +106,7 @@ def sample(
             f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "
             f"add batch_size={-(-num_chains // workers)}" + (" and more chains" if num_chains == 1 else "")
         )
+    seed = fresh_seed() if seed is None else seed
     streams = [as_generator(seed, posterior.device)]
     if len(sizes) > 1:
         streams = spawn(seed, len(sizes), posterior.device)

@@ -9,6 +9,7 @@ show whether it is.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from torch import Tensor
 from bnn_utils.engines.transition import Kernel
 from bnn_utils.likelihoods import Likelihood
 from bnn_utils.posterior import Posterior
-from bnn_utils.random import as_generator
+from bnn_utils.random import as_generator, fresh_seed
 from bnn_utils.sampling import sample
 from bnn_utils.tempering import ReplicaExchange
 
@@ -44,11 +45,13 @@ class Calibration:
         ranks: shape ``(data sets, quantities)``, from 0, all draws lie above the truth, to ``num_draws``.
         num_draws: among which a truth was ranked, L.
         names: of the quantities.
+        seed: of the data sets and the draws; None if a generator was passed.
     """
 
     ranks: Tensor
     num_draws: int
     names: list[str]
+    seed: int | None = None
 
     def table(self) -> pd.DataFrame:
         """P-values of uniformity, one row per quantity: by chi-square and by the ECDF."""
@@ -91,7 +94,7 @@ def simulation_based_calibration(
     num_draws: int = 15,
     thin: int = 20,
     warmup: int = 0,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     engine: str = "builtin",
     progress: bool = True,
 ) -> Calibration:
@@ -134,6 +137,7 @@ def simulation_based_calibration(
         )
     if LOG_LIKELIHOOD in quantities:
         raise ValueError(f"a quantity is called {LOG_LIKELIHOOD!r}, which is ranked in any case: call it otherwise")
+    seed = fresh_seed() if seed is None else seed
     generator = as_generator(seed, posterior.device)
     truth = posterior.sample_prior(num_datasets, generator)
     y = posterior.simulate(truth, generator)
@@ -156,7 +160,12 @@ def simulation_based_calibration(
     together = torch.cat([truth[:, None], draws], dim=1)  # (S, 1 + L, D)
     log_likelihood = posterior.with_targets(y).log_likelihood(together.flatten(0, 1)).view(num_datasets, -1)
     values = torch.stack([*(function(together) for function in quantities.values()), log_likelihood], dim=-1)
-    return Calibration(ranks(values[:, 0], values[:, 1:], generator), num_draws, [*quantities, LOG_LIKELIHOOD])
+    return Calibration(
+        ranks(values[:, 0], values[:, 1:], generator),
+        num_draws,
+        [*quantities, LOG_LIKELIHOOD],
+        None if isinstance(seed, torch.Generator) else operator.index(seed),
+    )
 
 
 def _check_simulated(posterior: Posterior, truth: Tensor, y: Tensor) -> None:
@@ -207,7 +216,8 @@ def ranks(truth: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
     if truth.isnan().any() or draws.isnan().any():
         raise ValueError("a quantity is NaN for some theta, and has no rank there")
     below, equal = (draws < truth[:, None]).sum(1), (draws == truth[:, None]).sum(1)
-    lot = torch.rand(equal.shape, generator=generator, dtype=torch.float64, device=generator.device).to(equal.device)
+    dtype = torch.float32 if generator.device.type == "mps" else torch.float64  # Apple's GPUs have no other
+    lot = torch.rand(equal.shape, generator=generator, dtype=dtype, device=generator.device).to(equal.device)
     return (below + (lot * (equal + 1)).long()).cpu()
 
 

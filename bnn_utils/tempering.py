@@ -235,7 +235,7 @@ class ExchangeWarmup:
 
     def update(self, info: ExchangeInfo) -> None:
         self._count += 1
-        rate = info.acceptance_rate.mean(0).double().cpu()
+        rate = info.acceptance_rate.mean(0).cpu().double()
         self._steps = self._steps.update(TARGET_ACCEPTANCE - rate)
         self._swap_rates.append(info.swap_rate)
         if self._count != self._ends[0]:
@@ -244,7 +244,7 @@ class ExchangeWarmup:
         self._ends.pop(0)
         self.kernel = replace(self.kernel, step_sizes=self._steps.final)
         if self._ends:
-            rejection = 1 - torch.stack(self._swap_rates).double().mean((0, 1)).cpu()
+            rejection = 1 - torch.stack(self._swap_rates).cpu().double().mean((0, 1))
             before, log_sizes = self.kernel.inverse_temperatures, self.kernel.step_sizes.log()
             ladder = equal_rejection(before, rejection)
             sizes = torch.from_numpy(np.interp(ladder, before, log_sizes)).exp()

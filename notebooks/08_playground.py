@@ -62,7 +62,9 @@ sampler.figure(step_size=0.1, num_steps=20)
 # %%
 def money_spent(step_size, num_steps):
     """Acceptance rate, the median of 32 chains, and squared jump per gradient."""
-    run = sample(posterior, HMC(step_size, num_steps), 300, num_chains=32, progress=False)
+    run = sample(
+        posterior, HMC(step_size, num_steps), 300, num_chains=32, seed=0, progress=False
+    )
     jump = run.draws[:, 100:].diff(dim=1).square().sum(-1).mean()
     return run.stats["acceptance_rate"][:, 100:].mean(1).median(), jump / num_steps
 

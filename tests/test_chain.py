@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from bnn_utils import HMC, Chain, boxes, sample
+from bnn_utils import HMC, Chain, ReplicaExchange, boxes, sample
 from bnn_utils._arviz import arviz
 from bnn_utils.diagnostics import convergence, mcse
 from bnn_utils.plots import energies, ranks, traces
 from bnn_utils.symmetry import fold
 
 
-def draw(posterior, num_chains=3, **kwargs):
-    return sample(posterior, HMC(0.1, 5), 40, num_chains, warmup=5, progress=False, **kwargs)
+def draw(posterior, num_chains=3, seed=0, **kwargs):
+    return sample(posterior, HMC(0.1, 5), 40, num_chains, warmup=5, seed=seed, progress=False, **kwargs)
 
 
 @pytest.fixture
@@ -257,3 +257,74 @@ def test_html_repr_shows_the_same_and_escapes_it(chain):
     assert "<script" not in page
     assert "not known: taken from a generator" in page
     assert page.count("<tr>") == len(repr(chain).splitlines()) - 1
+
+
+# --- runs as one chain ------------------------------------------------------------------------------------------------
+
+
+def test_merge(chain, posterior, tmp_path):
+    """Draws and statistics of all runs, times added up; as good as a run of all chains."""
+    other = dataclasses.replace(draw(posterior, num_chains=2, seed=4), kernel="another")
+    del other.stats["energy"]
+    both = Chain.merge([chain, other])
+    assert torch.equal(both.draws, torch.cat([chain.draws, other.draws]))
+    assert set(both.stats) == set(chain.stats) - {"energy"}
+    assert torch.equal(both.stats["lp"], torch.cat([chain.stats["lp"], other.stats["lp"]]))
+    assert (both.num_chains, both.seed, both.warmup, both.engine) == (5, None, 5, "builtin")
+    assert both.kernel == f"{chain.kernel}; another"
+    assert both.sampling_time == chain.sampling_time + other.sampling_time
+    assert "several" in repr(both)
+    both.save(tmp_path / "both.nc")
+    assert torch.equal(Chain.load(tmp_path / "both.nc").draws, both.draws)
+    alone = Chain.merge([chain])
+    assert alone.seed == chain.seed
+    assert repr(alone) == repr(chain)
+
+
+def test_merge_of_tempered_runs(posterior):
+    def run(num_temperatures, seed):
+        kernel = ReplicaExchange(HMC(0.1, 2), num_temperatures)
+        return sample(posterior, kernel, 20, 2, seed=seed, progress=False, compile=False)
+
+    one, two = run(4, seed=1), run(4, seed=2)
+    both = Chain.merge([one, two])
+    for (name, dims, mine), (_, _, first), (_, _, second) in zip(
+        *(chain.tempering.items() for chain in (both, one, two)), strict=True
+    ):
+        assert torch.equal(mine, torch.cat([first, second])), name
+        assert dims[0] == "chain"
+    estimates = [chain.tempering.log_evidence().stepping_stones.value for chain in (one, two, both)]
+    assert min(estimates) <= estimates[2] <= max(estimates)
+    for other, number in ((run(5, seed=3), "number 0 has 4, number 1 has 5"), (None, "number 1 has None")):
+        other = other or dataclasses.replace(two, tempering=None)
+        with pytest.raises(ValueError, match=f"differ in the number of temperatures: .*{number}"):
+            Chain.merge([one, other])
+
+
+def test_merge_of_what_does_not_belong_together(chain, posterior):
+    other = draw(posterior, seed=4)
+    with pytest.raises(ValueError, match="nothing to merge"):
+        Chain.merge([])
+    with pytest.raises(ValueError, match=r"different networks: where one has the parameter 4.bias.0., another has b"):
+        Chain.merge([chain, dataclasses.replace(other, names=[*chain.names[:-1], "b"])])
+    for changes, message in (
+        ({"draws": other.draws.float()}, "differ in dtype: number 0 has torch.float64, number 1 has torch.float32"),
+        ({"draws": other.draws[:, 1:]}, "differ in the number of draws: number 0 has 40, number 1 has 39"),
+        ({"warmup": 7}, "differ in warmup: number 0 has 5, number 1 has 7; .* dataclasses.replace"),
+        ({"draws": other.draws.to("meta")}, "differ in the device of their draws: number 0 has cpu, number 1 has meta"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Chain.merge([chain, dataclasses.replace(other, **changes)])
+
+
+def test_runs_that_would_count_twice(chain, posterior):
+    """Fails when the same run, or its random numbers, pass for two."""
+    with pytest.raises(ValueError, match="two of the runs have the seed 3: they drew the same random numbers"):
+        Chain.merge([chain, draw(posterior, seed=4), draw(posterior, seed=3, init=torch.zeros(20))])
+    unknown = dataclasses.replace(chain, seed=None)
+    with pytest.raises(ValueError, match=r"chains 0 and 3 \(and 2 more pairs\) hold the same draws, wholly or in part"):
+        Chain.merge([unknown, unknown])
+    twice = torch.cat([chain.draws, chain.draws[1:2]])
+    with pytest.raises(ValueError, match=r"chains 1 and 3 hold the same draws, .* pass each run once"):
+        Chain.from_draws(twice, posterior)
+    assert Chain.from_draws(torch.zeros(4, 10, 20), posterior).num_chains == 4, "stuck where they started"

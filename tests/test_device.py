@@ -6,17 +6,23 @@ and whatever brings two devices together is seen by a mode that looks at every o
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnn_utils import HMC, Bernoulli, ChEES, Data, NormalPrior, Posterior, ReplicaExchange, boxes, sample
+from bnn_utils.adaptation import Moments
+from bnn_utils.evidence import Tempering
 from bnn_utils.hmc import HMCInfo, HMCState
 
 READS_A_VALUE = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item", "masked_select", "_unique2"}
 
 
 class OneDevice(TorchDispatchMode):
-    """Fails on operations that bring devices together (0-dim tensors on the CPU excepted) or read values."""
+    """Fails on what brings devices together (0-dim tensors on the CPU excepted), reads values, or needs float64.
+
+    Apple's GPUs have no float64.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -25,6 +31,7 @@ class OneDevice(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
         devices = {str(t.device) for t in tensors if t.ndim or t.device.type != "cpu"}
         assert len(devices) <= 1, f"{name} brings {sorted(devices)} together"
+        assert devices <= {"cpu"} or all(t.dtype != torch.float64 for t in tensors), f"{name} takes or makes float64"
         return result
 
 
@@ -94,11 +101,34 @@ def test_chees_stays_on_its_device(make_posterior, gradient):
         (lambda theta: theta[theta[:, 0] > 0], "nonzero|reads a value|data-dependent"),
         (lambda theta: theta.cpu(), "brings|copy out of meta"),
         (lambda theta: theta + torch.ones(20), "brings|device"),
+        (lambda theta: theta.double(), "takes or makes float64"),
     ],
 )
 def test_the_mode_sees_faults(fault, message):
     with OneDevice(), pytest.raises((AssertionError, RuntimeError, NotImplementedError), match=message):
         fault(torch.zeros(8, 20, device="meta"))
+
+
+def test_moments_where_there_is_no_float64():
+    """As on Apple's GPUs: positions go to the CPU, and the mass comes back."""
+
+    class NoFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, torch.Tensor):
+                    assert tensor.device.type == "cpu" or tensor.dtype != torch.float64, f"{func} makes float64"
+            return result
+
+    with FakeTensorMode(), NoFloat64():
+        theta = torch.zeros(8, 20, device="mps")
+        variance = Moments.start(theta).update(theta).update(theta).variance
+        assert (variance.device.type, variance.dtype) == ("cpu", torch.float64)
+        mass = variance.to(theta)
+        assert (mass.device.type, mass.dtype) == ("mps", torch.float32)
+        rates = torch.zeros(8, 3, device="mps")
+        ladder = dict.fromkeys(("log_likelihood", "replica", "acceptance_rate"), rates.unsqueeze(1))
+        assert Tempering(inverse_temperatures=rates, step_sizes=rates, **ladder).swap_rates.shape == (2,)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -120,12 +150,12 @@ def test_on_a_gpu(net, gradient):
         torch.cuda.set_sync_debug_mode("default")
     on_cpu = Posterior(net, Data(data.x.cpu(), data.y.cpu()), NormalPrior(0.09), Bernoulli())
     torch.testing.assert_close(state.log_prob.cpu(), on_cpu.log_prob(state.theta.cpu()))
-    chain = sample(posterior, kernel, 50, num_chains=8, progress=False)
+    chain = sample(posterior, kernel, 50, num_chains=8, seed=0, progress=False)
     assert chain.device.startswith("cuda")
     assert chain.draws.is_cuda
     assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
     for other in (kernel, ChEES(), ReplicaExchange(kernel, 6)):
-        chain = sample(posterior, other, 50, num_chains=8, warmup=100, progress=False)
+        chain = sample(posterior, other, 50, num_chains=8, warmup=100, seed=0, progress=False)
         assert chain.draws.is_cuda
         assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
     assert chain.tempering.log_likelihood.is_cuda

@@ -74,9 +74,9 @@ def tempering(log_likelihood, ladder, replica=None):
     return Tempering(ladder.expand(chains, -1), log_likelihood, replica, torch.ones_like(log_likelihood), ones)
 
 
-def draw(posterior, num_temperatures=6, num_samples=40, num_chains=3, **kwargs):
+def draw(posterior, num_temperatures=6, num_samples=40, num_chains=3, seed=0, **kwargs):
     kernel = ReplicaExchange(HMC(0.1, 3), num_temperatures)
-    return sample(posterior, kernel, num_samples, num_chains, progress=False, **kwargs)
+    return sample(posterior, kernel, num_samples, num_chains, seed=seed, progress=False, **kwargs)
 
 
 # --- the log evidence -------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import pickle
+import threading
 
 import pytest
 import torch
@@ -215,3 +217,140 @@ def test_modules_without_a_vector(net):
 
 def test_repr_shows_the_layout(net):
     assert repr(FlatModule(net)).startswith("FlatModule(Sequential, dim=20: 0.weight (3, 2), 0.bias (3,)")
+
+
+# --- copies of the structure, in which calls run ----------------------------------------------------------------------
+
+
+class Nested(nn.Module):
+    """A forward that calls the same FlatModule again."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.again = None
+
+    def forward(self, x):
+        inner = 0 if self.again is None else self.again[0](torch.tensor([10.0]), x).detach()
+        return self.weight * x + inner
+
+
+def test_a_call_inside_of_a_call():
+    """Each has its own theta. Fails when both run in one structure, of which the inner call leaves the wrong one."""
+    module = Nested()
+    flat, x = FlatModule(module), torch.ones(3)
+    outer = copy.copy(flat)
+    module.again = [FlatModule(Nested())]
+    assert flat(torch.tensor([3.0]), x).tolist() == [13.0] * 3
+    module.again = None
+    assert outer(torch.tensor([[3.0], [4.0]]), x).tolist() == [[3.0] * 3, [4.0] * 3]
+    calls = []
+    module.register_forward_hook(lambda part, inputs, output: calls.append(len(calls)) or None)
+
+    def reenter(part, inputs, output):
+        return output if len(calls) > 1 else output + flat(torch.tensor([5.0]), x)
+
+    module.register_forward_hook(reenter)
+    assert flat(torch.tensor([3.0]), x).tolist() == [8.0] * 3
+
+
+def change_a_hook(module):
+    module[0].register_forward_hook(lambda part, inputs, output: 0 * output)
+
+
+def exchange_a_part(module):
+    module[2] = nn.Identity()
+
+
+CHANGES = {
+    "train": lambda module: module.train(),
+    "a hook": change_a_hook,
+    "a part": exchange_a_part,
+    "a frozen parameter": lambda module: setattr(module[0], "bias", nn.Parameter(torch.ones(2), requires_grad=False)),
+    "a frozen parameter in place": lambda module: module[0].bias.data.fill_(5),
+    "a buffer": lambda module: setattr(module[1], "running_mean", 7 * torch.ones(2)),
+    "a setting": lambda module: setattr(module[1], "eps", 100.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_of_the_module_count(change):
+    """The module is the reader's: what it is now is what is called. Fails when copies outlive such a change."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Tanh(), nn.Linear(2, 1)).eval()
+    module[0].bias.requires_grad_(False)
+    flat, x = FlatModule(module), torch.randn(7, 3, generator=generator())
+    theta = torch.randn(flat.dim, generator=generator(1))
+    before = flat(theta, x)
+    change(module)
+    after = flat(theta, x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, at(module, theta, x))
+
+
+def test_copies_share_all_tensors(net):
+    """However many there are, weights take their memory once; and none of them travels."""
+    net.register_buffer("shift", torch.zeros(3))
+    flat, x = FlatModule(net), torch.zeros(1, 2)
+    flat(torch.zeros(20), x)
+    (copied,) = flat._copies.idle
+    mine, theirs = [[*module.parameters(), *module.buffers()] for module in (net, copied)]
+    assert copied is not net
+    assert all(one is two for one, two in zip(mine, theirs, strict=True))
+    for other in (pickle.loads(pickle.dumps(flat)), copy.deepcopy(flat)):
+        assert other._copies is None
+        assert torch.equal(other(torch.ones(20), x), flat(torch.ones(20), x))
+
+
+def test_an_error_leaves_no_theta_behind(net):
+    flat = FlatModule(net)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        flat(torch.ones(20), torch.zeros(1, 3))
+    assert not flat._copies.idle
+    torch.testing.assert_close(flat(torch.ones(20), torch.zeros(1, 2)), at(net, torch.ones(20), torch.zeros(1, 2)))
+
+
+class InAList(nn.Module):
+    """Its parameters are registered, and used from a list that torch knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.all = [self.weight]
+
+    def forward(self, x):
+        return (x * self.all[0]).sum(-1, keepdim=True)
+
+
+def by_hook():
+    module = nn.Sequential(nn.Linear(2, 1))
+    module.register_forward_hook(lambda part, inputs, output: output * module[0].bias)
+    return module
+
+
+@pytest.mark.parametrize(("make", "name"), [(InAList, "weight"), (by_hook, "0.bias")])
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_parameters_that_theta_would_not_reach(make, name, lead):
+    """Refused, where the numbers would be those of the module's own parameters."""
+    flat = FlatModule(make())
+    with pytest.raises(ValueError, match=f"forward computes with the parameter {name} past the module's attributes"):
+        flat(torch.zeros(*lead, flat.dim), torch.ones(4, 2))
+
+
+def test_a_hook_that_asks_for_a_dtype_only():
+    module = nn.Sequential(nn.Linear(2, 1))
+    module.register_forward_hook(lambda part, inputs, output: output.to(module[0].weight.dtype))
+    assert FlatModule(module)(torch.ones(3), torch.ones(1, 2)).item() == 3
+
+
+def test_a_module_that_cannot_be_copied():
+    module = nn.Linear(2, 1)
+    module.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"Linear can't be copied, and each call runs in a copy of its own: .*lock"):
+        FlatModule(module)(torch.ones(3), torch.ones(1, 2))
+
+
+def test_a_tensor_that_a_forward_left_behind():
+    """Of a graph, which torch does not copy; old weight norms keep such a one."""
+    module = nn.Linear(2, 1)
+    module.last = module(torch.ones(1, 2))
+    assert FlatModule(module)(torch.ones(3), torch.ones(1, 2)).item() == 3

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ class UnitNoise(Likelihood):
         return torch.distributions.Normal(outputs.squeeze(-1), 1.0)
 
 
-def draw(posterior, num_samples, kernel=None, **kwargs):
-    return sample(posterior, kernel or HMC(0.05, 4), num_samples, engine="hamiltorch", progress=False, **kwargs)
+def draw(posterior, num_samples, kernel=None, seed=0, **kwargs):
+    kernel = kernel or HMC(0.05, 4)
+    return sample(posterior, kernel, num_samples, seed=seed, engine="hamiltorch", progress=False, **kwargs)
 
 
 @pytest.fixture
@@ -114,13 +116,25 @@ def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
     assert torch.equal(chain.draws, whole.draws[:, :4])
 
 
+def test_threads_take_turns(posterior, capsys):
+    """Each draws what it draws alone, and the process is as it was. Fails when the global stream is lent to two."""
+    alone = [draw(posterior, 5, seed=seed).draws for seed in range(3)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(draw, posterior, 5, seed=seed) for seed in range(3)]
+        assert all(torch.equal(run.result().draws, draws) for run, draws in zip(runs, alone, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.float32
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_burn_in_is_not_thrown_back(posterior, hamiltorch, golden):
     """hamiltorch's own burn-in can end where it began: a rejection right after it restores the starting point."""
     start, kernel, seeds = golden["tutorial_f64"][0], HMC(0.15, 4), range(12)
     thrown_back = 0
     for seed in seeds:
-        with engine.lend_to_torch(torch.Generator().manual_seed(seed)):
+        with engine._global_stream(torch.Generator().manual_seed(seed)):
             kept = hamiltorch.sample(
                 posterior.log_prob,
                 start,

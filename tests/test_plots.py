@@ -97,7 +97,8 @@ FIGURES = {
         title="finding",
     ),
     "ladder": lambda chain, grid, p, posterior: plots.ladder(
-        sample(posterior, ReplicaExchange(HMC(0.05, 2), 4), 20, num_chains=2, progress=False).tempering, title="finding"
+        sample(posterior, ReplicaExchange(HMC(0.05, 2), 4), 20, num_chains=2, seed=0, progress=False).tempering,
+        title="finding",
     ),
     "energy_slopes": lambda chain, grid, p, posterior: plots.energy_slopes(
         torch.tensor([0.1, 0.2]), {"a": torch.tensor([0.01, 0.04]), "b": torch.tensor([0.1, 0.2])}, title="finding"

@@ -264,9 +264,9 @@ def test_many_data_sets_are_one_batch(posterior, theta, labels):
     assert together.num_datasets == 5
     assert "5 data sets" in repr(together)
     for kernel in (HMC(0.05, 3), ReplicaExchange(HMC(0.05, 3), 3)):
-        draws = sample(together, kernel, 10, num_chains=5, init=theta, progress=False).draws
+        draws = sample(together, kernel, 10, num_chains=5, init=theta, seed=0, progress=False).draws
         for k in range(5):
-            alone = sample(together.dataset(k), kernel, 10, num_chains=5, init=theta, progress=False).draws
+            alone = sample(together.dataset(k), kernel, 10, num_chains=5, init=theta, seed=0, progress=False).draws
             torch.testing.assert_close(draws[k], alone[k], rtol=0, atol=1e-9)
     assert torch.equal(posterior.dataset(0).data.y, boxes().y), "the posterior itself is as it was"
 

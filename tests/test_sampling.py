@@ -19,8 +19,8 @@ from bnn_utils.engines import hamiltorch
 KERNEL = HMC(0.05, 4)
 
 
-def draw(posterior, num_samples=20, progress=False, **kwargs):
-    return sample(posterior, kwargs.pop("kernel", KERNEL), num_samples, progress=progress, **kwargs)
+def draw(posterior, num_samples=20, progress=False, seed=0, **kwargs):
+    return sample(posterior, kwargs.pop("kernel", KERNEL), num_samples, progress=progress, seed=seed, **kwargs)
 
 
 def failing(posterior, monkeypatch, after, error):
@@ -273,7 +273,8 @@ class Net(nn.Module):
     def forward(self, x):
         return self.inner(x).sin()
 posterior = Posterior(Net(), boxes(n=4), NormalPrior(1.0), Bernoulli())
-one, two = (sample(posterior, HMC(0.1, 2), 5, num_chains=2, batch_size=1, workers=n, progress=False) for n in (1, 2))
+arguments = dict(num_chains=2, batch_size=1, seed=0, progress=False)
+one, two = (sample(posterior, HMC(0.1, 2), 5, **arguments, workers=n) for n in (1, 2))
 print(torch.equal(one.draws, two.draws))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

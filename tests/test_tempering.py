@@ -265,7 +265,9 @@ def test_warmup_evens_out_swaps_and_acceptance(posterior):
     warm-up), and the acceptance rates were 0.76 to 0.86. Fails when the ladder learns from a few transitions at the
     beginning only.
     """
-    chain = sample(posterior, ReplicaExchange(HMC(0.05, 8), 10), 200, 8, warmup=500, progress=False, compile=False)
+    chain = sample(
+        posterior, ReplicaExchange(HMC(0.05, 8), 10), 200, 8, warmup=500, seed=0, progress=False, compile=False
+    )
     assert chain.tempering.swap_rates.std() < 0.1
     rates = chain.tempering.acceptance_rate.mean((0, 1))
     assert rates.min() > 0.7
@@ -275,13 +277,13 @@ def test_warmup_evens_out_swaps_and_acceptance(posterior):
 
 def test_without_a_warmup_nothing_adapts(posterior):
     ladder, sizes = vector(0, 0.1, 0.5, 1), vector(2, 0.5, 0.1, 0.05)
-    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder, sizes), 30, 2, progress=False)
+    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder, sizes), 30, 2, seed=0, progress=False)
     assert torch.equal(chain.tempering.inverse_temperatures, ladder.expand(2, -1))
     assert torch.equal(chain.tempering.step_sizes, sizes.expand(2, -1))
     steps = chain.stats["step_size"] / 0.05  # the cold lanes', up to a fifth longer or shorter
     assert 0.8 <= steps.min() < 0.85
     assert 1.15 < steps.max() <= 1.2
-    first = sample(posterior, ReplicaExchange(HMC(0.05, 3), 3), 1, progress=False)
+    first = sample(posterior, ReplicaExchange(HMC(0.05, 3), 3), 1, seed=0, progress=False)
     torch.testing.assert_close(first.tempering.inverse_temperatures[0], vector(0, 0.5**4, 1))
     assert (first.tempering.step_sizes == 0.05).all()
 
@@ -289,7 +291,7 @@ def test_without_a_warmup_nothing_adapts(posterior):
 def test_a_warmup_begins_with_what_it_was_given(posterior):
     """One round too short to set the ladder anew; step sizes do adapt."""
     ladder = vector(0, 0.1, 0.5, 1)
-    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder), 5, 2, warmup=20, progress=False)
+    chain = sample(posterior, ReplicaExchange(HMC(0.05, 3), 4, ladder), 5, 2, warmup=20, seed=0, progress=False)
     assert torch.equal(chain.tempering.inverse_temperatures[0], ladder)
     assert not (chain.tempering.step_sizes == 0.05).any()
 
@@ -297,7 +299,7 @@ def test_a_warmup_begins_with_what_it_was_given(posterior):
 def test_single_precision(make_posterior):
     data = regression().data.to(torch.float32)
     posterior = Posterior(nn.Linear(3, 1, bias=False), data, NormalPrior(PRECISION), Noisy())
-    chain = sample(posterior, ReplicaExchange(HMC(0.1, 3), 6), 50, 4, warmup=60, progress=False)
+    chain = sample(posterior, ReplicaExchange(HMC(0.1, 3), 6), 50, 4, warmup=60, seed=0, progress=False)
     assert chain.draws.dtype == chain.tempering.log_likelihood.dtype == torch.float32
     assert (chain.tempering.inverse_temperatures.diff() > 0).all()
     assert math.isfinite(chain.tempering.log_evidence().stepping_stones.value)

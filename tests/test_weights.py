@@ -124,7 +124,7 @@ def test_chains(kernel):
     """Draw for draw, until rounding has grown."""
     weighted, repeated = both(*LIKELIHOODS["Categorical"])
     start = 0.1 * normal(4, weighted.dim)
-    one, two = (sample(p, kernel, 5, num_chains=4, warmup=3, init=start, progress=False) for p in (weighted, repeated))
+    one, two = (sample(p, kernel, 5, 4, 3, start, seed=0, progress=False) for p in (weighted, repeated))
     torch.testing.assert_close(one.draws, two.draws, rtol=0, atol=1e-8)
     x = normal(7, 2, seed=5)
     torch.testing.assert_close(weighted.predict(one.draws, x), repeated.predict(one.draws, x))

@@ -3,6 +3,10 @@
 Written for version 0.4.1 at commit 19b627b. Its `sample` is called for one transition at a time: all it knows between
 transitions is the position, so the draws are the same as in one call, and that way an interruption loses nothing and
 its burn-in (which, on a rejection, can go back to the starting point) is never used.
+
+It draws from torch's global stream, in torch's default dtype, and prints: all of these belong to the whole process, so
+that runs in several threads take turns, transition by transition. Other threads meanwhile may find the default dtype to
+be that of theta, draw from the stream that was lent, which changes its draws, and miss what they print.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import importlib.util
 import io
 import math
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -26,11 +31,13 @@ from bnn_utils.adaptation import Warmup
 from bnn_utils.engines.transition import Transition
 from bnn_utils.hmc import HMC
 from bnn_utils.posterior import Posterior
-from bnn_utils.random import lend_to_torch
 
 INSTALL = (
     "pip install 'hamiltorch @ git+https://github.com/AdamCobb/hamiltorch@19b627b2aabc77c1b4b78db0f860372eb1bf9778'"
 )
+
+# Held while anything of the process's is changed.
+TURN = threading.RLock()
 
 
 def is_installed() -> bool:
@@ -57,7 +64,7 @@ def transitions(
             sizes = kernel.draw_step_sizes(generator, theta)
             per_chain = sizes.flatten().tolist() if isinstance(sizes, Tensor) else [sizes] * len(theta)
             for own, row, size in zip(posteriors, theta, per_chain, strict=True):
-                with lend_to_torch(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
+                with TURN, _global_stream(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
                     steps.append(_transition(hamiltorch, own, replace(kernel, step_size=size), row))
             theta = torch.stack([end for end, _, _ in steps])
             start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
@@ -100,21 +107,22 @@ def _transition(
 
 def _import_quietly() -> ModuleType:
     """hamiltorch, without what its import does: seeding Python's, NumPy's and torch's global generators."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (guarded, not used)
-    try:
-        with torch.random.fork_rng():
-            import hamiltorch
-    except ModuleNotFoundError as error:
-        if error.name != "hamiltorch":
-            raise
-        raise ModuleNotFoundError(
-            f"engine='hamiltorch' needs hamiltorch, which is not installed; get it with: {INSTALL}\n"
-            "or leave engine='builtin', which draws from the same distribution",
-            name="hamiltorch",
-        ) from error
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+    with TURN:
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (guarded, not used)
+        try:
+            with torch.random.fork_rng():
+                import hamiltorch
+        except ModuleNotFoundError as error:
+            if error.name != "hamiltorch":
+                raise
+            raise ModuleNotFoundError(
+                f"engine='hamiltorch' needs hamiltorch, which is not installed; get it with: {INSTALL}\n"
+                "or leave engine='builtin', which draws from the same distribution",
+                name="hamiltorch",
+            ) from error
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
     return hamiltorch
 
 
@@ -127,3 +135,22 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _global_stream(generator: torch.Generator) -> Iterator[None]:
+    """torch's global stream is that of ``generator``, which advances; afterwards the global one is what it was."""
+    is_cuda = generator.device.type == "cuda"
+    with torch.random.fork_rng(devices=[generator.device] if is_cuda else []):
+        if is_cuda:
+            # hamiltorch also draws on the CPU, whose stream starts from a number drawn here: left alone, it would be
+            # put back afterwards and give the same numbers each time.
+            seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            torch.cuda.set_rng_state(generator.get_state(), generator.device)
+        else:
+            torch.set_rng_state(generator.get_state())
+        try:
+            yield
+        finally:
+            generator.set_state(torch.cuda.get_rng_state(generator.device) if is_cuda else torch.get_rng_state())
