@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood, LogScale
+from bnn_utils.likelihoods import Likelihood, LogScale, Weighted
 
 aten = torch.ops.aten
 
@@ -224,7 +224,9 @@ class Backprop:
         return self._grad.index_select(0, self._inverse).view(self.num_lanes, -1)
 
 
-def closed_form(layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int) -> Target:
+def closed_form(
+    layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int, weights: Tensor | None = None
+) -> Target:
     """The log likelihood and its gradient for batches of ``num_lanes`` vectors; y has targets for each of them."""
     width = max(layer.shape[0] for layer in layers)
     most = BLOCK_ELEMENTS if x.device.type == "cpu" else num_lanes * len(x) * width
@@ -235,30 +237,31 @@ def closed_form(layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tenso
         for part in range(len(points))
         for size in {block.stop - block.start for block in lanes}
     }
+    parts = [likelihood if weights is None else Weighted(likelihood, weights[part]) for part in points]
     blocks = [
-        (block, networks[part, block.stop - block.start], y[block, points[part]])
+        (block, networks[part, block.stop - block.start], y[block, points[part]], parts[part])
         for block in lanes
         for part in range(len(points))
     ]
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
         value, total = theta.new_zeros(num_lanes), torch.zeros_like(theta)
-        for block, network, targets in blocks:
+        for block, network, targets, part in blocks:
             outputs = network.outputs(theta[block])
-            value[block] += likelihood.log_prob(outputs, targets)
-            total[block] += network.gradient(likelihood.grad(outputs, targets))
+            value[block] += part.log_prob(outputs, targets)
+            total[block] += network.gradient(part.grad(outputs, targets))
         return value, total
 
     def grad(theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
-        for block, network, targets in blocks:
-            total[block] += network.gradient(likelihood.grad(network.outputs(theta[block]), targets))
+        for block, network, targets, part in blocks:
+            total[block] += network.gradient(part.grad(network.outputs(theta[block]), targets))
         return total
 
     if len(blocks) > 1:
         return Target(log_prob_and_grad, grad)
 
-    ((_, network, y),) = blocks
+    ((_, network, y, likelihood),) = blocks
 
     def log_prob_and_grad_at_once(theta: Tensor) -> tuple[Tensor, Tensor]:
         outputs = network.outputs(theta)

@@ -229,28 +229,32 @@ def check_density(posterior: Posterior) -> None:
     Raises:
         ValueError: if they differ; the message says how to mend it.
     """
-    flat, x, y = posterior.flat, posterior.data.x, posterior.data.y
-    _check_shapes(posterior)
-    if x.is_meta:
+    _check_values(posterior)
+    if posterior.data.x.is_meta:
         return
-    points = _trial_points(len(x))
-    trial = posterior.at_points(points)
-    thetas = trial_vectors(flat)
+    trial = posterior.at_points(_trial_points(len(posterior.counted)))
+    thetas = trial_vectors(posterior.flat)
     with torch.no_grad():
-        outputs = flat(thetas, x[points])
-        _check_likelihood(posterior.likelihood, outputs, y[points])
-        _check_links(posterior, outputs, x[points])
+        outputs = posterior.flat(thetas, trial.data.x)
+        _check_likelihood(posterior.likelihood, outputs, trial.data.y)
+        _check_links(posterior, outputs, trial.data.x)
     _check_gradient(trial, thetas)
 
 
-def _check_shapes(posterior: Posterior) -> None:
+def _check_values(posterior: Posterior) -> None:
     for name, function in (("prior", posterior.log_prior), ("likelihood", posterior.log_likelihood)):
         with torch.no_grad():
-            shape = tuple(function(posterior.flat.ravel()).shape)
-        if shape:
+            value = function(posterior.flat.ravel())
+        if value.shape:
             raise ValueError(
-                f"the log {name} of one theta has shape {shape} and should be one number: a prior's distribution "
-                "needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch shape (N,)"
+                f"the log {name} of one theta has shape {tuple(value.shape)} and should be one number: a prior's "
+                "distribution needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch "
+                "shape (N,)"
+            )
+        if value.dtype != posterior.dtype:
+            raise ValueError(
+                f"the log {name} comes as {value.dtype}, but this posterior computes in {posterior.dtype}, the dtype "
+                f"of data.x: make the {name}'s tensors in that dtype, such as by torch.zeros_like(outputs)"
             )
 
 
@@ -340,9 +344,9 @@ def _last_layer(module: nn.Module) -> nn.Module:
 
 def _check_gradient(trial: Posterior, thetas: Tensor) -> None:
     """The gradients in use are those of the plain module, and these are the slopes of the density."""
-    flat, likelihood = trial.flat, trial.likelihood
-    x, y, dtype = trial.data.x, trial.data.y, trial.dtype
-    plain = _Plain(flat)
+    likelihood, dtype = trial.weighted_likelihood, trial.dtype
+    x, y = trial.data.x, trial.data.y
+    plain = _Plain(trial.flat)
     values, grads = zip(*(plain.log_likelihood_and_grad(theta, x, y, likelihood) for theta in thetas), strict=True)
     for num in (1, 2):
         rows = slice(0, num)
@@ -382,12 +386,12 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
         dtype = torch.float64
     except (RuntimeError, ValueError, TypeError):  # a dtype written into the forward, a device without float64
         twin, dtype = trial, trial.dtype
-    plain, x, y = _Plain(twin.flat), twin.data.x, twin.data.y
+    plain, x, y, likelihood = _Plain(twin.flat), twin.data.x, twin.data.y, twin.weighted_likelihood
     prior = twin.split_target(1)[0].log_prob_and_grad
 
     def log_likelihood(theta: Tensor) -> Tensor:
         with torch.no_grad():
-            return twin.likelihood.log_prob(plain.outputs(theta, x), y)
+            return likelihood.log_prob(plain.outputs(theta, x), y)
 
     def log_prior(theta: Tensor) -> Tensor:
         return twin.prior_distribution.log_prob(theta)
@@ -395,7 +399,7 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
     for theta in thetas.to(twin.dtype):
         v = torch.randn(len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(theta)
         of_prior = [row[0] for row in prior(theta[None])]
-        of_likelihood = plain.log_likelihood_and_grad(theta, x, y, twin.likelihood)
+        of_likelihood = plain.log_likelihood_and_grad(theta, x, y, likelihood)
         for what, function, (value, grad) in (
             ("log likelihood", log_likelihood, of_likelihood),
             ("log prior", log_prior, of_prior),

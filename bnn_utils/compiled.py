@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnn_utils.backprop import Layer, Target
-from bnn_utils.likelihoods import Likelihood
+from bnn_utils.likelihoods import Likelihood, Weighted
 
 # Every parameter becomes some lines of C++. Networks beyond this take more than half a minute to compile, and gain
 # little over the uncompiled gradient's matrix products.
@@ -58,7 +58,7 @@ def pays_off(layers: list[Layer], num_points: int, num_lanes: int, num_gradients
 
 
 def compile_likelihood(
-    layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int
+    layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int, weights: Tensor | None = None
 ) -> Target | None:
     """The log likelihood and its gradient, compiled for ``num_lanes`` vectors; Inductor caches them on disk.
 
@@ -67,18 +67,19 @@ def compile_likelihood(
     """
     theta = x.new_zeros(num_parameters(layers), num_lanes)
     function = functools.partial(unrolled, layers, likelihood)
+    data = (x, y) if weights is None else (x, y, weights)
     try:
-        both = _compile(function, theta, x, y)
-        alone = _compile(lambda *inputs: function(*inputs)[1:], theta, x, y)
+        both = _compile(function, theta, *data)
+        alone = _compile(lambda *inputs: function(*inputs)[1:], theta, *data)
     except Exception as error:
         _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return None
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob, grad = both(theta.mT.contiguous(), x, y)
+        log_prob, grad = both(theta.mT.contiguous(), *data)
         return log_prob, grad.mT.contiguous()
 
-    return Target(log_prob_and_grad, lambda theta: alone(theta.mT.contiguous(), x, y)[0].mT.contiguous())
+    return Target(log_prob_and_grad, lambda theta: alone(theta.mT.contiguous(), *data)[0].mT.contiguous())
 
 
 def _compile(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Callable[..., tuple[Tensor, ...]]:
@@ -105,7 +106,9 @@ def _warn(reason: str) -> None:
     )
 
 
-def unrolled(layers: list[Layer], likelihood: Likelihood, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def unrolled(
+    layers: list[Layer], likelihood: Likelihood, theta: Tensor, x: Tensor, y: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log likelihood and its gradient as `Backprop` computes them, without a matrix product.
 
     A unit's values at all points in all lanes are one tensor ``(N, C)``, and every product is written out as a sum of
@@ -117,6 +120,7 @@ def unrolled(layers: list[Layer], likelihood: Likelihood, theta: Tensor, x: Tens
     Returns:
         shapes ``(C,)`` and ``(D, C)``.
     """
+    likelihood = likelihood if weights is None else Weighted(likelihood, weights)
     h: list[Tensor] = list(x.T.unsqueeze(-1))
     kept = []
     for layer in layers:

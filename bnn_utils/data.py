@@ -25,18 +25,25 @@ class Data:
     Args:
         x: inputs, shape ``(N, ...)``, one row per point.
         y: targets, shape ``(N,)`` or ``(N, ...)``; which values are allowed is the likelihood's business.
+        weights: how often each point counts, shape ``(N,)``, not negative: its log likelihood is multiplied by its
+            weight. A weight of 2 is the same point twice, a weight of 0 as good as no point. None counts each once.
 
     Raises:
-        ValueError: if x and y differ in length or device, are empty, or hold NaN or infinite values.
+        ValueError: if x, y and weights differ in length or device, are empty, complex, or hold NaN or infinite values,
+            or if weights are negative or all 0.
     """
 
     x: Tensor
     y: Tensor
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("x", self.x), ("y", self.y)):
+        given = {"x": self.x, "y": self.y} | ({} if self.weights is None else {"weights": self.weights})
+        for name, value in given.items():
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
+            if value.is_complex():
+                raise ValueError(f"{name} is {value.dtype}: take real numbers, such as {name}.real and {name}.imag")
             if value.ndim == 0 or len(value) == 0:
                 raise ValueError(f"{name} holds no points: its shape is {tuple(value.shape)}")
             if value.is_meta:  # has a shape and a dtype, and no values to check
@@ -52,6 +59,22 @@ class Data:
             raise ValueError(f"x has {len(self.x)} points and y has {len(self.y)}; they must be equally many")
         if self.x.device != self.y.device:
             raise ValueError(f"x lies on {self.x.device} and y on {self.y.device}; move both with data.to(device)")
+        if self.weights is not None:
+            self._check_weights(self.weights)
+
+    def _check_weights(self, weights: Tensor) -> None:
+        if weights.shape != (len(self),):
+            raise ValueError(
+                f"weights have shape {tuple(weights.shape)}; one for each of the {len(self)} points is ({len(self)},)"
+            )
+        if weights.device != self.x.device:
+            raise ValueError(f"x lies on {self.x.device} and weights on {weights.device}; they must lie together")
+        if weights.is_meta:
+            return
+        if (weights < 0).any():
+            raise ValueError(f"weights must not be negative: a point counts 0 times or more, got {weights.min():g}")
+        if not weights.any():
+            raise ValueError("all weights are 0, so that no point counts: leave weights out to count each once")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,7 +89,7 @@ class Data:
             moved = value.to(*args, **kwargs)
             return moved if value.is_floating_point() else moved.to(value.dtype)
 
-        return Data(move(self.x), move(self.y))
+        return Data(move(self.x), move(self.y), None if self.weights is None else move(self.weights))
 
 
 def boxes(n: int = 80, seed: int = 1234) -> Data:

@@ -6,11 +6,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from textwrap import shorten
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
+
+from bnn_utils import distributions
+
+# What a method of a likelihood follows from, unless a class gives it a closed form; a gradient follows from all of it.
+_SOURCES = {"log_probs": ("distribution",), "mean": ("distribution",), "log_prob": ("log_probs", "distribution")}
+_NO_PART_OF_THE_DENSITY = {"targets", "mean", "grad", "_abc_impl"}
 
 
 class Likelihood(ABC):
@@ -18,8 +28,30 @@ class Likelihood(ABC):
 
     A new likelihood says two things: which targets it takes (`targets`) and the distribution that outputs mean
     (`distribution`). The rest follows; `log_probs` and `grad` may be overridden where they have a closed form. Log
-    likelihoods are sums over points, never means: twice the data weigh twice as much against the prior.
+    likelihoods are sums over points, never means: twice the data weigh twice as much against the prior. The log
+    likelihood of a point depends on the outputs at that point alone.
+
+    A subclass that changes the density keeps no closed form that belongs to another one: what it doesn't override
+    follows from what it does, gradients by autograd. (To let some points count more than others needs no subclass:
+    give `Data` weights.)
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, sources in _SOURCES.items():
+            if any(_depth(cls, source) < _depth(cls, name) for source in sources):
+                setattr(cls, name, vars(Likelihood)[name])
+        # A closed-form gradient may use whatever its class has, such as Gaussian's residual.
+        place = _depth(cls, "grad")
+        below, above = (set().union(*map(vars, part)) for part in (cls.__mro__[:place], cls.__mro__[place:]))
+        if any(not name.startswith("__") for name in (below & above) - _NO_PART_OF_THE_DENSITY):
+            cls.grad = Likelihood.grad
+        if cls.__module__ == __name__:  # the closed forms here ask torch.distributions for nothing
+            return
+        for name in ("distribution", "grad", *_SOURCES):
+            written = vars(cls).get(name)
+            if isinstance(written, FunctionType) and written is not vars(Likelihood)[name]:
+                setattr(cls, name, _computing(written))
 
     @abstractmethod
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -38,8 +70,12 @@ class Likelihood(ABC):
         """Outputs of shape ``(..., N, K)`` to a distribution of batch shape ``(..., N)``."""
 
     def log_probs(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Log likelihood of each point: outputs ``(..., N, K)`` -> ``(..., N)``."""
-        return self.distribution(outputs).log_prob(y)
+        """Log likelihood of each point: outputs ``(..., N, K)`` -> ``(..., N)``.
+
+        NaN where outputs make no distribution, such as one with a negative rate, and -inf where it can't give y.
+        """
+        with _unchecked():
+            return distributions.log_prob(self.distribution(outputs), y)
 
     def log_prob(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Log likelihood, summed over points: outputs ``(..., N, K)`` -> ``(...)``."""
@@ -50,11 +86,62 @@ class Likelihood(ABC):
         return value_and_grad(lambda outputs: self.log_prob(outputs, y), outputs)[1]
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Expected target: outputs ``(..., N, K)`` -> ``(..., N)``; of classes, their probabilities ``(..., N, K)``."""
-        return self.distribution(outputs).mean
+        """Expected target: outputs ``(..., N, K)`` -> ``(..., N)``; of classes, their probabilities ``(..., N, K)``.
+
+        Raises:
+            ValueError: if the distribution has no mean, as Cauchy's.
+        """
+        with _unchecked():
+            found = self.distribution(outputs)
+            mean = distributions.mean(found)
+            # Outputs of a draw that diverged may be large enough for a mean to overflow: then there is one at 0.
+            if mean is None or (outputs.isfinite().any() and not mean.isfinite().any()):
+                at_zero = distributions.mean(self.distribution(torch.zeros_like(outputs)))
+                if at_zero is None or not at_zero.isfinite().any():
+                    raise ValueError(
+                        f"{type(found).__name__} has no mean, or torch knows none, so there is no expected target to "
+                        "predict: look at quantiles of simulated targets instead, posterior.simulate(draws, generator)"
+                    )
+        return mean
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def _depth(kind: type, name: str) -> int:
+    """How far up in the order of its classes an attribute was written last."""
+    return next(place for place, one in enumerate(kind.__mro__) if name in vars(one))
+
+
+def _computing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with torch.distributions that check no arguments: what diverged is for the sampler to reject."""
+
+    @wraps(method)
+    def unchecked(*args: Any, **kwargs: Any) -> Any:
+        with _unchecked():
+            return method(*args, **kwargs)
+
+    return unchecked
+
+
+class Weighted(Likelihood):
+    """A likelihood under which each point counts as often as its weight says: `Data`'s, shape ``(N,)``."""
+
+    def __init__(self, likelihood: Likelihood, weights: Tensor) -> None:
+        self.likelihood, self.weights = likelihood, weights
+
+    def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
+        return self.likelihood.targets(y, outputs)
+
+    def distribution(self, outputs: Tensor) -> Distribution:
+        return self.likelihood.distribution(outputs)
+
+    def log_probs(self, outputs: Tensor, y: Tensor) -> Tensor:
+        # Where the weight is 0, what is impossible counts for nothing either.
+        return (self.weights * self.likelihood.log_probs(outputs, y)).masked_fill(self.weights == 0, 0)
+
+    def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self.weights[:, None] * self.likelihood.grad(outputs, y)
 
 
 class Bernoulli(Likelihood):
@@ -240,11 +327,7 @@ class ByDistribution(Likelihood):
                 "use torch.distributions.Independent"
             )
         y = y.to(outputs.dtype)
-        if not y.is_meta and not found.support.check(y).all():
-            wrong = y[~found.support.check(y)].flatten()
-            raise ValueError(
-                f"y holds {wrong[0].item():g}, which {type(found).__name__} cannot give: its support is {found.support}"
-            )
+        _check_support(found, y)
         return y
 
     def distribution(self, outputs: Tensor) -> Distribution:
@@ -253,12 +336,82 @@ class ByDistribution(Likelihood):
         with _unchecked():
             return self.function(outputs)
 
-    def log_probs(self, outputs: Tensor, y: Tensor) -> Tensor:
-        with _unchecked():
-            return self.function(outputs).log_prob(y)
-
     def __repr__(self) -> str:
         return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def _check_support(distribution: Distribution, y: Tensor) -> None:
+    """Raise where y holds what the distribution can't give."""
+    support = distributions.support_of(distribution)
+    if support is not None and not y.is_meta and not (fits := support.check(y)).all():
+        where = "" if distributions.has_fixed_support(distribution) else " at this network's own parameters"
+        raise ValueError(
+            f"y holds {y[~fits].flatten()[0].item():g}, which {type(distribution).__name__} cannot give{where}: its "
+            f"support is {shorten(str(support), 100, placeholder=' ...')}"
+        )
+
+
+def check_targets(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:
+    """Raise where y holds what a likelihood that goes by its distribution can't give for any outputs."""
+    if type(likelihood).log_probs is Likelihood.log_probs:
+        found = likelihood.distribution(outputs)
+        if distributions.has_fixed_support(found):
+            _check_support(found, y)
+
+
+def check_likelihood(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:
+    """Compare the parts of a likelihood with each other, at a network's outputs ``(N, K)``.
+
+    Raises:
+        ValueError: if a method hides behind an attribute, the gradient is another density's, or either raises an error
+            for outputs that are no numbers.
+    """
+    kind, name = type(likelihood), type(likelihood).__name__
+    hidden = [name for name in vars(likelihood) if callable(getattr(kind, name, None))]
+    if hidden:
+        raise ValueError(
+            f"this {name} has an attribute {hidden[0]!r} that hides its method, and what follows from that doesn't "
+            f"follow the attribute: write a class, class Mine({name}), with a method {hidden[0]}"
+        )
+    if outputs.is_meta:
+        return
+    likelihood.log_prob(outputs, y)
+    diverged = torch.full_like(outputs, math.nan)
+    try:
+        likelihood.log_prob(diverged, y), likelihood.grad(diverged, y)
+    except Exception as error:
+        raise ValueError(
+            f"the likelihood {likelihood!r} raises an error where outputs are NaN, which would end a run when a "
+            f"trajectory diverges: {first_line(error)} Let it give NaN, which is rejected: leave validate_args out; "
+            "give a MultivariateNormal its scale_tril, as torch decomposes a covariance at once"
+        ) from error
+    if kind.grad is not Likelihood.grad:
+        try:
+            expected = Likelihood.grad(likelihood, outputs, y)
+        except RuntimeError:  # autograd can't go through this log_prob: that is why it has a gradient of its own
+            return
+        off, largest = (likelihood.grad(outputs, y) - expected).abs().max(), expected.abs().max()
+        if off > (1e-2 + 4 * torch.finfo(outputs.dtype).eps) * largest + 1e-6:
+            raise ValueError(
+                f"{name}.grad is not the gradient of its log_prob: at the network's own parameters it is off by "
+                f"{off:g}, where autograd finds elements of up to {largest:g}; a class without grad has it by autograd"
+            )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def check_log_probs(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> None:
+    """Raise unless `log_prob` is the sum of `log_probs`, as it is where a class doesn't override it."""
+    if type(likelihood).log_prob is Likelihood.log_prob:
+        return
+    total, parts = likelihood.log_prob(outputs, y), likelihood.log_probs(outputs, y).sum(-1)
+    if not torch.allclose(total, parts, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            f"{type(likelihood).__name__} has a log_prob of its own, {total.flatten()[0]:g} here, which is not the sum "
+            f"of its log_probs, {parts.flatten()[0]:g}, so that points have no log likelihoods: override log_probs"
+        )
 
 
 @contextmanager

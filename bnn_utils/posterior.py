@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,17 @@ from bnn_utils.checks import check_density, check_dtype, check_module, checked_o
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import ByDistribution, Likelihood, value_and_grad
+from bnn_utils.likelihoods import (
+    ByDistribution,
+    Likelihood,
+    Weighted,
+    check_likelihood,
+    check_log_probs,
+    check_targets,
+    value_and_grad,
+)
 from bnn_utils.network import BLOCK_BYTES, Network, at_inputs
-from bnn_utils.priors import DiagonalNormal, Prior
+from bnn_utils.priors import DiagonalNormal, Prior, density
 from bnn_utils.random import as_generator, lend_to_torch
 
 # Numbers that are drawn in one call: which call draws what must depend on shapes alone, for the sake of seeds.
@@ -41,7 +50,7 @@ class Posterior:
 
     Args:
         module: any network that maps ``data.x`` to one output row per point.
-        data: inputs and targets.
+        data: inputs and targets; their weights, if they have some, say how often each point counts.
         prior: such as ``NormalPrior(precision=0.09)``.
         likelihood: such as ``Bernoulli()``; or a function from outputs ``(..., N, K)`` to a torch distribution of batch
             shape ``(..., N)``, such as ``lambda outputs: Poisson(outputs[..., 0].exp())``.
@@ -53,10 +62,11 @@ class Posterior:
             module is random, carries state from call to call, or can't be run for many vectors at once; if its outputs
             at a point depend on other points; if outputs, log likelihood or gradient of several vectors at once differ
             from those of each alone by plain autograd, or the gradient from finite differences. If the network emits
-            probabilities where logits are meant, targets or outputs don't fit the likelihood, the dtype is coarser than
-            float32, or "closed-form" does not apply.
+            probabilities where logits are meant, targets or outputs don't fit the likelihood, or its parts each other,
+            the prior is not over all real vectors, the dtype is coarser than float32, or "closed-form" does not apply.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -73,10 +83,15 @@ class Posterior:
         check_dtype(self.flat.ravel().dtype)
         self.prior = prior
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
-        self.prior_distribution = prior.distribution(self.flat)
+        self.prior_distribution = density(prior, self.flat)
         outputs = checked_outputs(self.flat, data.x)
         y = self.likelihood.targets(data.y, outputs)
-        self.data = Data(data.x.detach().clone(), y.detach().clone())
+        check_targets(self.likelihood, outputs, y)
+        check_likelihood(self.likelihood, outputs, y)
+        if data.weights is not None:
+            check_log_probs(self.likelihood, outputs, y)
+        weights = None if data.weights is None else data.weights.detach().to(self.dtype).clone()
+        self._set_data(Data(data.x.detach().clone(), y.detach().clone(), weights))
         self._num_outputs = outputs[0].numel()
         self.num_datasets = 1
         self._compilations: dict[int, Target | None] = {}
@@ -91,12 +106,34 @@ class Posterior:
         check_density(self)
 
     def _prepare(self, with_closed_form: bool) -> None:
-        """Set up how the density is computed: the network at the data, and the layers of the closed form."""
-        self._network = at_inputs(self.flat, self.data.x)
-        layers = linear_chain(self.flat) if with_closed_form and self.data.x.ndim == 2 else None
-        chain = (self.data.x, layers) if layers else self._network.chain() if with_closed_form else None
+        """Set up how the density is computed: the network at the points that count, and the closed form's layers."""
+        x = self.counted.x
+        self._network = at_inputs(self.flat, x)
+        layers = linear_chain(self.flat) if with_closed_form and x.ndim == 2 else None
+        chain = (x, layers) if layers else self._network.chain() if with_closed_form else None
         # Of the closed form: the inputs of its first layer, which are the data's or what frozen parts make of them.
         self._features, self._layers = chain or (None, None)
+
+    def _set_data(self, data: Data) -> None:
+        # What was made in inference mode is closed to autograd, unless it is copied.
+        given = {name: value for name, value in vars(data).items() if value is not None and value.is_inference()}
+        data = replace(data, **{name: value.clone() for name, value in given.items()})
+        self.data, self.counted = data, data
+        if data.weights is not None and not data.x.is_meta:
+            # A weight of 0 times a log likelihood or a slope that is infinite is no number.
+            counts = data.weights > 0
+            self.counted = Data(data.x[counts], data.y[counts], data.weights[counts])
+
+    @property
+    def weighted_likelihood(self) -> Likelihood:
+        """The likelihood of the points that count, `counted`, with their weights."""
+        weights = self.counted.weights
+        return self.likelihood if weights is None else Weighted(self.likelihood, weights)
+
+    @property
+    def _at_data(self) -> Network:
+        """The network at all points, of whatever weight."""
+        return self._network if self.counted is self.data else self._network.at(self.data.x)
 
     @property
     def dim(self) -> int:
@@ -123,7 +160,7 @@ class Posterior:
         return _in_blocks(self.prior_distribution.log_prob, theta, most)
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
-        """Log likelihood of all points, a sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
+        """Log likelihood of all points, a weighted sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
         self.flat.check(theta)
         y = self._targets_of(1 if theta.ndim == 1 else len(theta))
         if self.num_datasets == 1:
@@ -131,7 +168,7 @@ class Posterior:
         return _in_blocks(self._judge, theta, self._network.num_lanes, y)
 
     def _judge(self, theta: Tensor, y: Tensor) -> Tensor:
-        return self.likelihood.log_prob(self._network(theta), y)
+        return self.weighted_likelihood.log_prob(self._network(theta), y)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
@@ -159,15 +196,17 @@ class Posterior:
         if self.dtype == torch.float64:
             return self
         flat = FlatModule(copy.deepcopy(self.flat.module).double())
-        other = self._with(
-            flat=flat, prior_distribution=self.prior.distribution(flat), data=self.data.to(torch.float64)
-        )
+        other = self._with(flat=flat, prior_distribution=density(self.prior, flat))
+        other._set_data(self.data.to(torch.float64))
         other._prepare(with_closed_form=self.gradient == "closed-form")
         return other
 
     def at_points(self, points: Tensor) -> Posterior:
-        """The posterior given some of the points alone, by their indices."""
-        other = self._with(data=Data(self.data.x[points], self.data.y[points]))
+        """The posterior given some of the points that count alone, by their indices."""
+        other, weights = self._with(), self.counted.weights
+        other._set_data(
+            Data(self.counted.x[points], self.counted.y[points], None if weights is None else weights[points])
+        )
         other._prepare(with_closed_form=self.gradient == "closed-form")
         return other
 
@@ -227,17 +266,19 @@ class Posterior:
             return _by_autograd(self.log_likelihood) if one else self._likelihood_in_blocks(num_lanes)
         if compile and self.compile(num_lanes):
             return self._compilations[num_lanes]
-        y = self._targets_of(num_lanes)
-        if self.num_datasets == 1:  # repeated once, not at every gradient
-            y = y.expand(num_lanes, *y.shape).contiguous()
-        return closed_form(self._layers, self.likelihood, self._features, y, num_lanes)
+        # A likelihood without a gradient of its own needs autograd, to which tensors made in inference mode are closed.
+        with torch.inference_mode(False):
+            y = self._targets_of(num_lanes)
+            if self.num_datasets == 1:  # repeated once, not at every gradient
+                y = y.expand(num_lanes, *y.shape).contiguous()
+        return closed_form(self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights)
 
     def _is_one_block(self, num_lanes: int) -> bool:
         return len(self._network.blocks) == 1 and num_lanes <= self._network.num_lanes
 
     def _likelihood_in_blocks(self, num_lanes: int) -> Target:
         """By autograd, in blocks of lanes; where one lane is too large, of points: forward once more, and back."""
-        network, likelihood = self._network, self.likelihood
+        network, likelihood = self._network, self.weighted_likelihood
         with torch.inference_mode(False):  # autograd, which keeps them, takes no others
             y = self._targets_of(num_lanes)
         if self.num_datasets == 1:
@@ -278,7 +319,7 @@ class Posterior:
 
     def compilation_pays(self, num_lanes: int, num_gradients: int) -> bool:
         """Whether compilation applies and is predicted to take less time than it saves."""
-        return self._can_compile and pays_off(self._layers, len(self.data), num_lanes, num_gradients)
+        return self._can_compile and pays_off(self._layers, len(self.counted), num_lanes, num_gradients)
 
     def compile(self, num_lanes: int) -> bool:
         """Compile the likelihood's gradient for `target`, once; False where that fails, as without a C++ compiler.
@@ -288,8 +329,10 @@ class Posterior:
         """
         self.check_can_compile()
         if num_lanes not in self._compilations:
+            with torch.inference_mode(False):
+                y = self._targets_of(num_lanes)
             self._compilations[num_lanes] = compile_likelihood(
-                self._layers, self.likelihood, self._features, self._targets_of(num_lanes), num_lanes
+                self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights
             )
         return self._compilations[num_lanes] is not None
 
@@ -376,19 +419,38 @@ class Posterior:
     def log_likelihoods(self, draws: Tensor | ArrayLike, data: Data | None = None) -> Tensor:
         """Log likelihood of each point under each draw, as log scores and PSIS-LOO need it.
 
+        Of weighted data it is each point's weight times its log likelihood, so that the sum is `log_likelihood`. To
+        leave out a point is to leave out its whole weight then: PSIS-LOO takes a weight of 2 for two equal observations
+        that are left out, and predicted, together. (Drop points of weight 0 before, ``[..., weights > 0]``: they have a
+        log likelihood of 0 under all draws, in which ArviZ looks for a tail, and warns.)
+
         Args:
             draws: shape ``(..., D)``.
-            data: other points, such as those held out; the posterior's own without it.
+            data: other points, such as those held out, with or without weights; the posterior's own without it.
 
         Returns:
             shape ``(..., N)``.
+
+        Raises:
+            ValueError: if there are several data sets, the data don't fit, or the likelihood's `log_prob` is not the
+                sum of its `log_probs`.
         """
         if self.num_datasets > 1:
             raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
         data = self.data if data is None else data.to(self.data.x.device)
-        network = self._network if data is self.data else self._network.at(self._inputs(data.x))
-        y = self.likelihood.targets(data.y, network(self.flat.ravel()))
-        return self._collect(draws, network.num_lanes, lambda theta: self.likelihood.log_probs(network(theta), y))
+        network = self._at_data if data is self.data else self._network.at(self._inputs(data.x))
+        outputs = network(self.flat.ravel())
+        y = self.likelihood.targets(data.y, outputs)
+        check_targets(self.likelihood, outputs, y)
+        weights = None if data.weights is None else data.weights.to(outputs)
+        likelihood = self.likelihood if weights is None else Weighted(self.likelihood, weights)
+
+        def log_probs(theta: Tensor) -> Tensor:
+            outputs = network(theta)
+            check_log_probs(self.likelihood, outputs, y)
+            return likelihood.log_probs(outputs, y)
+
+        return self._collect(draws, network.num_lanes, log_probs)
 
     @property
     def width(self) -> int:
@@ -403,6 +465,8 @@ class Posterior:
     def simulate(self, theta: Tensor, generator: int | torch.Generator) -> Tensor:
         """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.
 
+        One for each point, whatever its weight.
+
         Of draws from the prior that is the prior predictive distribution, of draws from the posterior the posterior
         predictive one; at other inputs it is `predictive_draws`.
 
@@ -410,7 +474,7 @@ class Posterior:
             shape ``(N, ...)`` for theta ``(D,)``, ``(C, N, ...)`` for ``(C, D)``.
         """
         self.flat.check(theta)
-        return self._simulate(theta, self._network, generator)
+        return self._simulate(theta, self._at_data, generator)
 
     def predictive_draws(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike, seed: int | torch.Generator) -> Tensor:
         """Targets that may be seen at inputs x: of each draw one, from the likelihood, with its noise.
@@ -438,8 +502,11 @@ class Posterior:
         with lend_to_torch(as_generator(seed, self.device)):
             return self._collect(draws, most, lambda theta: self.likelihood.distribution(network(theta)).sample())
 
+    @torch.inference_mode(False)
     def with_targets(self, y: Tensor) -> Posterior:
         """The posterior of the same network, inputs and prior given other targets: of one data set, or of S at once.
+
+        Weights stay with their inputs.
 
         With S data sets, theta has a row for each: row s of ``(S, D)`` is judged by ``y[s]``; of ``(k S, D)``, the
         first k rows by ``y[0]``, and so on. `sample` draws from all in one batch. ``data.y`` is ``(N, S, ...)`` then.
@@ -458,11 +525,15 @@ class Posterior:
             )
         sets = y.to(self.device).reshape(-1, *shape)
         with torch.no_grad():
-            outputs = self._network(self.flat.ravel())
+            outputs = self._at_data(self.flat.ravel())
         # Checked all at once, as if they were one data set with many points.
-        sets = self.likelihood.targets(sets.flatten(0, 1), torch.cat(len(sets) * [outputs])).view(sets.shape).clone()
-        data = Data(self.data.x, sets[0] if len(sets) == 1 else sets.transpose(0, 1))
-        return self._with(num_datasets=len(sets), data=data)
+        outputs, points = torch.cat(len(sets) * [outputs]), sets.flatten(0, 1)
+        points = self.likelihood.targets(points, outputs)
+        check_targets(self.likelihood, outputs, points)
+        sets = points.view(sets.shape).clone()
+        other = self._with(num_datasets=len(sets))
+        other._set_data(replace(self.data, y=sets[0] if len(sets) == 1 else sets.transpose(0, 1)))
+        return other
 
     def dataset(self, index: int) -> Posterior:
         """The posterior of one of the data sets of `with_targets`; of a single one, the posterior itself."""
@@ -471,17 +542,18 @@ class Posterior:
     def _targets_of(self, num_lanes: int) -> Tensor:
         """Targets by which a batch is judged: ``(N, ...)`` where all lanes share them, else ``(num_lanes, N, ...)``."""
         if self.num_datasets == 1:
-            return self.data.y
+            return self.counted.y
         if num_lanes % self.num_datasets:
             raise ValueError(
                 f"this posterior has {self.num_datasets} data sets and needs one row of theta for each of them, or "
                 f"several; it got {num_lanes}: ask for num_chains={self.num_datasets}, or for dataset(k) alone"
             )
-        return self.data.y.transpose(0, 1).repeat_interleave(num_lanes // self.num_datasets, dim=0)
+        return self.counted.y.transpose(0, 1).repeat_interleave(num_lanes // self.num_datasets, dim=0)
 
     def __repr__(self) -> str:
         return (
-            f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} points, "
+            f"Posterior({type(self.flat.module).__name__} with {self.dim} parameters, {len(self.data)} "
+            f"{'points' if self.data.weights is None else 'weighted points'}, "
             f"{f'{self.num_datasets} data sets, ' * (self.num_datasets > 1)}"
             f"{self.prior!r}, {self.likelihood!r}, {self.gradient} gradient, {self.dtype}, {self.device})"
         )

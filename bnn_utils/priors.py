@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, constraints
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.utils.parametrize import ParametrizationList
 
+from bnn_utils.distributions import covers_the_line, unchecked
 from bnn_utils.flat import FlatModule
+from bnn_utils.likelihoods import _unchecked, first_line
 
 
 class DiagonalNormal(Independent):
@@ -28,11 +31,64 @@ class DiagonalNormal(Independent):
 
 
 class Prior(Protocol):
-    """What `Posterior` asks of a prior: a distribution over the flat vectors of a given module."""
+    """What `Posterior` asks of a prior: a distribution over the flat vectors of a given module.
+
+    It computes with a copy, without torch's checks of arguments and in the posterior's dtype.
+    """
 
     def distribution(self, flat: FlatModule) -> Distribution:
         """A distribution with event shape ``(D,)``, in the dtype and on the device of ``flat.ravel()``."""
         ...
+
+
+def density(prior: Prior, flat: FlatModule) -> Distribution:
+    """The prior's distribution as a sampler takes it.
+
+    Raises:
+        ValueError: if it is not over all real vectors, or raises an error for elements that are no numbers.
+    """
+    found, theta = _density(prior.distribution(flat), flat), flat.ravel()
+    found.log_prob(theta)
+    try:
+        found.log_prob(torch.full_like(theta, math.nan))
+    except Exception as error:
+        raise ValueError(
+            f"the prior {prior!r} raises an error where theta is NaN, which would end a run when a trajectory "
+            f"diverges: {first_line(error)} Let its log_prob give NaN, which is rejected"
+        ) from error
+    return found
+
+
+def _density(found: Distribution, flat: FlatModule) -> Distribution:
+    if isinstance(found, (DiagonalNormal, _Elements)):
+        return found
+    if isinstance(found, Distribution):
+        _check_line(found)
+        found = unchecked(found, flat.ravel())
+    return found if type(found).__module__.startswith("torch.distributions") else _Unchecked(found)
+
+
+class _Unchecked:
+    """A distribution of the caller's own, which may make torch's from what a trajectory that diverges brings."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self.distribution = distribution
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        with _unchecked():
+            return self.distribution.log_prob(theta)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        return self.distribution.sample(sample_shape)
+
+
+def _check_line(distribution: Distribution) -> None:
+    if not covers_the_line(distribution):
+        raise ValueError(
+            f"{type(distribution).__name__}, with support {distribution.support}, is no density over all real numbers, "
+            "but an element of theta may be any: transform the parameter in the module, and give its logarithm, say, a "
+            "prior on the whole line"
+        )
 
 
 class NormalPrior:
@@ -80,15 +136,22 @@ class NormalPrior:
 class FanInPrior:
     """Normals scaled by fan-in: a weight has standard deviation ``weight / sqrt(fan_in)``, all else has ``bias``.
 
-    What a unit receives then has the same spread in layers of any width, and a wide network has a limit, the Gaussian
-    process of Neal (1996). Weights are the parameters of two or more dimensions: of ``(out, in, ...)`` fan-in is the
-    product of all but the first. An embedding's row is looked up, not summed over, so its fan-in is 1.
+    Fan-in is the number of products that a unit sums. What it receives from inputs of variance 1 then has variance
+    ``weight^2 + bias^2`` in layers of any width, and a wide network has a limit, the Gaussian process of Neal (1996).
+
+    The layers of torch whose weights have a fan-in: Linear, Bilinear, convolutions, transposed convolutions (each
+    element of a kernel shares an output with those that the stride leads to the same places), RNN, GRU and LSTM and
+    their cells (a gate sums over inputs and hidden units, and has two biases, of half the variance each),
+    MultiheadAttention; 1 for what is looked up or multiplies one number: Embedding, the normalisations' scales and
+    PReLU. In modules of other kinds, parameters of no or one dimension have ``bias``.
 
     Args:
         weight, bias: scales, standard deviations.
 
     Raises:
-        ValueError: if a scale is not positive and finite.
+        ValueError: if a scale is not positive and finite, and, once the module is known, if a parameter has no known
+            fan-in: one of two or more dimensions in a module of another kind, parametrized ones (weight norm), an
+            EmbeddingBag's, or one that two layers share with different fan-ins.
     """
 
     def __init__(self, weight: float = 1.0, bias: float = 1.0) -> None:
@@ -98,16 +161,76 @@ class FanInPrior:
         self.weight, self.bias = weight, bias
 
     def distribution(self, flat: FlatModule) -> DiagonalNormal:
-        looked_up = {id(part.weight) for part in flat.module.modules() if isinstance(part, nn.Embedding)}
-        parameters = dict(flat.module.named_parameters())
-        precision = torch.empty_like(flat.ravel())
-        for name, shape in flat.shapes.items():
-            fan_in = 1 if id(parameters[name]) in looked_up else math.prod(shape[1:])
-            precision[flat.slices[name]] = fan_in / self.weight**2 if len(shape) > 1 else 1 / self.bias**2
-        return DiagonalNormal(precision)
+        names = {id(p): name for name, p in flat.module.named_parameters() if name in flat.shapes}
+        found: dict[str, Tensor] = {}
+        for part in flat.module.modules():
+            for own, p in part.named_parameters(recurse=False, remove_duplicate=False):
+                if id(p) not in names:  # it is frozen
+                    continue
+                name, summed = names[id(p)], _summed(part, own, p)
+                if summed is None:
+                    raise ValueError(
+                        f"FanInPrior doesn't know what a unit sums over with {name}, of shape {tuple(p.shape)}, in "
+                        f"{type(part).__name__}: {INSTEAD}"
+                    )
+                number, is_weight = summed
+                scale = self.weight if is_weight else self.bias
+                precision = (torch.as_tensor(number, dtype=torch.float64) / scale**2).expand(p.shape)
+                if not torch.equal(found.setdefault(name, precision), precision):
+                    raise ValueError(
+                        f"{name} is shared by layers in which a unit sums over different numbers of inputs, one of "
+                        f"them {type(part).__name__}: {INSTEAD}"
+                    )
+        return DiagonalNormal(torch.cat([found[name].flatten() for name in flat.shapes]).to(flat.ravel()))
 
     def __repr__(self) -> str:
         return f"FanInPrior(weight={self.weight:g}, bias={self.bias:g})"
+
+
+INSTEAD = "give priors by name, as in NormalPrior({'*.bias': 1.0, '*': 0.5}), or by ElementPrior"
+# A unit sums over all dimensions of the weight but the first.
+SUMS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+MULTIPLIES = (nn.Embedding, nn.PReLU, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+NAMES = {
+    nn.MultiheadAttention: r"(in|q|k|v)_proj_weight|in_proj_bias|bias_[kv]",
+    nn.RNNBase: r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?",
+    nn.RNNCellBase: "(weight|bias)_(ih|hh)",
+}
+
+
+def _summed(layer: nn.Module, name: str, p: Tensor) -> tuple[float | Tensor, bool] | None:
+    """How many like this parameter a unit sums, and whether these are weights, or else biases; None where unknown."""
+    kind = next(one for one in type(layer).__mro__ if one.__module__.startswith("torch.nn.modules"))
+    if isinstance(layer, ParametrizationList):
+        return None
+    if type(layer).forward is not kind.forward or not issubclass(kind, (*SUMS, *MULTIPLIES, *RECURRENT)):
+        return (1, False) if p.ndim < 2 else None  # of a layer of the caller's own, whatever it inherits
+    wanted = next((names for one, names in NAMES.items() if issubclass(kind, one)), "weight|bias")
+    if not re.fullmatch(wanted, name):
+        return None
+    if "weight" not in name:
+        return 2 if issubclass(kind, RECURRENT) else 1, False
+    if issubclass(kind, MULTIPLIES):
+        return 1, True
+    if issubclass(kind, nn.modules.conv._ConvTransposeNd):
+        return layer.in_channels // layer.groups * _meeting(layer), True
+    if issubclass(kind, RECURRENT) and "_hr" not in name:
+        inputs, hidden = (getattr(layer, re.sub("_ih|_hh", one, name)) for one in ("_ih", "_hh"))
+        return inputs.shape[1] + hidden.shape[1], True
+    return math.prod(p.shape[1:]), True
+
+
+def _meeting(layer: nn.modules.conv._ConvTransposeNd) -> Tensor:
+    """Of each element of a transposed convolution's kernel, how many, with it, contribute to the same outputs.
+
+    Output o = s i + d j - padding sums over the inputs i and elements j for which d j leaves one remainder modulo s.
+    """
+    number = torch.ones(())
+    for size, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True):
+        remainder = dilation * torch.arange(size) % stride
+        number = number[..., None] * (remainder[:, None] == remainder).sum(1)
+    return number
 
 
 class ElementPrior:
@@ -132,11 +255,7 @@ class ElementPrior:
                     f"{one} has batch shape {tuple(one.batch_shape)} and event shape {tuple(one.event_shape)}: an "
                     "element's prior is of a single number, as Laplace(0.0, 1.0); for other priors see Prior"
                 )
-            if one.support is not constraints.real:
-                raise ValueError(
-                    f"{type(one).__name__} has support {one.support}, but an element of theta may be any real number: "
-                    "transform the parameter in the module, and give its logarithm, say, a prior on the whole line"
-                )
+            _check_line(one)
 
     def distribution(self, flat: FlatModule) -> Distribution:
         return _Elements(_by_name(self.distributions, flat), flat)
@@ -149,8 +268,8 @@ class _Elements(Distribution):
     """Elements of theta, independent, each parameter's alike: name -> distribution of one element."""
 
     def __init__(self, parts: Mapping[str, Distribution], flat: FlatModule) -> None:
-        self._parts = [(flat.slices[name], _without_checks(one)) for name, one in parts.items()]
         self._like = flat.ravel()
+        self._parts = [(flat.slices[name], unchecked(one, self._like)) for name, one in parts.items()]
         super().__init__(event_shape=self._like.shape, validate_args=False)
 
     def log_prob(self, theta: Tensor) -> Tensor:
@@ -160,13 +279,6 @@ class _Elements(Distribution):
         shape = tuple(sample_shape)
         parts = [one.sample((*shape, place.stop - place.start)) for place, one in self._parts]
         return torch.cat([part.to(self._like) for part in parts], dim=-1)
-
-
-def _without_checks(distribution: Distribution) -> Distribution:
-    """A copy that computes with what it gets: a trajectory that diverges is for the sampler to reject."""
-    copied = copy.copy(distribution)
-    copied._validate_args = False
-    return copied
 
 
 def _by_name(patterns: Mapping[str, Any], flat: FlatModule) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bnn_utils.engines.transition import Kernel
+from bnn_utils.likelihoods import Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator
 from bnn_utils.sampling import sample
@@ -118,8 +119,14 @@ def simulation_based_calibration(
         warmup, seed, engine, progress: as in `sample`.
 
     Raises:
-        ValueError: if replica exchange is to do without a warm-up, and whatever `sample` refuses.
+        ValueError: if replica exchange is to do without a warm-up, if the posterior's density is none that targets can
+            be drawn from, as with weighted points, and whatever `sample` refuses.
     """
+    if posterior.data.weights is not None:
+        raise ValueError(
+            "the points have weights, by which their log likelihoods are multiplied: no distribution of targets has "
+            "that density, so none can be simulated to test against; test the same posterior without weights"
+        )
     if isinstance(kernel, ReplicaExchange) and not warmup:
         raise ValueError(
             "replica exchange needs warmup=..., several hundred transitions: the truth is a draw at the coldest "
@@ -130,6 +137,7 @@ def simulation_based_calibration(
     generator = as_generator(seed, posterior.device)
     truth = posterior.sample_prior(num_datasets, generator)
     y = posterior.simulate(truth, generator)
+    _check_simulated(posterior, truth, y)
     directions = 1 if warmup else 2
     chain = sample(
         posterior.with_targets(torch.cat(directions * [y])),
@@ -149,6 +157,19 @@ def simulation_based_calibration(
     log_likelihood = posterior.with_targets(y).log_likelihood(together.flatten(0, 1)).view(num_datasets, -1)
     values = torch.stack([*(function(together) for function in quantities.values()), log_likelihood], dim=-1)
     return Calibration(ranks(values[:, 0], values[:, 1:], generator), num_draws, [*quantities, LOG_LIKELIHOOD])
+
+
+def _check_simulated(posterior: Posterior, truth: Tensor, y: Tensor) -> None:
+    """Raise where the log likelihood is not that of the distribution which the targets were drawn from."""
+    given, outputs = posterior.with_targets(y), posterior.outputs(truth, posterior.data.x)
+    found, expected = given.log_likelihood(truth), Likelihood.log_probs(posterior.likelihood, outputs, y).sum(-1)
+    off = ~torch.isclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    if off.any():
+        raise ValueError(
+            f"targets were drawn from the distribution of {posterior.likelihood!r}, where their log density is "
+            f"{expected[off][0]:g}, but their log likelihood is {found[off][0]:g}: a sampler of the one can't be "
+            "tested by draws from the other; let distribution and log_probs be the same"
+        )
 
 
 def around(backward: Tensor, forward: Tensor, generator: torch.Generator) -> Tensor:

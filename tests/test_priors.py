@@ -1,6 +1,7 @@
 """Priors over the flat vector: densities, draws, what they mean for a network of any width, and what they refuse."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from scipy.stats import kstest, laplace, norm, t
 from torch import nn
 from torch.distributions import Gamma, Independent, Laplace, Normal, StudentT
 
-from bnn_utils import Bernoulli, Data, ElementPrior, FanInPrior, FlatModule, NormalPrior, Posterior
+from bnn_utils import Bernoulli, Data, ElementPrior, FanInPrior, FlatModule, LogScale, NormalPrior, Posterior
 
 
 def generator(seed=0):
@@ -33,7 +34,7 @@ FAN_IN = {
     "embedding.weight": 1,
     "conv.weight": 3 * 2 * 5,
     "conv.bias": None,
-    "norm.weight": None,
+    "norm.weight": 1,
     "norm.bias": None,
     "linear.weight": 4,
     "linear.bias": None,
@@ -139,7 +140,7 @@ def test_a_diverged_theta_is_no_error():
         (lambda: FanInPrior(bias=math.inf), "bias, a standard deviation, .* got inf"),
         (lambda: ElementPrior(Normal(torch.zeros(2), 1.0)), r"batch shape \(2,\) and event shape \(\): an element's"),
         (lambda: ElementPrior(Independent(Normal(torch.zeros(2), 1.0), 1)), r"event shape \(2,\)"),
-        (lambda: ElementPrior({"*": Gamma(1.0, 1.0)}), "Gamma has support .*, but an element of theta may be any real"),
+        (lambda: ElementPrior({"*": Gamma(1.0, 1.0)}), "Gamma, with support .*, is no density over all real numbers"),
         (
             lambda: ElementPrior({"0.*": Normal(0.0, 1.0)}).distribution(FlatModule(nn.Linear(2, 1))),
             r"no pattern of \['0.\*'\] matches parameter weight; add one, or '\*' for the rest",
@@ -155,3 +156,181 @@ def test_a_diverged_theta_is_no_error():
 def test_what_is_no_prior(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- fan-in, layer by layer -------------------------------------------------------------------------------------------
+
+
+class Calls(nn.Module):
+    """A layer called in a way of its own."""
+
+    def __init__(self, layer, call):
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x):
+        return self.call(self.layer, x)
+
+
+def signs(*shape):
+    """Inputs of variance 1, and of square 1, so that sums of squares are exact."""
+    return 2 * torch.randint(2, shape, generator=generator()).double() - 1
+
+
+def middle(layer, x):
+    """Of a convolution, the places that no border is near."""
+    outputs = layer(x)
+    return outputs[(slice(None), slice(None), *(slice(size // 3, -(size // 3)) for size in outputs.shape[2:]))]
+
+
+def with_hidden(layer, x):
+    """What comes out after one step from hidden units of square 1."""
+    hidden = signs(x.shape[0], layer.hidden_size)
+    return layer(x, hidden) if isinstance(layer, nn.RNNCellBase) else layer(x[:, None], hidden[None])[0]
+
+
+# layer, inputs, and the variance of each output in units of the prior's two
+LAYERS = {
+    "Linear": (nn.Linear(5, 3), signs(4, 5)),
+    "Linear without bias": (nn.Linear(5, 3, bias=False), signs(4, 5)),
+    "Bilinear": (Calls(nn.Bilinear(3, 4, 2), lambda layer, x: layer(x[:, :3], x[:, 3:])), signs(4, 7)),
+    "Conv1d": (Calls(nn.Conv1d(4, 6, 3), middle), signs(2, 4, 20)),
+    "Conv1d, groups": (Calls(nn.Conv1d(4, 6, 3, groups=2, stride=2), middle), signs(2, 4, 20)),
+    "Conv2d": (Calls(nn.Conv2d(2, 3, (3, 2), dilation=2, padding=1), middle), signs(2, 2, 12, 12)),
+    "Conv3d": (Calls(nn.Conv3d(2, 2, 2, groups=2), middle), signs(1, 2, 6, 6, 6)),
+    "ConvTranspose1d": (Calls(nn.ConvTranspose1d(4, 6, 3), middle), signs(2, 4, 20)),
+    "ConvTranspose1d, groups and stride": (
+        Calls(nn.ConvTranspose1d(4, 6, 4, groups=2, stride=2, padding=1), middle),
+        signs(2, 4, 20),
+    ),
+    "ConvTranspose1d, uneven": (Calls(nn.ConvTranspose1d(3, 2, 3, stride=2), middle), signs(2, 3, 20)),
+    "ConvTranspose1d, dilation": (
+        Calls(nn.ConvTranspose1d(3, 2, 5, stride=2, dilation=3, output_padding=1), middle),
+        signs(2, 3, 30),
+    ),
+    "ConvTranspose2d": (Calls(nn.ConvTranspose2d(2, 3, (3, 4), stride=(2, 3)), middle), signs(1, 2, 12, 12)),
+    "ConvTranspose3d": (Calls(nn.ConvTranspose3d(2, 1, 2, stride=2), middle), signs(1, 2, 4, 4, 4)),
+    "Embedding": (nn.Embedding(5, 3), torch.tensor([0, 2, 2])),
+    "PReLU": (nn.PReLU(3), -torch.ones(2, 3).double()),
+    "LayerNorm": (nn.LayerNorm((2, 4), eps=0), torch.cat([signs(3, 2, 2), -signs(3, 2, 2)], -1)),
+    "GroupNorm": (nn.GroupNorm(2, 4, eps=0), torch.stack([signs(3, 4), -signs(3, 4)], -1)),
+    "RMSNorm": (nn.RMSNorm(4, eps=0), signs(3, 4)),
+    "BatchNorm1d": (nn.BatchNorm1d(4, eps=0).eval(), signs(3, 4)),
+    "InstanceNorm1d": (nn.InstanceNorm1d(4, eps=0, affine=True), torch.stack([signs(3, 4), -signs(3, 4)], -1)),
+    "RNN": (Calls(nn.RNN(3, 5, batch_first=True), with_hidden), signs(4, 3)),
+    "RNNCell": (Calls(nn.RNNCell(3, 5), with_hidden), signs(4, 3)),
+    "RNNCell without bias": (Calls(nn.RNNCell(3, 5, bias=False), with_hidden), signs(4, 3)),
+    "attention": (
+        Calls(nn.MultiheadAttention(4, 2), lambda m, x: nn.functional.linear(x, m.in_proj_weight, m.in_proj_bias)),
+        signs(3, 4),
+    ),
+    "attention, other widths": (
+        Calls(nn.MultiheadAttention(4, 2, kdim=3, vdim=5, bias=False), lambda m, x: x @ m.v_proj_weight.T),
+        signs(3, 5),
+    ),
+    "attention, at its end": (Calls(nn.MultiheadAttention(4, 2), lambda m, x: m.out_proj(x)), signs(3, 4)),
+}
+
+
+@pytest.mark.parametrize(("layer", "x"), LAYERS.values(), ids=LAYERS)
+def test_what_a_unit_receives(layer, x):
+    """Outputs are linear in the parameters, so their variance is a sum over elements: weight^2, and bias^2 if any."""
+    flat = FlatModule(layer.double())
+    prior = FanInPrior(weight=3.0, bias=0.5).distribution(flat)
+    theta = torch.zeros(flat.dim, dtype=torch.float64)
+    slopes = torch.autograd.functional.jacobian(lambda theta: flat(theta, x), theta)
+    has_bias = any("bias" in name for name in flat.shapes)
+    expected = torch.full(slopes.shape[:-1], 9 + 0.25 * has_bias, dtype=torch.float64)
+    torch.testing.assert_close((slopes.square() / prior.precision).sum(-1), expected)
+
+
+@pytest.mark.parametrize(
+    "cells", [nn.LSTM(3, 4, 2, bidirectional=True), nn.LSTM(3, 4, 2, proj_size=2), nn.GRU(3, 4, 2)]
+)
+def test_what_a_gate_receives(cells):
+    """Sums over inputs and hidden units, stacked gates or not, and two biases."""
+    flat = FlatModule(cells.double())
+    prior = FanInPrior(weight=3.0, bias=0.5).distribution(flat)
+    variance = {name: 1 / p for name, p in flat.unravel(prior.precision).items()}
+    gates = [name for name in variance if name.startswith("weight_ih")]
+    assert len(gates) == 2 * (2 if cells.bidirectional else 1)
+    for name in gates:
+        received = variance[name].sum(1) + variance[name.replace("_ih", "_hh")].sum(1)
+        torch.testing.assert_close(received, torch.full_like(received, 9))
+        biases = [variance[name.replace("weight_ih", one)] for one in ("bias_ih", "bias_hh")]
+        torch.testing.assert_close(sum(biases), torch.full_like(biases[0], 0.25))
+    for name in (name for name in variance if name.startswith("weight_hr")):
+        torch.testing.assert_close(variance[name].sum(1), torch.full((2,), 9, dtype=torch.float64))
+
+
+def test_a_transformer():
+    """All of its parameters are known; those of attention as above."""
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0).double()
+    flat = FlatModule(layer)
+    deviations = flat.unravel(FanInPrior(3.0, 0.5).distribution(flat).precision.rsqrt())
+    for name, values in deviations.items():
+        expected = 0.5 if "bias" in name else 3 / math.sqrt(values.shape[1]) if values.ndim == 2 else 3
+        torch.testing.assert_close(values, torch.full_like(values, expected))
+
+
+def test_attention_has_biases_of_three_dimensions():
+    flat = FlatModule(nn.MultiheadAttention(4, 2, add_bias_kv=True).double())
+    deviations = flat.unravel(FanInPrior(3.0, 0.5).distribution(flat).precision.rsqrt())
+    for name in ("bias_k", "bias_v", "in_proj_bias", "out_proj.bias"):
+        assert deviations[name].unique().tolist() == [0.5]
+
+
+def tied():
+    net = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)).double()
+    net[1].weight = net[0].weight
+    return net
+
+
+class Scaled(nn.Linear):
+    """Whatever it inherits, it computes something else."""
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def old_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(nn.Linear(2, 3))
+
+
+class Product(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.EmbeddingBag(5, 3), r"what a unit sums over with weight, of shape \(5, 3\), in EmbeddingBag"),
+        (Product(), r"with factor, of shape \(2, 3\), in Product: give priors by name, as in NormalPrior"),
+        (nn.ParameterList([torch.zeros(2, 2)]), r"with 0, of shape \(2, 2\), in ParameterList"),
+        (Scaled(2, 2), r"with weight, of shape \(2, 2\), in Scaled"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), r"with parametrizations.weight.original0"),
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), r"with parametrizations.weight.original"),
+        (old_weight_norm(), r"with weight_g, of shape \(3, 1\), in Linear"),
+        (tied(), r"0.weight is shared by layers in which a unit sums over different numbers of inputs, .* Linear"),
+    ],
+)
+def test_fan_ins_that_are_not_known(module, message):
+    with pytest.raises(ValueError, match=message):
+        FanInPrior().distribution(FlatModule(module.double()))
+
+
+def test_layers_that_share_weights_or_are_frozen():
+    """One prior where they agree, and none for what is no part of theta."""
+    shared = nn.Linear(4, 4)
+    flat = FlatModule(nn.Sequential(shared, nn.Tanh(), shared, nn.Embedding(3, 2).requires_grad_(False)).double())
+    precision = FanInPrior(2.0, 0.5).distribution(flat).precision
+    assert precision.tolist() == [1.0] * 16 + [4.0] * 4
+
+
+def test_small_parameters_of_other_modules_have_the_bias_scale():
+    net = nn.Sequential(nn.Linear(2, 1), LogScale()).double()
+    assert FanInPrior(2.0, 0.5).distribution(FlatModule(net)).precision.tolist() == [0.5, 0.5, 4.0, 4.0]
