@@ -586,10 +586,10 @@ def _real(name: str, values: Tensor | ArrayLike) -> Tensor:
         ValueError: if they are complex, or no numbers.
     """
     if not isinstance(values, Tensor):
-        array = np.asarray(values)
+        array = np.require(values, requirements=["C", "W"])  # torch takes no array that runs backwards or is read-only
         if array.dtype.kind not in "biufc":
             raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}")
-        values = torch.from_numpy(array if array.flags.writeable else array.copy())
+        values = torch.from_numpy(array)
     if values.is_complex():
         raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
     return values.detach()

@@ -171,7 +171,9 @@ def noisy():
 
 
 def frozen_end():
-    return nn.Sequential(freeze(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), freeze(nn.Linear(4, 1)))
+    end = freeze(nn.Linear(4, 1))
+    end.weight.copy_(torch.tensor([[3.0, -2.0, 1.0, -1.0]]))  # so that no output could be a probability
+    return nn.Sequential(freeze(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), end)
 
 
 def half_frozen():
@@ -379,6 +381,22 @@ def test_frozen_parts_are_run_once(make):
     assert not calls
     posterior.predict(chain.draws, IMAGES.x + 1)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("make", [Own, lambda: ResNet(True)])
+def test_weighted_points(make):
+    """Whole weights are points that come as often, those of weight 0 do not come at all."""
+    module, weights = make(), torch.arange(12) % 4
+    one = Posterior(module, Data(IMAGES.x, IMAGES.y, weights.double()), NormalPrior(0.09), Categorical())
+    again = IMAGES.x.repeat_interleave(weights, 0), IMAGES.y.repeat_interleave(weights)
+    many = Posterior(module, Data(*again), NormalPrior(0.09), Categorical())
+    theta = normal(2, one.dim, seed=3)
+    for found, expected in zip(one.log_prob_and_grad(theta), many.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(one.log_prob(theta), many.log_prob(theta))
+    torch.testing.assert_close(one.log_likelihoods(theta).sum(-1), one.log_likelihood(theta))
+    assert one.simulate(theta, 0).shape == (2, 12)
+    assert one.with_targets(IMAGES.y.flip(0)).log_prob(theta).shape == (2,)
 
 
 def test_frozen_parts_without_room(monkeypatch):

@@ -152,6 +152,10 @@ def test_draws_of_other_packages(posterior, theta):
         torch.testing.assert_close(posterior.predict(draws, x.numpy()), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(posterior.log_likelihoods(theta.numpy()), posterior.log_likelihoods(theta))
     assert posterior.predict(theta[:0], x).shape == (0, 80)
+    backwards, read_only = theta.numpy()[::-1], theta.numpy().copy()
+    read_only.flags.writeable = False
+    torch.testing.assert_close(posterior.predict(backwards, x), expected.flip(0))
+    torch.testing.assert_close(posterior.predict(read_only, x.numpy()[:, :]), expected)
 
 
 @pytest.mark.parametrize(
