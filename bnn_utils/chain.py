@@ -11,10 +11,9 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from bnn_utils import diagnostics, files
+from bnn_utils import _check, diagnostics, files
 from bnn_utils._arviz import arviz
 from bnn_utils.evidence import Tempering
 from bnn_utils.posterior import Posterior
@@ -79,9 +78,16 @@ class Chain:
                 constant kept, whatever the other sampler called the log density.
 
         Raises:
+            TypeError: if an argument is of another type.
             ValueError: if the shape is another one, or a value is NaN or infinite.
         """
-        draws = torch.as_tensor(draws if isinstance(draws, Tensor) else np.array(draws))
+        _check.posterior(posterior)
+        draws = _check.tensor("draws", draws).detach()
+        _check.instance("sampler", sampler, str, "a str, what made the draws in words")
+        seconds = float(_check.number("seconds", seconds))
+        if seconds < 0:
+            raise ValueError(f"seconds must not be negative, got {seconds:g}")
+        _check.instance("stats", stats, (Mapping, type(None)), "a mapping from names to values")
         if draws.ndim != 3 or draws.shape[-1] != posterior.dim or draws.numel() == 0:
             raise ValueError(
                 f"draws have shape {tuple(draws.shape)}, but this posterior's are (chains, draws, {posterior.dim}); a "
@@ -91,7 +97,7 @@ class Chain:
         bad = (~draws.isfinite()).nonzero()
         if len(bad):
             raise ValueError(f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}")
-        known = {name: torch.as_tensor(np.array(values)) for name, values in (stats or {}).items()}
+        known = {name: _check.tensor(f"the statistic {name!r}", values) for name, values in (stats or {}).items()}
         for name, values in known.items():
             if values.shape != draws.shape[:2]:
                 raise ValueError(
@@ -129,6 +135,10 @@ class Chain:
         Raises:
             ValueError: if there is no such variable, or its draws don't fit the posterior.
         """
+        if not callable(getattr(data, "groups", None)):
+            raise TypeError(
+                f"data must be ArviZ's InferenceData, as by arviz.from_netcdf(path), got {_check.told(data)}"
+            )
         groups = data.groups()
         names = list(data["posterior"].data_vars) if "posterior" in groups else []
         if variable not in names:
@@ -200,6 +210,8 @@ class Chain:
         Raises:
             ValueError: if the log likelihoods are of other draws, or a statistic has a name that is none for ArviZ.
         """
+        if log_likelihoods is not None:
+            log_likelihoods = _check.tensor("log_likelihoods", log_likelihoods)
         if log_likelihoods is not None and log_likelihoods.shape[:-1] != self.draws.shape[:-1]:
             raise ValueError(
                 f"log_likelihoods has shape {tuple(log_likelihoods.shape)}, expected {(*self.draws.shape[:-1], 'N')}: "

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -26,17 +28,20 @@ class Data:
         x: inputs, shape ``(N, ...)``, one row per point.
         y: targets, shape ``(N,)`` or ``(N, ...)``; which values are allowed is the likelihood's business.
 
+    Tensors stay as they are. NumPy's arrays, frames and series of pandas and lists of numbers become tensors, in the
+    dtype that NumPy gives them: float64 where torch would take float32 for a list.
+
     Raises:
-        ValueError: if x and y differ in length or device, are empty, or hold NaN or infinite values.
+        TypeError: if x or y is no array of numbers.
+        ValueError: if x and y differ in length or device, are empty, complex, sparse, or hold NaN or infinite values.
     """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
+        _check.settle(self, x=_check.tensor("x", self.x), y=_check.tensor("y", self.y))
         for name, value in (("x", self.x), ("y", self.y)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
             if value.ndim == 0 or len(value) == 0:
                 raise ValueError(f"{name} holds no points: its shape is {tuple(value.shape)}")
             if value.is_meta:  # has a shape and a dtype, and no values to check
@@ -64,6 +69,10 @@ class Data:
 
         def move(value: Tensor) -> Tensor:
             moved = value.to(*args, **kwargs)
+            if value.is_floating_point() and not moved.is_floating_point():
+                raise ValueError(
+                    f"x would lose its fractions in {moved.dtype}, or is complex there: say a dtype of floats"
+                )
             return moved if value.is_floating_point() else moved.to(value.dtype)
 
         return Data(move(self.x), move(self.y))
@@ -80,8 +89,11 @@ def boxes(n: int = 80, seed: int = 1234) -> Data:
         Data with ``x`` of shape ``(n, 2)`` and ``y`` of shape ``(n,)`` in {0, 1}, float64 on the CPU.
         The first half of the points is class 1.
     """
-    if n <= 0 or n % 4:
+    number = _check.number("n", n, "a whole number of at least 4")
+    if not 4 <= number < float("inf") or number % 4:
         raise ValueError(f"n must be a positive multiple of 4 (four boxes of equal size), got {n}")
+    n, seed = int(number), _check.whole("seed", seed, 0)
+    _check.memory(f"{n=} points", 24 * n, torch.device("cpu"))
     rng = np.random.default_rng(seed)
     points = [
         np.stack([rng.random(n // 4) * BOX_SIDE + left, rng.random(n // 4) * BOX_SIDE + bottom], axis=1)
@@ -98,9 +110,12 @@ def square_grid(num: int = 25, limit: float = 6.0, like: Tensor | None = None) -
         shape ``(num * num, 2)``, first coordinate fastest, in the dtype and on the device of ``like``
         (float64 on the CPU without it).
     """
-    if num < 2 or limit <= 0:
-        raise ValueError(f"a grid needs num >= 2 and limit > 0, got num={num}, limit={limit}")
+    num, limit = _check.whole("num", num, 2), _check.positive("limit", limit)
     like = torch.empty(0, dtype=torch.float64) if like is None else like
+    _check.instance("like", like, Tensor, "a torch.Tensor, such as data.x, whose dtype and device the grid gets")
+    if not like.is_floating_point():
+        raise ValueError(f"like has dtype {like.dtype}: a grid needs floats")
+    _check.memory(f"{num=} makes a grid that", 2 * num**2 * like.element_size(), like.device)
     axis = torch.linspace(-limit, limit, num, dtype=like.dtype, device=like.device)
     x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([x1.flatten(), x2.flatten()], dim=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from bnn_utils import _check
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
@@ -56,9 +57,25 @@ class Posterior:
         likelihood: Likelihood | Callable[[Tensor], Distribution],
         gradient: Literal["auto", "closed-form", "autograd"] = "auto",
     ) -> None:
+        _check.instance("module", module, nn.Module, "a torch.nn.Module")
+        _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+        if (
+            isinstance(prior, type)
+            or not callable(getattr(prior, "distribution", None))
+            or isinstance(prior, Likelihood)
+        ):
+            raise TypeError(
+                f"prior must be a prior, such as NormalPrior(precision=0.09), or ElementPrior(...) of a distribution, "
+                f"got {_check.told(prior)}"
+            )
+        is_function = callable(likelihood) and not isinstance(likelihood, (type, nn.Module))
+        if not isinstance(likelihood, Likelihood) and not is_function:
+            raise TypeError(
+                "likelihood must be a likelihood, such as Bernoulli(), or a function from outputs to a distribution, "
+                f"got {_check.told(likelihood)}"
+            )
         _check_deterministic(module)
-        if gradient not in ("auto", "closed-form", "autograd"):
-            raise ValueError(f"gradient must be 'auto', 'closed-form' or 'autograd', got {gradient!r}")
+        _check.choice("gradient", gradient, ("auto", "closed-form", "autograd"))
         dtype = data.x.dtype if data.x.is_floating_point() else None
         self.flat = FlatModule(copy.deepcopy(module).to(device=data.x.device, dtype=dtype))
         self.prior = prior
@@ -90,7 +107,7 @@ class Posterior:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.flat.ravel().dtype
+        return self.flat.dtype
 
     @property
     def device(self) -> torch.device:
@@ -101,13 +118,27 @@ class Posterior:
         """The gradient in use: "closed-form" or "autograd"."""
         return "autograd" if self._layers is None else "closed-form"
 
+    def _check(self, theta: Tensor) -> None:
+        """Raise unless the density can be computed at theta."""
+        self.flat.check(theta)
+        if theta.dtype != self.dtype:
+            raise ValueError(
+                f"theta has dtype {theta.dtype}, but this posterior computes in {self.dtype}: pass "
+                "theta.to(posterior.dtype)"
+            )
+        if theta.device != self.device:
+            raise ValueError(
+                f"theta lies on {theta.device}, but this posterior on {self.device}: pass theta.to(posterior.device)"
+            )
+
     def log_prior(self, theta: Tensor) -> Tensor:
         """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        self.flat.check(theta)
+        self._check(theta)
         return self.prior_distribution.log_prob(theta)
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
         """Log likelihood of all points, a sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
+        self._check(theta)
         outputs = self.outputs(theta, self.data.x)
         return self.likelihood.log_prob(outputs, self._targets_of(1 if theta.ndim == 1 else len(theta)))
 
@@ -118,7 +149,7 @@ class Posterior:
     @torch.no_grad()
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint density and its gradient: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``."""
-        self.flat.check(theta)
+        self._check(theta)
         lanes = theta.detach().reshape(-1, self.dim)
         log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
         return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
@@ -246,12 +277,13 @@ class Posterior:
         Raises:
             ValueError: if the draws have another length than theta, or x has no points or another shape than the data.
         """
+        draws, x = _check.tensor("draws", draws), _check.tensor("x", x)
         return self._in_batches(draws, x.to(self.data.x), self.likelihood.mean)
 
     def _in_batches(self, draws: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``function`` of the outputs of each draw ``(..., D)`` at inputs x, as many at once as memory allows."""
         draws = draws.to(dtype=self.dtype, device=self.device)
-        if len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
+        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
                 f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
@@ -276,7 +308,9 @@ class Posterior:
         """
         if self.num_datasets > 1:
             raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
-        data = self.data if data is None else data.to(self.data.x.device)
+        draws, data = _check.tensor("draws", draws), self.data if data is None else data
+        _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+        data = data.to(self.data.x.device)
         x = data.x.to(self.data.x)
         y = self.likelihood.targets(data.y, self.outputs(self.flat.ravel(), x))
         return self._in_batches(draws, x, lambda outputs: self.likelihood.log_probs(outputs, y))
@@ -288,6 +322,9 @@ class Posterior:
 
     def sample_prior(self, num: int, generator: torch.Generator) -> Tensor:
         """Draws from the prior, shape ``(num, D)``."""
+        num = _check.whole("num", num, 1)
+        _check.memory(f"{num=} vectors", num * self.dim * self.dtype.itemsize, self.device)
+        _check.generator(generator)
         with lend_to_torch(generator):
             return self.prior_distribution.sample((num,))
 
@@ -301,6 +338,8 @@ class Posterior:
         Returns:
             shape ``(N, ...)`` for theta ``(D,)``, ``(C, N, ...)`` for ``(C, D)``.
         """
+        self._check(theta)
+        _check.generator(generator)
         outputs = self.outputs(theta, self.data.x)
         with lend_to_torch(generator):
             return self.likelihood.distribution(outputs).sample()
@@ -317,8 +356,9 @@ class Posterior:
         Raises:
             ValueError: if the targets have another shape, or values that don't fit the likelihood.
         """
+        y = _check.tensor("y", y)
         shape = (self.data.y if self.num_datasets == 1 else self.data.y[:, 0]).shape
-        if y.shape != shape and (y.shape[1:] != shape or len(y) == 0):
+        if y.shape != shape and (y.ndim == 0 or y.shape[1:] != shape or len(y) == 0):
             raise ValueError(
                 f"the targets have shape {tuple(y.shape)}, but for this posterior's inputs they need {tuple(shape)}, "
                 f"or (S, {', '.join(map(str, shape))}) for S data sets"
@@ -336,6 +376,7 @@ class Posterior:
 
     def dataset(self, index: int) -> Posterior:
         """The posterior of one of the data sets of `with_targets`; of a single one, the posterior itself."""
+        index = _check.whole("index", index, 0, self.num_datasets - 1)
         return self if self.num_datasets == 1 else self.with_targets(self.data.y[:, index])
 
     def _targets_of(self, num_lanes: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from bnn_utils import _check
 
 
 def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
@@ -16,14 +17,14 @@ def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Gen
         if seed.device.type != device.type:
             raise ValueError(f"the generator lies on {seed.device}, but the data on {device}")
         return seed
-    return torch.Generator(device).manual_seed(operator.index(seed))
+    return torch.Generator(device).manual_seed(_check.seed(seed))
 
 
 def spawn(seed: int | torch.Generator, num: int, device: torch.device) -> list[torch.Generator]:
     """``num`` generators with streams of their own, by NumPy's SeedSequence; a generator passed in is advanced."""
     if isinstance(seed, torch.Generator):
         seed = int(torch.randint(2**62, (1,), generator=as_generator(seed, device), device=seed.device))
-    children = np.random.SeedSequence(operator.index(seed)).spawn(num)
+    children = np.random.SeedSequence(_check.seed(seed)).spawn(num)
     return [as_generator(int(child.generate_state(1, np.uint64)[0]), device) for child in children]
 
 

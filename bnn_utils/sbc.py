@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.engines.transition import Kernel
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator
-from bnn_utils.sampling import sample
+from bnn_utils.sampling import check_what, sample
 from bnn_utils.tempering import ReplicaExchange
 
 if TYPE_CHECKING:
@@ -118,8 +119,17 @@ def simulation_based_calibration(
         warmup, seed, engine, progress: as in `sample`.
 
     Raises:
-        ValueError: if replica exchange is to do without a warm-up, and whatever `sample` refuses.
+        TypeError: for an argument of another type.
+        ValueError: if a quantity is not one number for each theta, if replica exchange is to do without a warm-up, and
+            whatever `sample` refuses.
     """
+    check_what(posterior, kernel)
+    _check.instance("quantities", quantities, Mapping, "a mapping from names to functions")
+    for name, function in quantities.items():
+        _check.instance("the name of a quantity", name, str, "a str")
+        _check.instance(f"the quantity {name!r}", function, Callable, "a function of theta")
+    num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
+    thin, warmup = _check.whole("thin", thin, 1), _check.whole("warmup", warmup, 0)
     if isinstance(kernel, ReplicaExchange) and not warmup:
         raise ValueError(
             "replica exchange needs warmup=..., several hundred transitions: the truth is a draw at the coldest "
@@ -147,8 +157,20 @@ def simulation_based_calibration(
         draws = around(*draws.split(num_datasets), generator)
     together = torch.cat([truth[:, None], draws], dim=1)  # (S, 1 + L, D)
     log_likelihood = posterior.with_targets(y).log_likelihood(together.flatten(0, 1)).view(num_datasets, -1)
-    values = torch.stack([*(function(together) for function in quantities.values()), log_likelihood], dim=-1)
+    found = [_of_each(name, function, together) for name, function in quantities.items()]
+    values = torch.stack([*found, log_likelihood], dim=-1)
     return Calibration(ranks(values[:, 0], values[:, 1:], generator), num_draws, [*quantities, LOG_LIKELIHOOD])
+
+
+def _of_each(name: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """A quantity of theta ``(..., D)``, shape ``(...)``."""
+    values = _check.tensor(f"the quantity {name!r}", function(theta)).to(theta)
+    if values.shape != theta.shape[:-1]:
+        raise ValueError(
+            f"the quantity {name!r} has shape {tuple(values.shape)}, and must be one number for each theta, "
+            f"{tuple(theta.shape[:-1])}, where theta has shape {tuple(theta.shape)}"
+        )
+    return values
 
 
 def around(backward: Tensor, forward: Tensor, generator: torch.Generator) -> Tensor:
@@ -240,6 +262,8 @@ def ecdf_band(num_datasets: int, num_draws: int, alpha: float) -> tuple[Tensor, 
     Raises:
         ValueError: if alpha is not between 0 and 1.
     """
+    num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
+    alpha = _check.number("alpha", alpha)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     places = _places(num_draws)
