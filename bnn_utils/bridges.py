@@ -35,7 +35,7 @@ def numpy_function(posterior: Posterior) -> NumpyFunction:
         try:
             num_lanes, target = idle.pop()
         except IndexError:  # other threads have them all
-            num_lanes = 0
+            num_lanes, target = None, None
         if num_lanes != len(lanes):
             target = posterior.target(len(lanes))
         value, grad = target.log_prob_and_grad(lanes)

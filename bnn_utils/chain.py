@@ -97,6 +97,8 @@ class Chain:
         bad = (~draws.isfinite()).nonzero()
         if len(bad):
             raise ValueError(f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}")
+        for name in stats or {}:
+            _check.instance("the name of a statistic", name, str, "a str")
         known = {name: _check.tensor(f"the statistic {name!r}", values) for name, values in (stats or {}).items()}
         for name, values in known.items():
             if values.shape != draws.shape[:2]:

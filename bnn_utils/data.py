@@ -68,7 +68,13 @@ class Data:
         """
 
         def move(value: Tensor) -> Tensor:
-            moved = value.to(*args, **kwargs)
+            try:
+                moved = value.to(*args, **kwargs)
+            except (TypeError, RuntimeError) as error:
+                given = ", ".join(map(_check.told, [*args, *kwargs.values()]))
+                raise TypeError(
+                    f"data.to takes a dtype, such as torch.float32, or a device, such as 'cpu', got {given}"
+                ) from error
             if value.is_floating_point() and not moved.is_floating_point():
                 raise ValueError(
                     f"x would lose its fractions in {moved.dtype}, or is complex there: say a dtype of floats"

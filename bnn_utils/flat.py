@@ -99,6 +99,7 @@ class FlatModule:
             raise ValueError(f"expected the parameters {', '.join(self.shapes)}; got {', '.join(params) or 'none'}")
         pieces = []
         for name, shape in self.shapes.items():
+            _check.instance(f"params[{name!r}]", params[name], Tensor, "a torch.Tensor")
             lead = params[name].shape[: params[name].ndim - len(shape)]
             if len(lead) > 1 or (*lead, *shape) != tuple(params[name].shape):
                 raise ValueError(f"parameter {name} has shape {tuple(params[name].shape)}, expected {shape}")

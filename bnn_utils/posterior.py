@@ -131,6 +131,21 @@ class Posterior:
                 f"theta lies on {theta.device}, but this posterior on {self.device}: pass theta.to(posterior.device)"
             )
 
+    def _check_inputs(self, x: Tensor) -> None:
+        """Raise unless the network can be asked at x."""
+        _check.instance("x", x, Tensor, "a torch.Tensor")
+        like = self.data.x
+        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
+                f"{', '.join(map(str, like.shape[1:]))}) with at least one point"
+            )
+        if x.dtype != like.dtype or x.device != like.device:
+            raise ValueError(
+                f"x has dtype {x.dtype} and lies on {x.device}, but this posterior's inputs have {like.dtype} and lie "
+                f"on {like.device}: pass x.to(posterior.data.x)"
+            )
+
     def log_prior(self, theta: Tensor) -> Tensor:
         """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
         self._check(theta)
@@ -184,6 +199,7 @@ class Posterior:
         Args:
             compile: with the likelihood's gradient compiled, as by `compile`.
         """
+        num_lanes = _check.whole("num_lanes", num_lanes, 1)
         if self._layers is None:
             return _by_autograd(self.log_prob)
         likelihood = self._likelihood_target(num_lanes, compile)
@@ -261,6 +277,9 @@ class Posterior:
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
+        if x is not self.data.x:
+            self._check(theta)
+            self._check_inputs(x)
         return self.flat(theta, x)
 
     @torch.no_grad()
@@ -283,11 +302,7 @@ class Posterior:
     def _in_batches(self, draws: Tensor, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``function`` of the outputs of each draw ``(..., D)`` at inputs x, as many at once as memory allows."""
         draws = draws.to(dtype=self.dtype, device=self.device)
-        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
-                f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
-            )
+        self._check_inputs(x)
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)

@@ -187,6 +187,7 @@ def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: if they don't fit each other, or are none.
     """
     p, y = _check.tensor("p", p), _check.tensor("y", y)
+    p = p if p.is_floating_point() else p.double()
     if p.ndim not in (1, 2) or y.shape != p.shape[:1] or len(y) == 0:
         raise ValueError(
             f"expected predictive probabilities of shape (N,) or (N, K) and labels (N,), got {tuple(p.shape)} and "
@@ -208,6 +209,7 @@ def _draws(name: str, values: Tensor, of_classes: bool = False) -> Tensor:
             f"{name} have shape {tuple(values.shape)}, and need (..., {'M, K' if of_classes else 'M'}), all leading "
             "dimensions draws, at least one"
         )
+    values = values if values.is_floating_point() else values.double()
     return values.reshape(-1, *values.shape[-last:])
 
 

@@ -205,6 +205,12 @@ def ranks(truth: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: if a value is NaN, which has no rank.
     """
+    truth, draws = _check.tensor("truth", truth), _check.tensor("draws", draws)
+    _check.generator(generator)
+    if draws.ndim != truth.ndim + 1 or (draws.shape[0], *draws.shape[2:]) != tuple(truth.shape):
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)}, and truths (S, ...) need (S, L, ...): {tuple(truth.shape)}"
+        )
     if truth.isnan().any() or draws.isnan().any():
         raise ValueError("a quantity is NaN for some theta, and has no rank there")
     below, equal = (draws < truth[:, None]).sum(1), (draws == truth[:, None]).sum(1)
@@ -220,6 +226,7 @@ def chi_square(ranks: Tensor, num_draws: int) -> Tensor:
     """
     from scipy.stats import chi2
 
+    ranks, num_draws = _check.tensor("ranks", ranks), _check.whole("num_draws", num_draws, 1)
     expected = len(ranks) / (num_draws + 1)
     if expected < FEWEST_PER_RANK:
         raise ValueError(

@@ -138,6 +138,16 @@ posterior.log_prior("theta")                      | theta must be a torch.Tensor
 posterior.log_likelihood(0)                       | theta must be a torch.Tensor, got 0
 posterior.log_prob_and_grad(chain)                | theta must be a torch.Tensor, got an object of type Chain
 posterior.outputs(None, x)                        | theta must be a torch.Tensor, got None
+posterior.outputs(theta, x.numpy())               | x must be a torch.Tensor, got an array
+posterior.outputs(theta, None)                    | x must be a torch.Tensor, got None
+posterior.target("2")                             | num_lanes must be a whole number of at least 1, got '2'
+flat.ravel({name: None for name in flat.shapes})  | params\['0.weight'\] must be a torch.Tensor, got None
+data.to("float64")                                | data.to takes a dtype, such as torch.float32, .* got 'float64'
+data.to([1])                                      | data.to takes a dtype, .* got an object of type list
+Chain.from_draws(draws, posterior, stats={3: draws[..., 0]}) | the name of a statistic must be a str, got 3
+sbc.chi_square("ranks", 3)                        | ranks must be a tensor or an array of numbers, got 'ranks'
+sbc.ranks(draws[:, 0], draws, 0)                  | generator must be a torch.Generator, .* got 0
+plots.rhat_comparison(None, p)                    | weights must be a tensor or an array of numbers, got None
 posterior.predict(chain, x)                       | draws must be a tensor or an array of numbers, got an object of type Chain: pass its attribute draws
 posterior.predict(None, x)                        | draws must be a tensor or an array of numbers, got None
 posterior.predict("draws", x)                     | draws must be a tensor or an array of numbers, got 'draws'
@@ -382,6 +392,15 @@ posterior.log_prob(torch.tensor(0.0))             | theta has shape \(\), but th
 posterior.log_prob(draws)                         | theta has shape \(2, 8, 20\), but this network has 20
 posterior.log_prob(theta[:0])                     | theta has shape \(0,\), but this network has 20
 posterior.simulate(theta.float(), generator)      | theta has dtype torch.float32, but this posterior
+posterior.outputs(theta, x[0])                    | x has shape \(2,\), but this posterior's inputs have shape \(M, 2\)
+posterior.outputs(theta, x[:, :1])                | x has shape \(80, 1\), but this posterior's inputs have shape \(M, 2\)
+posterior.outputs(theta, x.float())               | x has dtype torch.float32 and lies on cpu, but this posterior's inputs have torch.float64
+posterior.outputs(theta.float(), x[:3])           | theta has dtype torch.float32, but this posterior
+posterior.log_prob_and_grad(torch.zeros(0, 20).double()) | num_lanes must be a whole number of at least 1, got 0
+posterior.numpy()(np.zeros((0, 20)))              | num_lanes must be a whole number of at least 1, got 0
+posterior.log_likelihoods(draws, Data(x[:, :1], y)) | x has shape \(80, 1\), but this posterior's inputs have shape \(M, 2\)
+sbc.ranks(draws[0], draws, generator)             | draws have shape \(2, 8, 20\), and truths
+plots.points(Data(x[:, :1], y))                   | this figure shows inputs of shape \(N, 2\), but these have shape \(80, 1\)
 posterior.predict(draws[..., :3], x)              | theta has shape \(2, 8, 3\), but this network has 20
 posterior.predict(draws.to(torch.complex128), x)  | draws is torch.complex128: take real numbers
 posterior.predict(draws, x.to(torch.complex128))  | x is torch.complex128: take real numbers
@@ -563,6 +582,8 @@ diagnostics.ess(draws.tolist())                   | diagnostics.ess(draws)
 diagnostics.nested_rhat(draws.numpy(), np.int64(2)) | diagnostics.nested_rhat(draws, 2)
 repr(diagnostics.convergence(p.numpy(), x.numpy())) | repr(diagnostics.convergence(p, x))
 predict.predictive_mean(p.numpy())                | predict.predictive_mean(p)
+predict.predictive_mean(p > 0.5)                  | (p > 0.5).double().mean((0, 1))
+predict.brier_score([True, False], [1, 0])        | 0.0
 predict.predictive_quantiles(p.numpy(), torch.tensor([0.5])) | predict.predictive_quantiles(p, [0.5])
 predict.split_uncertainty(p.tolist()).total       | predict.split_uncertainty(p).total
 predict.brier_score(p[0, 0].numpy(), y.numpy())   | predict.brier_score(p[0, 0], y)

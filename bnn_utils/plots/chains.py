@@ -73,7 +73,7 @@ def traces(chain: Chain, parameters: Sequence[int], starts: int = 300, title: st
     )
     parameters = [_check.whole("parameters", k, 0, chain.dim - 1) for k in parameters]
     figure = Figure(figsize=(10, 1.5 * (len(parameters) + 1)), title=title, alt="Trace plots, one colour per chain")
-    axes = figure.subplots(len(parameters) + 1, 1, sharex=True)
+    axes = figure.subplots(len(parameters) + 1, 1, sharex=True, squeeze=False)[:, 0]
     for ax, values, name in zip(
         axes,
         [chain.stats["lp"], *(chain.draws[..., k] for k in parameters)],

@@ -30,6 +30,7 @@ from bnn_utils.plots.style import (
 
 def rhat_comparison(weights: Tensor, function: Tensor, title: str = "") -> Figure:
     """R-hat of every weight beside R-hat of the prediction at every grid point."""
+    weights, function = _check.tensor("weights", weights), _check.tensor("function", function)
     figure = Figure(figsize=(7, 3), title=title, alt="R-hat of the weights and of the predictions, as dots")
     ax = figure.subplots()
     for level, values, colour in ((1, weights, CHAIN_COLOURS[1]), (0, function, CHAIN_COLOURS[0])):

@@ -76,6 +76,8 @@ def image_bundle(data: bytes, kind: str, alt: str) -> dict[str, str]:
 def scatter(ax: Axes, data: Data, size: float, edge: str = "white") -> None:
     """The points of a data set with two inputs and labels 0 and 1."""
     _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+    if data.x.ndim != 2 or data.x.shape[1] != 2:
+        raise ValueError(f"this figure shows inputs of shape (N, 2), but these have shape {tuple(data.x.shape)}")
     x, y = data.x.cpu(), data.y.cpu()
     for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):
         chosen = x[y == label]
