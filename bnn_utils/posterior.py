@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from bnn_utils import _check
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
+from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy
 from bnn_utils.compiled import MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
@@ -43,10 +44,12 @@ class Posterior:
             "auto": the first where it applies.
 
     Raises:
-        ValueError: if the module has dropout or batch normalisation in training mode (its output would be random, or
-            depend on the batch), draws random numbers or carries state from call to call, or can't be run for many
-            vectors at once; if targets or outputs don't fit the likelihood, if the log prior or log likelihood of one
-            theta is not one number, or if "closed-form" does not apply.
+        ValueError: if the density that would be sampled is not the one that was written (`bnn_utils.checks`): if the
+            module is random, carries state from call to call, or can't be run for many vectors at once; if its outputs
+            at a point depend on other points; if outputs, log likelihood or gradient of several vectors at once differ
+            from those of each alone by plain autograd, or the gradient from finite differences. If the network emits
+            probabilities where logits are meant, targets or outputs don't fit the likelihood, the dtype is coarser than
+            float32, or "closed-form" does not apply.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Posterior:
         likelihood: Likelihood | Callable[[Tensor], Distribution],
         gradient: Literal["auto", "closed-form", "autograd"] = "auto",
     ) -> None:
-        _check.instance("module", module, nn.Module, "a torch.nn.Module")
+        check_module(module)
         _check.instance("data", data, Data, "a Data, as by Data(x, y)")
         if (
             isinstance(prior, type)
@@ -74,14 +77,14 @@ class Posterior:
                 "likelihood must be a likelihood, such as Bernoulli(), or a function from outputs to a distribution, "
                 f"got {_check.told(likelihood)}"
             )
-        _check_deterministic(module)
         _check.choice("gradient", gradient, ("auto", "closed-form", "autograd"))
         dtype = data.x.dtype if data.x.is_floating_point() else None
-        self.flat = FlatModule(copy.deepcopy(module).to(device=data.x.device, dtype=dtype))
+        self.flat = FlatModule(own_copy(module, data.x.device, dtype))
+        check_dtype(self.flat.ravel().dtype)
         self.prior = prior
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
         self.prior_distribution = prior.distribution(self.flat)
-        self.data = Data(data.x, self.likelihood.targets(data.y, _outputs(self.flat, data.x)))
+        self.data = Data(data.x, self.likelihood.targets(data.y, checked_outputs(self.flat, data.x)))
         self.num_datasets = 1
         self._layers = None if gradient == "autograd" or data.x.ndim != 2 else linear_chain(self.flat)
         self._compilations: dict[int, Target | None] = {}
@@ -91,14 +94,7 @@ class Posterior:
                 f"{', '.join(kind.__name__ for kind in ACTIVATIONS)} after any of them; this {type(module).__name__} "
                 "is something else: use gradient='auto'"
             )
-        for name, function in (("prior", self.log_prior), ("likelihood", self.log_likelihood)):
-            with torch.no_grad():
-                shape = tuple(function(self.flat.ravel()).shape)
-            if shape:
-                raise ValueError(
-                    f"the log {name} of one theta has shape {shape} and should be one number: a prior's distribution "
-                    "needs event shape (D,), as by torch.distributions.Independent; a likelihood's, batch shape (N,)"
-                )
+        check_density(self)
 
     @property
     def dim(self) -> int:
@@ -176,12 +172,24 @@ class Posterior:
             a function of arrays: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``. SciPy minimises:
             ``scipy.optimize.minimize(lambda theta: [-value for value in f(theta)], start, jac=True)``.
         """
+        return numpy_function(self.in_double())
+
+    def in_double(self) -> Posterior:
+        """The same posterior in float64."""
         if self.dtype == torch.float64:
-            return numpy_function(self)
-        y = self.data.y if self.num_datasets == 1 else self.data.y[:, 0]
-        module, data = copy.deepcopy(self.flat.module).double(), Data(self.data.x, y).to(torch.float64)
-        double = Posterior(module, data, self.prior, self.likelihood, self.gradient)
-        return numpy_function(double if self.num_datasets == 1 else double.with_targets(self.data.y.transpose(0, 1)))
+            return self
+        other = copy.copy(self)
+        other.flat = FlatModule(copy.deepcopy(self.flat.module).double())
+        other.prior_distribution = self.prior.distribution(other.flat)
+        other.data, other._compilations = self.data.to(torch.float64), {}
+        other._layers = None if self._layers is None else linear_chain(other.flat)
+        return other
+
+    def at_points(self, points: Tensor) -> Posterior:
+        """The posterior given some of the points alone, by their indices."""
+        other = copy.copy(self)
+        other.data, other._compilations = Data(self.data.x[points], self.data.y[points]), {}
+        return other
 
     def jax(self) -> Callable[[Any], Any]:
         """The log joint density for JAX, a function ``(D,)`` -> scalar with a gradient; may be jitted and vmapped.
@@ -418,47 +426,3 @@ def _by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Target:
         log_prob_and_grad=lambda theta: value_and_grad(log_prob, theta),
         grad=lambda theta: value_and_grad(log_prob, theta)[1],
     )
-
-
-@torch.no_grad()
-def _outputs(flat: FlatModule, x: Tensor) -> Tensor:
-    """The network's outputs at its own parameters, once it is clear that it is a function of theta and x, and of many.
-
-    Raises:
-        ValueError: if a second call gives something else, or if it can't be run for two vectors at once.
-    """
-    theta, name = flat.ravel(), type(flat.module).__name__
-    outputs = flat(theta, x)
-    if not outputs.is_meta and not torch.equal(outputs.nan_to_num(), flat(theta, x).nan_to_num()):
-        raise ValueError(
-            f"{name} gave two outputs for the same parameters and inputs: its forward draws random numbers, or carries "
-            "state from one call to the next. A posterior needs a function: take them out, or make them inputs"
-        )
-    try:
-        flat(theta.expand(2, -1), x)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} can't be run for several parameter vectors at once, as torch.func.vmap does: "
-            f"{str(error).strip().splitlines()[0]} Its forward must not draw random numbers, change tensors of its own "
-            "in place, or branch on values"
-        ) from error
-    return outputs
-
-
-def _check_deterministic(module: nn.Module) -> None:
-    """Refuse modules whose output is random or depends on the rest of the batch."""
-    for name, part in module.named_modules():
-        rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
-        is_random = isinstance(rate, float) and rate > 0
-        depends_on_batch = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        if depends_on_batch and part.running_mean is None:
-            raise ValueError(
-                f"{type(part).__name__} ({name or 'the module itself'}) keeps no running statistics: its output "
-                "depends on the batch in every mode: use track_running_stats=True, or another normalisation"
-            )
-        if part.training and (is_random or depends_on_batch):
-            why = "random" if is_random else "dependent on the batch"
-            raise ValueError(
-                f"{type(part).__name__} ({name or 'the module itself'}) is in training mode, which makes the network's "
-                f"output {why}: call module.eval() first"
-            )

@@ -51,7 +51,7 @@ def test_unrolled_is_the_closed_form(widths, activations, biases, seed):
     layers = []
     for (a, b), activation, bias in zip(itertools.pairwise([2, *widths, 1]), activations, biases, strict=False):
         layers += [nn.Linear(a, b, bias), activation]
-    posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(1.0), Bernoulli(), gradient="closed-form")
+    posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(1.0), Gaussian(0.5), gradient="closed-form")
     theta = torch.randn(3, posterior.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     log_likelihood, grad = unrolled(
         posterior._layers, posterior.likelihood, theta.T, posterior.data.x, posterior.data.y

@@ -13,7 +13,19 @@ from scipy.stats import norm
 from torch import nn
 from torch.func import functional_call
 
-from bnn_utils import HMC, Bernoulli, Data, Likelihood, NormalPrior, Posterior, ReplicaExchange, backprop, boxes, sample
+from bnn_utils import (
+    HMC,
+    Bernoulli,
+    Data,
+    Gaussian,
+    Likelihood,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    backprop,
+    boxes,
+    sample,
+)
 from bnn_utils import posterior as posterior_module
 
 
@@ -22,15 +34,15 @@ def generator(seed=0):
 
 
 def by_autograd(posterior, module, theta):
-    """Log joint and gradient of a 0.09 prior and Bernoulli labels from the plain module, without the package."""
+    """Log joint and gradient of a 0.09 prior and one output from the plain module and torch's distributions."""
     theta = theta.clone().requires_grad_()
     pieces, start = {}, 0
     for name, p in module.named_parameters():
         if p.requires_grad:
             pieces[name] = theta[start : start + p.numel()].reshape(p.shape)
             start += p.numel()
-    logits = functional_call(copy.deepcopy(module).double(), pieces, (posterior.data.x,))[:, 0]
-    value = torch.distributions.Bernoulli(logits=logits).log_prob(posterior.data.y).sum()
+    outputs = functional_call(copy.deepcopy(module).double(), pieces, (posterior.data.x,))
+    value = posterior.likelihood.distribution(outputs).log_prob(posterior.data.y).sum()
     value = value - 0.09 / 2 * theta.square().sum() + len(theta) / 2 * math.log(0.09 / (2 * math.pi))
     (grad,) = torch.autograd.grad(value, theta)
     return value.detach(), grad
@@ -80,7 +92,7 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
     for (a, b), activation, bias in zip(itertools.pairwise([2, *widths]), activations, biases, strict=False):
         layers += [nn.Linear(a, b, bias), activation]
     net = nn.Sequential(*layers, nn.Sequential(nn.Linear(([2, *widths])[-1], 1, biases[3]), activations[3]))
-    posterior = Posterior(net, boxes(points), NormalPrior(0.09), Bernoulli(), gradient="closed-form")
+    posterior = Posterior(net, boxes(points), NormalPrior(0.09), Gaussian(0.5), gradient="closed-form")
     theta = torch.randn(lanes, posterior.dim, generator=generator(seed), dtype=torch.float64)
     values, grads = posterior.log_prob_and_grad(theta)
     alone = posterior.target(lanes).grad(theta)
@@ -103,7 +115,7 @@ def test_large_layers_have_the_same_gradient(widths, activations, biases, seed):
     layers = []
     for (a, b), activation, bias in zip(itertools.pairwise([2, *widths, 1]), activations, biases, strict=False):
         layers += [nn.Linear(a, b, bias), nn.Tanh() if seed % 2 else activation]
-    posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(0.09), Bernoulli())
+    posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(0.09), Gaussian(0.5))
     theta = torch.randn(3, posterior.dim, generator=generator(seed), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backprop, "LARGE_LAYER", 1)

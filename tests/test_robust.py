@@ -180,6 +180,16 @@ def test_plan():
         assert [other.instructions for other in mine if other.number == 0] == sets
 
 
+def test_instruction_sets_are_those_of_the_processor(monkeypatch):
+    """Whatever the variable says here: PyTorch takes a set on trust that the processor lacks, and dies of it."""
+    found = robust.available()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default" if len(found) > 1 else "avx512")
+    assert robust.available() == found
+    work = "import torch; x = torch.ones(99, 99); assert (x @ x.tanh()).isfinite().all()"
+    for name in found:
+        subprocess.run([sys.executable, "-c", work], env=os.environ | {"ATEN_CPU_CAPABILITY": name}, check=True)
+
+
 def test_failures_are_counted_among_runs_that_reached_them():
     path = Path("01_data.py")
     outcomes = {

@@ -379,6 +379,9 @@ square_grid(25, like=torch.ones(1, dtype=torch.int64)) | like has dtype torch.in
 FlatModule(nn.Tanh())                             | no parameter with requires_grad=True
 flat.unravel(theta[:3])                           | theta has shape \(3,\), but this network has 20 parameters
 flat.ravel({})                                    | expected the parameters
+Posterior(net, Data(x[:, :1], y), prior, Bernoulli()) | Sequential can't be called on inputs of shape \(80, 1\) and torch.float64: mat1 and mat2 shapes
+Posterior(net, Data(x.long(), y), prior, Bernoulli()) | Sequential can't be called on inputs of shape \(80, 2\) and torch.int64: mat1 and mat2 must have the same dtype
+Posterior(nn.Bilinear(2, 2, 1), data, prior, Bernoulli()) | Bilinear can't be called on inputs of shape \(80, 2\) .* missing 1 required
 Posterior(net, data, prior, Bernoulli(), "auto-grad") | gradient must be 'auto', 'closed-form' or 'autograd', got 'auto-grad'
 Posterior(net, data, prior, Bernoulli(), None)    | gradient must be 'auto', 'closed-form' or 'autograd', got None
 Posterior(net, data, prior, Bernoulli(), ["auto"]) | gradient must be 'auto', 'closed-form' or 'autograd', got an object of type list

@@ -110,19 +110,17 @@ def plan(chosen: list[Run], seeds: int | None = None) -> list[Run]:
 
 
 def available() -> list[str]:
-    """The instruction sets that this processor has; asked in another process, where the answer changes nothing."""
-    question = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
-    answers = {
-        name: subprocess.run(
-            [sys.executable, "-c", question],
-            env=os.environ | {"ATEN_CPU_CAPABILITY": name},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for name in INSTRUCTION_SETS
-    }
-    return [name for name, answer in answers.items() if answer == name]
+    """The instruction sets that this processor has: those up to the one that PyTorch chooses by itself."""
+    # Asked in another process and without the variable. What the variable names PyTorch takes on trust, and a set that
+    # the processor lacks ends the process at the first instruction of it.
+    answer = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"],
+        env={name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    return list(INSTRUCTION_SETS[: INSTRUCTION_SETS.index(answer) + 1]) if answer in INSTRUCTION_SETS else ["default"]
 
 
 def run_all(runs: list[Run], jobs: int) -> dict[Run, Outcome]:
