@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.hmc import (
     ADAPTED_JITTER,
     HMC,
@@ -20,8 +21,7 @@ from bnn_utils.hmc import (
     Proposal,
     accept,
     acceptance_rate,
-    check_inv_mass,
-    check_positive,
+    as_inv_mass,
     metric,
     propose,
 )
@@ -204,6 +204,7 @@ class ChEES:
         inv_mass: inverse mass, as in `HMC`; None for the identity, which a warm-up replaces.
 
     Raises:
+        TypeError: if one of them is no number.
         ValueError: if a step size or length is not positive, or ``inv_mass`` is not positive definite.
     """
 
@@ -214,10 +215,12 @@ class ChEES:
     lanes_per_chain: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_positive("step_size", self.step_size)
-        check_positive("trajectory_length", self.trajectory_length)
-        if self.inv_mass is not None:
-            check_inv_mass(self.inv_mass)
+        _check.settle(
+            self,
+            step_size=_check.positive("step_size", self.step_size),
+            trajectory_length=_check.positive("trajectory_length", self.trajectory_length),
+            inv_mass=as_inv_mass(self.inv_mass),
+        )
 
     @property
     def num_steps(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.data import Data
 from bnn_utils.plots import Figure, image_bundle, probability_contours, scatter
 
@@ -44,7 +45,17 @@ def contours(
         titles: one per frame.
         alt: what the animation shows, for readers who don't see it.
         seconds_per_frame: how long each frame stays; the last one stays four times as long.
+
+    Raises:
+        ValueError: if there is no frame, or not one title for each.
     """
+    if len(frames) == 0 or len(titles) != len(frames):
+        raise ValueError(
+            f"there are {len(frames)} frames and {len(titles)} titles: one title for each frame"
+            if len(frames)
+            else "there is no frame to show"
+        )
+    seconds_per_frame = _check.positive("seconds_per_frame", seconds_per_frame)
     figure = Figure(figsize=(4.4, 4.0), alt=alt)
     images = []
     for p, title in zip(frames, titles, strict=True):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bnn_utils import _check
+
 if TYPE_CHECKING:
     from bnn_utils.backprop import Target
     from bnn_utils.posterior import Posterior
@@ -27,14 +29,13 @@ def numpy_function(posterior: Posterior) -> NumpyFunction:
 
     @torch.no_grad()
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # A copy: JAX's arrays can't be written to, and torch warns of that.
-        rows = torch.tensor(np.asarray(theta), dtype=posterior.dtype, device=posterior.device)
+        rows = _check.tensor("theta", theta).detach().to(dtype=posterior.dtype, device=posterior.device)
         posterior.flat.check(rows)
         lanes = rows.view(-1, posterior.dim)
         try:
             num_lanes, target = idle.pop()
         except IndexError:  # other threads have them all
-            num_lanes = 0
+            num_lanes, target = None, None
         if num_lanes != len(lanes):
             target = posterior.target(len(lanes))
         value, grad = target.log_prob_and_grad(lanes)

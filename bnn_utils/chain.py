@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_utils import diagnostics
+from bnn_utils import _check, diagnostics, files
 from bnn_utils._arviz import arviz
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.evidence import Tempering
@@ -84,9 +84,16 @@ class Chain:
                 constant kept, whatever the other sampler called the log density.
 
         Raises:
+            TypeError: if an argument is of another type.
             ValueError: if the shape is another one, a value is NaN or infinite, or chains are copies of each other.
         """
-        draws = torch.as_tensor(draws if isinstance(draws, Tensor) else np.array(draws))
+        _check.posterior(posterior)
+        draws = _check.tensor("draws", draws).detach()
+        _check.instance("sampler", sampler, str, "a str, what made the draws in words")
+        seconds = float(_check.number("seconds", seconds))
+        if seconds < 0:
+            raise ValueError(f"seconds must not be negative, got {seconds:g}")
+        _check.instance("stats", stats, (Mapping, type(None)), "a mapping from names to values")
         if draws.ndim != 3 or draws.shape[-1] != posterior.dim or draws.numel() == 0:
             raise ValueError(
                 f"draws have shape {tuple(draws.shape)}, but this posterior's are (chains, draws, {posterior.dim}); a "
@@ -97,7 +104,9 @@ class Chain:
         if len(bad):
             raise ValueError(f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}")
         _check_copies(draws)
-        known = {name: torch.as_tensor(np.array(values)) for name, values in (stats or {}).items()}
+        for name in stats or {}:
+            _check.instance("the name of a statistic", name, str, "a str")
+        known = {name: _check.tensor(f"the statistic {name!r}", values) for name, values in (stats or {}).items()}
         for name, values in known.items():
             if values.shape != draws.shape[:2]:
                 raise ValueError(
@@ -140,6 +149,10 @@ class Chain:
         Raises:
             ValueError: if there is no such variable, or its draws don't fit the posterior.
         """
+        if not callable(getattr(data, "groups", None)):
+            raise TypeError(
+                f"data must be ArviZ's InferenceData, as by arviz.from_netcdf(path), got {_check.told(data)}"
+            )
         groups = data.groups()
         names = list(data["posterior"].data_vars) if "posterior" in groups else []
         if variable not in names:
@@ -292,30 +305,51 @@ class Chain:
         Args:
             log_likelihoods: shape ``(chains, draws, N)``, by ``posterior.log_likelihoods(chain.draws)``; with them the
                 group log_likelihood is there, which ``arviz.loo`` and ``arviz.compare`` need.
+
+        Raises:
+            ValueError: if the log likelihoods are of other draws, or a statistic has a name that is none for ArviZ.
         """
+        if log_likelihoods is not None:
+            log_likelihoods = _check.tensor("log_likelihoods", log_likelihoods)
         if log_likelihoods is not None and log_likelihoods.shape[:-1] != self.draws.shape[:-1]:
             raise ValueError(
                 f"log_likelihoods has shape {tuple(log_likelihoods.shape)}, expected {(*self.draws.shape[:-1], 'N')}: "
                 "pass posterior.log_likelihoods(chain.draws)"
             )
+        problem = files.problem_of_names(self.stats)
+        if problem:
+            raise ValueError(problem)
         data = arviz().from_dict(
-            posterior={"theta": self.draws.cpu().numpy()},
-            log_likelihood=None if log_likelihoods is None else {"y": log_likelihoods.cpu().numpy()},
-            sample_stats={name: value.cpu().numpy() for name, value in self.stats.items()},
+            posterior={"theta": files.array(self.draws)},
+            log_likelihood=None if log_likelihoods is None else {"y": files.array(log_likelihoods)},
+            sample_stats={name: files.array(value) for name, value in self.stats.items()},
             coords={"parameter": self.names},
             dims={"theta": ["parameter"]},
-            posterior_attrs=self._attributes(),
+            posterior_attrs=files.attributes(self),
         )
         if self.tempering is not None:
-            # Their names begin with "tempering_", because acceptance_rate is also a statistic of the chain.
+            # Their names have a beginning of their own, because acceptance_rate is also a statistic of the chain.
             data["sample_stats"] = data["sample_stats"].assign(
-                {f"tempering_{name}": (dims, value.cpu().numpy()) for name, dims, value in self.tempering.items()}
+                {f"{files.LADDER}{name}": (dims, files.array(value)) for name, dims, value in self.tempering.items()}
             )
         return data
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the chain to a netCDF file, which holds data and no code; an existing file is replaced."""
-        self.to_arviz().to_netcdf(str(path), engine="h5netcdf")
+        """Write the chain to a netCDF file, which holds data and no code, and which ``arviz.from_netcdf`` opens too.
+
+        An existing file is replaced once the new one is on the disk; until then, and whatever fails, it stays as it
+        was. The file ends with a checksum, by which `load` knows that it is whole. It is made in memory, which takes up
+        to twice as much as the draws do, beside them.
+
+        Args:
+            path: in a folder that may be written to. A link is followed, ``~`` is the home folder.
+
+        Raises:
+            OSError: if the file can't be written, as on a full disk.
+            ValueError: if the chain could not be read back as it is: with NaN or infinite draws, without ``lp``, with
+                values of other shapes, or with names that netCDF or `Chain` keep for something else.
+        """
+        files.save(self, path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Chain:
@@ -323,32 +357,14 @@ class Chain:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is none of `save`'s.
+            ValueError: if the file is none of `save`'s, or was changed or damaged since. What another program wrote
+                comes home by ``Chain.from_arviz(arviz.from_netcdf(path), posterior)``.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r}")
-        try:
-            data = arviz().from_netcdf(str(path), engine="h5netcdf")
-            theta = data["posterior"]["theta"]
-            stats, ladder = {}, {}
-            for name, values in data["sample_stats"].data_vars.items():
-                field = str(name).removeprefix("tempering_")
-                (stats if field == name else ladder)[field] = torch.from_numpy(values.to_numpy().copy())
-            chain = cls(
-                draws=torch.from_numpy(theta.to_numpy().copy()),
-                stats=stats,
-                tempering=Tempering(**ladder) if ladder else None,
-                names=[str(name) for name in theta.coords["parameter"].to_numpy()],
-                **{name: read(data["posterior"].attrs[name]) for name, read in _ATTRIBUTES.items()},
-            )
-            data.close()
-        except (OSError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold a chain written by Chain.save: {error}") from error
+        chain = cls(**files.load(path))
+        problem = files.problem(chain)
+        if problem:
+            raise ValueError(f"{os.fspath(path)!r} {files.NOT_OURS}: {problem}")
         return chain
-
-    def _attributes(self) -> dict[str, str | int | float]:
-        # netCDF attributes can't be empty, so the seed, which may be missing, is written in words.
-        return {name: getattr(self, name) for name in _ATTRIBUTES} | {"seed": str(self.seed)}
 
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
@@ -394,16 +410,3 @@ def _check_copies(draws: Tensor) -> None:
             f"{named(pairs)} hold the same draws, wholly or in part: as independent chains they would count twice; "
             "pass each run once, and runs with seeds of their own"
         )
-
-
-# What travels with the draws as attributes of the file, and how each is read back.
-_ATTRIBUTES = {
-    "kernel": str,
-    "engine": str,
-    "device": str,
-    "seed": lambda value: None if value == "None" else int(value),
-    "warmup": int,
-    "wall_time": float,
-    "compile_time": float,
-    "sampling_time": float,
-}

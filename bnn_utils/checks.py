@@ -19,6 +19,7 @@ from torch.distributions.utils import lazy_property
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from bnn_utils import _check
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import Bernoulli, ByDistribution, Categorical, Likelihood
 
@@ -52,7 +53,7 @@ def check_module(module: nn.Module) -> None:
             a part of its gradient, or was changed in ways that a copy doesn't follow.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        raise TypeError(f"module must be a torch.nn.Module, got {_check.told(module)}")
     wrapped = isinstance(module, torch.jit.ScriptModule | nn.DataParallel | nn.parallel.DistributedDataParallel)
     if wrapped or hasattr(module, "_orig_mod"):
         raise ValueError(
@@ -148,7 +149,13 @@ def checked_outputs(flat: FlatModule, x: Tensor) -> Tensor:
     theta, name = flat.ravel(), type(flat.module).__name__
     first = x[_trial_points(len(x))]
     given, at = first.clone(), theta.clone()
-    outputs = flat(at, given)
+    try:
+        outputs = flat(at, given)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{name} can't be called on inputs of shape {tuple(x.shape)} and {x.dtype}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
     if not isinstance(outputs, Tensor):
         raise ValueError(
             f"{name} returns a {type(outputs).__name__}, and a likelihood needs one tensor with a row for each point: "

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -28,9 +30,13 @@ class Data:
         weights: how often each point counts, shape ``(N,)``, not negative: its log likelihood is multiplied by its
             weight. A weight of 2 is the same point twice, a weight of 0 as good as no point. None counts each once.
 
+    Tensors stay as they are. NumPy's arrays, frames and series of pandas and lists of numbers become tensors, in the
+    dtype that NumPy gives them: float64 where torch would take float32 for a list.
+
     Raises:
-        ValueError: if x, y and weights differ in length or device, are empty, complex, or hold NaN or infinite values,
-            or if weights are negative or all 0.
+        TypeError: if x, y or weights are no array of numbers.
+        ValueError: if x, y and weights differ in length or device, are empty, complex, sparse, or hold NaN or infinite
+            values, or if weights are negative or all 0.
     """
 
     x: Tensor
@@ -39,11 +45,9 @@ class Data:
 
     def __post_init__(self) -> None:
         given = {"x": self.x, "y": self.y} | ({} if self.weights is None else {"weights": self.weights})
-        for name, value in given.items():
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
-            if value.is_complex():
-                raise ValueError(f"{name} is {value.dtype}: take real numbers, such as {name}.real and {name}.imag")
+        _check.settle(self, **{name: _check.tensor(name, value) for name, value in given.items()})
+        for name in given:
+            value = getattr(self, name)
             if value.ndim == 0 or len(value) == 0:
                 raise ValueError(f"{name} holds no points: its shape is {tuple(value.shape)}")
             if value.is_meta:  # has a shape and a dtype, and no values to check
@@ -86,7 +90,17 @@ class Data:
         """
 
         def move(value: Tensor) -> Tensor:
-            moved = value.to(*args, **kwargs)
+            try:
+                moved = value.to(*args, **kwargs)
+            except (TypeError, RuntimeError) as error:
+                given = ", ".join(map(_check.told, [*args, *kwargs.values()]))
+                raise TypeError(
+                    f"data.to takes a dtype, such as torch.float32, or a device, such as 'cpu', got {given}"
+                ) from error
+            if value.is_floating_point() and not moved.is_floating_point():
+                raise ValueError(
+                    f"x would lose its fractions in {moved.dtype}, or is complex there: say a dtype of floats"
+                )
             return moved if value.is_floating_point() else moved.to(value.dtype)
 
         return Data(move(self.x), move(self.y), None if self.weights is None else move(self.weights))
@@ -103,8 +117,11 @@ def boxes(n: int = 80, seed: int = 1234) -> Data:
         Data with ``x`` of shape ``(n, 2)`` and ``y`` of shape ``(n,)`` in {0, 1}, float64 on the CPU.
         The first half of the points is class 1.
     """
-    if n <= 0 or n % 4:
+    number = _check.number("n", n, "a whole number of at least 4")
+    if not 4 <= number < float("inf") or number % 4:
         raise ValueError(f"n must be a positive multiple of 4 (four boxes of equal size), got {n}")
+    n, seed = int(number), _check.whole("seed", seed, 0)
+    _check.memory(f"{n=} points", 24 * n, torch.device("cpu"))
     rng = np.random.default_rng(seed)
     points = [
         np.stack([rng.random(n // 4) * BOX_SIDE + left, rng.random(n // 4) * BOX_SIDE + bottom], axis=1)
@@ -121,9 +138,12 @@ def square_grid(num: int = 25, limit: float = 6.0, like: Tensor | None = None) -
         shape ``(num * num, 2)``, first coordinate fastest, in the dtype and on the device of ``like``
         (float64 on the CPU without it).
     """
-    if num < 2 or limit <= 0:
-        raise ValueError(f"a grid needs num >= 2 and limit > 0, got num={num}, limit={limit}")
+    num, limit = _check.whole("num", num, 2), _check.positive("limit", limit)
     like = torch.empty(0, dtype=torch.float64) if like is None else like
+    _check.instance("like", like, Tensor, "a torch.Tensor, such as data.x, whose dtype and device the grid gets")
+    if not like.is_floating_point():
+        raise ValueError(f"like has dtype {like.dtype}: a grid needs floats")
+    _check.memory(f"{num=} makes a grid that", 2 * num**2 * like.element_size(), like.device)
     axis = torch.linspace(-limit, limit, num, dtype=like.dtype, device=like.device)
     x2, x1 = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([x1.flatten(), x2.flatten()], dim=1)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.coupling import Pairs, copies, coupled, named
 from bnn_utils.mixing import by_quantity, mean_ess, mean_se, rank, rank_rhat, split_chains, tail_ess, variance
 
@@ -52,8 +53,7 @@ def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tens
         "tail": tail_ess,
         "mean": lambda x: mean_ess(split_chains(x)),
     }
-    if method not in methods:
-        raise ValueError(f"method must be one of {', '.join(methods)}, got {method!r}")
+    _check.choice("method", method, methods)
     return by_quantity(methods[method], draws)
 
 
@@ -125,8 +125,9 @@ def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:
     Raises:
         ValueError: if the chains are not as many superchains of equal size, or a value is NaN or infinite.
     """
+    draws, num_superchains = _check.tensor("draws", draws), _check.whole("num_superchains", num_superchains, 2)
     count, length = draws.shape[:2] if draws.ndim >= 2 else (0, 0)
-    if num_superchains < 2 or count % num_superchains or count * length <= num_superchains:
+    if count % num_superchains or count * length <= num_superchains:
         raise ValueError(
             "nested R-hat needs draws of shape (chains, draws, ...), two or more superchains of equally many chains, "
             f"and more than one draw in each; got {tuple(draws.shape)} and {num_superchains} superchains"
@@ -254,6 +255,7 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
     Raises:
         ValueError: if the shapes don't fit each other, or a prediction is NaN or infinite.
     """
+    predictions, places = _check.tensor("predictions", predictions), _check.tensor("places", places)
     if predictions.ndim != 3 or places.ndim != 2 or predictions.shape[2] != len(places):
         raise ValueError(
             "convergence needs predictions (chains, draws, M) and places (M, features), got "

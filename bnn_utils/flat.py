@@ -16,6 +16,8 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bnn_utils import _check
+
 
 class FlatModule:
     """A module as ``f(theta, x)``, with theta its trainable parameters laid end to end.
@@ -40,6 +42,7 @@ class FlatModule:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        _check.instance("module", module, nn.Module, "a torch.nn.Module")
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not trainable:
             raise ValueError(f"{type(module).__name__} has no parameter with requires_grad=True, nothing to infer")
@@ -57,6 +60,7 @@ class FlatModule:
         ends = list(itertools.accumulate(self.sizes.values()))
         self.slices = {name: slice(end - size, end) for (name, size), end in zip(self.sizes.items(), ends, strict=True)}
         self.dim = ends[-1]
+        self._first = next(iter(trainable.values()))
         self._slots = _slots(module)
         self._copies: _Copies | None = None
 
@@ -68,8 +72,18 @@ class FlatModule:
             for index in itertools.product(*map(range, shape))
         ]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self._first.dtype
+
     def check(self, theta: Tensor) -> None:
-        """Raise unless theta has shape (D,) or (C, D)."""
+        """Raise unless theta is a tensor of shape (D,) or (C, D)."""
+        if not isinstance(theta, Tensor):
+            raise TypeError(
+                f"theta must be a torch.Tensor, got {_check.told(theta)}: pass torch.as_tensor(theta), or for NumPy "
+                "take the function posterior.numpy()"
+            )
         if theta.ndim not in (1, 2) or theta.shape[-1] != self.dim:
             raise ValueError(
                 f"theta has shape {tuple(theta.shape)}, but this network has {self.dim} parameters "
@@ -89,10 +103,12 @@ class FlatModule:
         if params is None:
             current = dict(self.module.named_parameters())
             return torch.cat([current[name].detach().flatten() for name in self.shapes])
+        _check.instance("params", params, Mapping, "a mapping from names to tensors")
         if set(params) != set(self.shapes):
             raise ValueError(f"expected the parameters {', '.join(self.shapes)}; got {', '.join(params) or 'none'}")
         pieces = []
         for name, shape in self.shapes.items():
+            _check.instance(f"params[{name!r}]", params[name], Tensor, "a torch.Tensor")
             lead = params[name].shape[: params[name].ndim - len(shape)]
             if len(lead) > 1 or (*lead, *shape) != tuple(params[name].shape):
                 raise ValueError(f"parameter {name} has shape {tuple(params[name].shape)}, expected {shape}")

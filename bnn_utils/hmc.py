@@ -9,6 +9,8 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
+
 # By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
 # energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
 # and draws hardly move. Step sizes spread evenly from one half to three halves turn a whole period into anything from
@@ -194,6 +196,7 @@ class HMC:
             adapts one of several steps, during the warm-up and afterwards.
 
     Raises:
+        TypeError: if one of them is no number.
         ValueError: if a step size or number of steps is not positive, ``inv_mass`` is not positive definite, or
             ``jitter`` is not in [0, 1).
     """
@@ -206,11 +209,13 @@ class HMC:
     lanes_per_chain: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_positive("step_size", self.step_size)
-        if not (1 <= self.num_steps < float("inf") and self.num_steps == int(self.num_steps)):
-            raise ValueError(f"num_steps must be a whole number of at least 1, got {self.num_steps}")
-        if self.inv_mass is not None:
-            check_inv_mass(self.inv_mass)
+        _check.settle(
+            self,
+            step_size=_check.positive("step_size", self.step_size),
+            num_steps=_check.whole("num_steps", self.num_steps, 1),
+            inv_mass=as_inv_mass(self.inv_mass),
+            jitter=None if self.jitter is None else _check.number("jitter", self.jitter, "a fraction"),
+        )
         if self.jitter is not None and not 0 <= self.jitter < 1:
             raise ValueError(
                 f"jitter must be a fraction, 0 or more and less than 1, got {self.jitter}; "
@@ -292,15 +297,24 @@ def _where(condition: Tensor, a: State, b: State) -> State:
     return type(a)(*(torch.where(condition if x.ndim == 1 else rows, x, y) for x, y in fields))
 
 
-def check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+def as_inv_mass(value: Tensor | None) -> Tensor | None:
+    """An inverse mass as a tensor of floats, None for the identity.
+
+    Raises:
+        ValueError: if it is neither a vector nor a matrix, or not positive definite.
+    """
+    if value is None:
+        return None
+    inv_mass = _check.tensor("inv_mass", value)
+    if inv_mass.requires_grad or not inv_mass.is_floating_point():  # else the very same: a warm-up sees that it is kept
+        inv_mass = inv_mass.detach().double()
+    check_inv_mass(inv_mass)
+    return inv_mass
 
 
 def check_inv_mass(inv_mass: Tensor) -> None:
-    if not isinstance(inv_mass, Tensor) or inv_mass.ndim not in (1, 2):
-        got = tuple(inv_mass.shape) if isinstance(inv_mass, Tensor) else type(inv_mass).__name__
-        raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {got}")
+    if inv_mass.ndim not in (1, 2):
+        raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {tuple(inv_mass.shape)}")
     bad = inv_mass[~inv_mass.isfinite() | ((inv_mass <= 0) & (inv_mass.ndim == 1))]
     if len(bad):
         raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
-from bnn_utils import distributions
+from bnn_utils import _check, distributions
 
 # What a method of a likelihood follows from, unless a class gives it a closed form; a gradient follows from all of it.
 _SOURCES = {"log_probs": ("distribution",), "mean": ("distribution",), "log_prob": ("log_probs", "distribution")}
@@ -230,8 +230,10 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, scale: float | None = None) -> None:
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"the noise's scale (a standard deviation) must be positive and finite, got {scale:g}")
+        if scale is not None:
+            scale = _check.number("scale", scale)
+            if not 0 < scale < math.inf:
+                raise ValueError(f"the noise's scale (a standard deviation) must be positive and finite, got {scale:g}")
         self.scale = scale
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
@@ -298,7 +300,7 @@ class LogScale(nn.Module):
 
     def __init__(self, num: int = 1) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(num))
+        self.log_scale = nn.Parameter(torch.zeros(_check.whole("num", num, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         num = x.shape[-1]
@@ -320,6 +322,9 @@ class ByDistribution(Likelihood):
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         found = self.distribution(outputs)
+        wanted = "a distribution of torch.distributions, as lambda outputs: Poisson(outputs[..., 0].exp()) does"
+        if not isinstance(found, Distribution):
+            raise TypeError(f"the likelihood's function must return {wanted}, got {_check.told(found)}")
         if found.batch_shape != (len(y),) or found.event_shape != y.shape[1:]:
             raise ValueError(
                 f"the likelihood's function makes a distribution of batch shape {tuple(found.batch_shape)} and event "

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
+
 FEWEST_DRAWS = 4  # two in each half of a chain
 FEWEST_BATCHES = 12  # of all chains together: with 10 to 30 intervals are about as good (Schmeiser 1982)
 BLOCK_ELEMENTS = 2**18  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
@@ -21,11 +23,15 @@ BLOCK_ELEMENTS = 2**18  # worked on by one thread at once: bounds the memory of 
 
 def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, fewest: int = FEWEST_DRAWS) -> Tensor:
     """Blocks of quantities ``(Q, chains, draws)`` to ``function``, its results ``(..., Q)`` together and in shape."""
-    values = torch.as_tensor(draws).detach().cpu()
+    values = _check.tensor("draws", draws).detach().cpu()
     if values.ndim < 2 or values.shape[1] < fewest:
         raise ValueError(
             f"diagnostics need draws of shape (chains, draws, ...) with at least {fewest} draws per chain, "
             f"got {tuple(values.shape)}"
+        )
+    if values.numel() == 0:
+        raise ValueError(
+            f"draws have shape {tuple(values.shape)}: there are no quantities, and at least one chain is needed"
         )
     if values.dtype != torch.float32:  # which is ranked as it is, in half the time
         values = values.double()

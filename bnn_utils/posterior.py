@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from bnn_utils import _check
 from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy
@@ -76,8 +76,23 @@ class Posterior:
         gradient: Literal["auto", "closed-form", "autograd"] = "auto",
     ) -> None:
         check_module(module)
-        if gradient not in ("auto", "closed-form", "autograd"):
-            raise ValueError(f"gradient must be 'auto', 'closed-form' or 'autograd', got {gradient!r}")
+        _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+        if (
+            isinstance(prior, type)
+            or not callable(getattr(prior, "distribution", None))
+            or isinstance(prior, Likelihood)
+        ):
+            raise TypeError(
+                f"prior must be a prior, such as NormalPrior(precision=0.09), or ElementPrior(...) of a distribution, "
+                f"got {_check.told(prior)}"
+            )
+        is_function = callable(likelihood) and not isinstance(likelihood, (type, nn.Module))
+        if not isinstance(likelihood, Likelihood) and not is_function:
+            raise TypeError(
+                "likelihood must be a likelihood, such as Bernoulli(), or a function from outputs to a distribution, "
+                f"got {_check.told(likelihood)}"
+            )
+        _check.choice("gradient", gradient, ("auto", "closed-form", "autograd"))
         dtype = data.x.dtype if data.x.is_floating_point() else None
         self.flat = FlatModule(own_copy(module, data.x.device, dtype))
         check_dtype(self.flat.ravel().dtype)
@@ -127,7 +142,7 @@ class Posterior:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.flat.ravel().dtype
+        return self.flat.dtype
 
     @property
     def device(self) -> torch.device:
@@ -138,15 +153,43 @@ class Posterior:
         """The gradient in use: "closed-form" or "autograd"."""
         return "autograd" if self._layers is None else "closed-form"
 
+    def _check(self, theta: Tensor) -> None:
+        """Raise unless the density can be computed at theta."""
+        self.flat.check(theta)
+        if theta.dtype != self.dtype:
+            raise ValueError(
+                f"theta has dtype {theta.dtype}, but this posterior computes in {self.dtype}: pass "
+                "theta.to(posterior.dtype)"
+            )
+        if theta.device != self.device:
+            raise ValueError(
+                f"theta lies on {theta.device}, but this posterior on {self.device}: pass theta.to(posterior.device)"
+            )
+
+    def _check_inputs(self, x: Tensor) -> None:
+        """Raise unless the network can be asked at x."""
+        _check.instance("x", x, Tensor, "a torch.Tensor")
+        like = self.data.x
+        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
+                f"{', '.join(map(str, like.shape[1:]))}) with at least one point"
+            )
+        if x.dtype != like.dtype or x.device != like.device:
+            raise ValueError(
+                f"x has dtype {x.dtype} and lies on {x.device}, but this posterior's inputs have {like.dtype} and lie "
+                f"on {like.device}: pass x.to(posterior.data.x)"
+            )
+
     def log_prior(self, theta: Tensor) -> Tensor:
         """Normalised log prior density: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        self.flat.check(theta)
+        self._check(theta)
         most = max(1, BLOCK_BYTES // (self.dim * theta.element_size()))
         return _in_blocks(self.prior_distribution.log_prob, theta, most)
 
     def log_likelihood(self, theta: Tensor) -> Tensor:
         """Log likelihood of all points, a weighted sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
-        self.flat.check(theta)
+        self._check(theta)
         y = self._targets_of(1 if theta.ndim == 1 else len(theta))
         if self.num_datasets == 1:
             return _in_blocks(lambda rows: self._judge(rows, y), theta, self._network.num_lanes)
@@ -162,7 +205,7 @@ class Posterior:
     @torch.no_grad()
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint density and its gradient: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``."""
-        self.flat.check(theta)
+        self._check(theta)
         lanes = theta.detach().reshape(-1, self.dim)
         log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
         return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
@@ -217,6 +260,7 @@ class Posterior:
         Args:
             compile: with the likelihood's gradient compiled, as by `compile`.
         """
+        num_lanes = _check.whole("num_lanes", num_lanes, 1)
         if self._layers is None and self._is_one_block(num_lanes):
             return _by_autograd(self.log_prob)
         likelihood = self._likelihood_target(num_lanes, compile)
@@ -335,7 +379,9 @@ class Posterior:
 
     def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
         """The network's outputs: theta ``(D,)`` -> ``(M, K)``, ``(C, D)`` -> ``(C, M, K)``, for inputs ``(M, ...)``."""
-        self.flat.check(theta)
+        if x is not self.data.x:
+            self._check(theta)
+            self._check_inputs(x)
         return self._network.at(x)(theta)
 
     @torch.no_grad()
@@ -361,7 +407,7 @@ class Posterior:
 
     def _inputs(self, x: Tensor | ArrayLike) -> Tensor:
         """New inputs, checked, as the network takes them."""
-        x = _real("x", x).to(self.device)
+        x = _check.tensor("x", x).detach().to(self.device)
         if x.ndim == 0 or len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
@@ -386,7 +432,7 @@ class Posterior:
 
     def _collect(self, draws: Tensor | ArrayLike, most: int, function: Callable[[Tensor], Tensor]) -> Tensor:
         """``function`` of at most ``most`` draws at once, its results together in the leading shape of the draws."""
-        draws = _real("draws", draws)
+        draws = _check.tensor("draws", draws).detach()
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.flat.check(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
@@ -423,7 +469,9 @@ class Posterior:
         """
         if self.num_datasets > 1:
             raise ValueError(f"there are {self.num_datasets} data sets: ask posterior.dataset(k) for those of one")
-        data = self.data if data is None else data.to(self.data.x.device)
+        data = self.data if data is None else data
+        _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+        data = data if data is self.data else data.to(self.data.x.device)
         network = self._at_data() if data is self.data else self._network.at(self._inputs(data.x))
         outputs = network(self.flat.ravel())
         y = self.likelihood.targets(data.y, outputs)
@@ -449,10 +497,13 @@ class Posterior:
 
     def sample_prior(self, num: int, generator: torch.Generator) -> Tensor:
         """Draws from the prior, shape ``(num, D)``."""
+        num = _check.whole("num", num, 1)
+        _check.memory(f"{num=} vectors", num * self.dim * self.dtype.itemsize, self.device)
+        _check.generator(generator)
         with lend_to_torch(generator):
             return self.prior_distribution.sample((num,))
 
-    def simulate(self, theta: Tensor, generator: int | torch.Generator) -> Tensor:
+    def simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.
 
         One for each point, whatever its weight.
@@ -463,7 +514,8 @@ class Posterior:
         Returns:
             shape ``(N, ...)`` for theta ``(D,)``, ``(C, N, ...)`` for ``(C, D)``.
         """
-        self.flat.check(theta)
+        self._check(theta)
+        _check.generator(generator)
         return self._simulate(theta, self._at_data(), generator)
 
     def predictive_draws(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike, seed: int | torch.Generator) -> Tensor:
@@ -507,8 +559,9 @@ class Posterior:
         Raises:
             ValueError: if the targets have another shape, or values that don't fit the likelihood.
         """
+        y = _check.tensor("y", y)
         shape = (self.data.y if self.num_datasets == 1 else self.data.y[:, 0]).shape
-        if y.shape != shape and (y.shape[1:] != shape or len(y) == 0):
+        if y.shape != shape and (y.ndim == 0 or y.shape[1:] != shape or len(y) == 0):
             raise ValueError(
                 f"the targets have shape {tuple(y.shape)}, but for this posterior's inputs they need {tuple(shape)}, "
                 f"or (S, {', '.join(map(str, shape))}) for S data sets"
@@ -526,6 +579,7 @@ class Posterior:
 
     def dataset(self, index: int) -> Posterior:
         """The posterior of one of the data sets of `with_targets`; of a single one, the posterior itself."""
+        index = _check.whole("index", index, 0, self.num_datasets - 1)
         return self if self.num_datasets == 1 else self.with_targets(self.data.y[:, index])
 
     def _targets_of(self, num_lanes: int) -> Tensor:
@@ -577,22 +631,6 @@ def _in_blocks(function: Callable[..., Tensor], theta: Tensor, most: int, *other
         values[done : done + len(block[0])] = function(*block)
         done += len(block[0])
     return values
-
-
-def _real(name: str, values: Tensor | ArrayLike) -> Tensor:
-    """``values`` as a tensor, whatever package's array they are.
-
-    Raises:
-        ValueError: if they are complex, or no numbers.
-    """
-    if not isinstance(values, Tensor):
-        array = np.require(values, requirements=["C", "W"])  # torch takes no array that runs backwards or is read-only
-        if array.dtype.kind not in "biufc":
-            raise ValueError(f"{name} must hold numbers, got an array of {array.dtype}")
-        values = torch.from_numpy(array)
-    if values.is_complex():
-        raise ValueError(f"{name} must hold real numbers, got {values.dtype}")
-    return values.detach()
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from bnn_utils import _check
+
 SUM_ERROR = 1e-4  # by which probabilities may fail to add up to 1: float32 sums of thousands are closer
 SURE = 1e-3  # nearer to 0 or 1 than this, a probability says hardly more than a label
 NUM_BINS = 10  # of the calibration error
@@ -42,12 +44,14 @@ def predictive_mean(predictions: Tensor, of_classes: bool | None = None) -> Tens
             these. Without it, it does where it adds up to 1 everywhere.
 
     Raises:
-        ValueError: if that cannot be told from the values: of two classes, or where every draw is sure of every point,
-            probabilities of a point's classes look like those of class 1 at several points; and of four dimensions or
-            more that don't add up to 1, the last two may be points and numbers.
+        TypeError: if the predictions are no array of numbers.
+        ValueError: if there are no draws, or if it cannot be told from the values what they are: of two classes, or
+            where every draw is sure of every point, probabilities of a point's classes look like those of class 1 at
+            several points; and of four dimensions or more that don't add up to 1, the last two may be points and
+            numbers.
     """
-    of_classes = _are_of_classes(predictions, of_classes)
-    return predictions.reshape(-1, *predictions.shape[-2 if of_classes else -1 :]).mean(0)
+    predictions = _check.tensor("predictions", predictions)
+    return _draws("predictions", predictions, _are_of_classes(predictions, of_classes)).mean(0)
 
 
 def predictive_quantiles(values: Tensor, quantiles: Sequence[float]) -> Tensor:
@@ -61,9 +65,14 @@ def predictive_quantiles(values: Tensor, quantiles: Sequence[float]) -> Tensor:
     Returns:
         shape ``(Q, M)``.
     """
-    draws = values.reshape(-1, values.shape[-1])
-    found = np.quantile(draws.cpu().numpy(), quantiles, axis=0)
-    return torch.from_numpy(found).to(values)
+    draws, levels = _draws("values", values), _check.tensor("quantiles", quantiles).double()
+    if levels.ndim != 1:
+        raise ValueError(f"quantiles must be several numbers, such as [0.05, 0.95], got {quantiles}")
+    outside = levels[~((levels >= 0) & (levels <= 1))]
+    if len(outside):
+        raise ValueError(f"quantiles must lie in [0, 1], got {outside[0].item():g}")
+    found = np.quantile(draws.numpy(force=True), levels.numpy(force=True), axis=0)
+    return torch.from_numpy(found).to(draws)
 
 
 def split_uncertainty(probabilities: Tensor, of_classes: bool | None = None) -> Uncertainty:
@@ -80,10 +89,11 @@ def split_uncertainty(probabilities: Tensor, of_classes: bool | None = None) -> 
         ValueError: if a value lies outside [0, 1], the classes' don't add up to 1, or it cannot be told from the values
             whether they are of classes, as in `predictive_mean`.
     """
+    probabilities = _check.tensor("probabilities", probabilities)
     of_classes = _are_of_classes(probabilities, of_classes)
-    _check(probabilities, of_classes)
-    total = entropy(predictive_mean(probabilities, of_classes), of_classes)
-    aleatoric = predictive_mean(entropy(probabilities, of_classes), of_classes=False)
+    draws = _draws("probabilities", probabilities, of_classes)
+    _check_probabilities(draws, of_classes)
+    total, aleatoric = _entropy(draws.mean(0), of_classes), _entropy(draws, of_classes).mean(0)
     # Jensen's inequality makes the difference non-negative; rounding can miss it by some 1e-16.
     return Uncertainty(total, aleatoric, (total - aleatoric).clamp(min=0))
 
@@ -94,8 +104,17 @@ def entropy(p: Tensor, of_classes: bool | None = None) -> Tensor:
     Args:
         p: probabilities.
         of_classes: as for `predictive_mean`; one dimension alone, without it, is of class 1.
+
+    Raises:
+        ValueError: if a value lies outside [0, 1], or the classes' don't add up to 1.
     """
+    p = _check.tensor("p", p)
     of_classes = _are_of_classes(p, of_classes)
+    _check_probabilities(p, of_classes)
+    return _entropy(p, of_classes)
+
+
+def _entropy(p: Tensor, of_classes: bool) -> Tensor:
     nats = torch.special.entr(p).sum(-1) if of_classes else torch.special.entr(p) + torch.special.entr(1 - p)
     return nats / math.log(2)
 
@@ -112,7 +131,7 @@ def log_score(log_likelihoods: Tensor) -> Tensor:
     Returns:
         shape ``(N,)``; their mean is the usual log score (Gneiting and Raftery 2007).
     """
-    draws = log_likelihoods.reshape(-1, log_likelihoods.shape[-1])
+    draws = _draws("log_likelihoods", log_likelihoods)
     return draws.logsumexp(0) - math.log(len(draws))
 
 
@@ -149,7 +168,7 @@ def calibration_error(p: Tensor, y: Tensor, seed: int = 0) -> Estimate:
     def error(points: np.ndarray) -> float:
         return np.abs(np.bincount(bins[points], surplus[points])).sum() / len(points)
 
-    everything, rng = np.arange(len(y)), np.random.default_rng(seed)
+    everything, rng = np.arange(len(y)), np.random.default_rng(_check.whole("seed", seed, 0))
     again = [error(rng.choice(everything, len(y))) for _ in range(NUM_RESAMPLES)]
     return Estimate(float(error(everything)), float(np.std(again, ddof=1)))
 
@@ -171,10 +190,13 @@ def mean_difference(differences: ArrayLike, overlap: float = 0.0) -> Estimate:
     Raises:
         ValueError: if there are fewer than two differences, or the overlap is negative.
     """
-    d = np.asarray(differences, dtype=np.float64)
+    d = _check.tensor("differences", differences).double().numpy(force=True)
+    overlap = _check.number("overlap", overlap)
     if d.ndim != 1 or len(d) < 2:
         raise ValueError(f"expected two differences or more, one number each, got an array of shape {d.shape}")
-    if not overlap >= 0:
+    if not np.isfinite(d).all():
+        raise ValueError(f"differences hold {np.count_nonzero(~np.isfinite(d))} NaN or infinite values")
+    if not 0 <= overlap < math.inf:
         raise ValueError(f"overlap must be n_test / n_train, or 0 for independent data sets, got {overlap:g}")
     return Estimate(float(d.mean()), float(math.sqrt((1 / len(d) + overlap) * d.var(ddof=1))))
 
@@ -185,12 +207,14 @@ def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if they don't fit each other, or are none.
     """
+    p, y = _check.tensor("p", p), _check.tensor("y", y)
+    p = p if p.is_floating_point() else p.double()
     if p.ndim not in (1, 2) or y.shape != p.shape[:1] or len(y) == 0:
         raise ValueError(
             f"expected predictive probabilities of shape (N,) or (N, K) and labels (N,), got {tuple(p.shape)} and "
             f"{tuple(y.shape)}: average over draws first, as by predictive_mean"
         )
-    _check(p, of_classes=p.ndim == 2)
+    _check_probabilities(p, of_classes=p.ndim == 2)
     p = p if p.ndim == 2 else torch.stack([1 - p, p], dim=-1)
     wrong = y[(y < 0) | (y >= p.shape[-1]) | (y != y.long())]
     if len(wrong):
@@ -205,7 +229,7 @@ def _are_of_classes(values: Tensor, of_classes: bool | None) -> bool:
         ValueError: if that was not said and the values don't tell.
     """
     if of_classes is not None:
-        return of_classes
+        return _check.flag("of_classes", of_classes)
     if values.ndim < 2 or values.shape[-1] == 1 or values.numel() == 0:
         return False
     adds_up = bool(((values.sum(-1) - 1).abs() <= SUM_ERROR).all() and ((values >= 0) & (values <= 1)).all())
@@ -222,7 +246,19 @@ def _are_of_classes(values: Tensor, of_classes: bool | None) -> bool:
     )
 
 
-def _check(p: Tensor, of_classes: bool) -> None:
+def _draws(name: str, values: Tensor, of_classes: bool = False) -> Tensor:
+    """All leading dimensions as one: ``(..., M)`` to ``(draws, M)``, or of classes ``(..., M, K)``."""
+    values, last = _check.tensor(name, values), 2 if of_classes else 1
+    if values.ndim < last or math.prod(values.shape[:-last]) == 0:
+        raise ValueError(
+            f"{name} have shape {tuple(values.shape)}, and need (..., {'M, K' if of_classes else 'M'}), all leading "
+            "dimensions draws, at least one"
+        )
+    values = values if values.is_floating_point() else values.double()
+    return values.reshape(-1, *values.shape[-last:])
+
+
+def _check_probabilities(p: Tensor, of_classes: bool) -> None:
     outside = ~((p >= 0) & (p <= 1))
     if outside.any():
         raise ValueError(f"probabilities must lie in [0, 1], got {p[outside][0].item():g}")

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.utils.parametrize import ParametrizationList
 
+from bnn_utils import _check
 from bnn_utils.distributions import covers_the_line, unchecked
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import _unchecked, first_line
@@ -99,13 +101,25 @@ class NormalPrior:
             ``{"*.weight": 0.09, "*.bias": 1.0}``, first match first; or a tensor of shape ``(D,)``.
 
     Raises:
+        TypeError: if it is none of these.
         ValueError: if a precision is not positive and finite, and, once the module is known, if a pattern matches
             nothing, a parameter is matched by no pattern, or a tensor has the wrong length.
     """
 
     def __init__(self, precision: float | Mapping[str, float] | Tensor) -> None:
-        values = precision.values() if isinstance(precision, Mapping) else [precision]
-        for value in values:
+        if isinstance(precision, Mapping):
+            _check_patterns(precision)
+            precision = {name: _check.number(f"the precision of {name!r}", one) for name, one in precision.items()}
+        elif np.ndim(precision) == 0:
+            precision = _check.number("precision", precision, "a number, a vector or a mapping of patterns to numbers")
+        else:
+            precision = _check.tensor("precision", precision)
+            if precision.ndim > 1:
+                raise ValueError(
+                    f"precision has shape {tuple(precision.shape)}: pass one number, a vector with one for each "
+                    "parameter, or a mapping from name patterns"
+                )
+        for value in precision.values() if isinstance(precision, dict) else [precision]:
             value = torch.as_tensor(value, dtype=torch.float64)
             bad = value[~((value > 0) & value.isfinite())]
             if len(bad):
@@ -155,6 +169,7 @@ class FanInPrior:
     """
 
     def __init__(self, weight: float = 1.0, bias: float = 1.0) -> None:
+        weight, bias = _check.number("weight", weight), _check.number("bias", bias)
         for name, value in (("weight", weight), ("bias", bias)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}, a standard deviation, must be positive and finite, got {value:g}")
@@ -249,6 +264,10 @@ class ElementPrior:
 
     def __init__(self, distributions: Distribution | Mapping[str, Distribution]) -> None:
         self.distributions = distributions if isinstance(distributions, Mapping) else {"*": distributions}
+        _check_patterns(self.distributions)
+        for one in self.distributions.values():
+            wanted = "a distribution, such as torch.distributions.Laplace(0.0, 1.0)"
+            _check.instance("an element's prior", one, Distribution, wanted)
         for one in self.distributions.values():
             if one.batch_shape or one.event_shape:
                 raise ValueError(
@@ -279,6 +298,13 @@ class _Elements(Distribution):
         shape = tuple(sample_shape)
         parts = [one.sample((*shape, place.stop - place.start)) for place, one in self._parts]
         return torch.cat([part.to(self._like) for part in parts], dim=-1)
+
+
+def _check_patterns(patterns: Mapping[str, Any]) -> None:
+    for pattern in patterns:
+        _check.instance("a pattern of parameter names", pattern, str, "a str, such as '*.weight'")
+    if not patterns:
+        raise ValueError("there is no pattern: name parameters, as in {'*.weight': ..., '*': ...}")
 
 
 def _by_name(patterns: Mapping[str, Any], flat: FlatModule) -> dict[str, Any]:

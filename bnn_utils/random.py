@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from bnn_utils import _check
 
 # All that torch's generator on the CPU looks at: larger seeds with the same last 32 bits would give the same draws, so
 # that they are mixed first.
@@ -30,7 +31,7 @@ def as_generator(seed: int | torch.Generator, device: torch.device) -> torch.Gen
         if seed.device.type != device.type:
             raise ValueError(f"the generator lies on {seed.device}, but the data on {device}")
         return seed
-    number = operator.index(seed)
+    number = _check.seed(seed)
     if not 0 <= number < 2**SEED_BITS:
         number = _first(np.random.SeedSequence([number < 0, abs(number)]))
     return torch.Generator(device).manual_seed(number)
@@ -40,7 +41,7 @@ def spawn(seed: int | torch.Generator, num: int, device: torch.device) -> list[t
     """``num`` generators with streams of their own, by NumPy's SeedSequence; a generator passed in is advanced."""
     if isinstance(seed, torch.Generator):
         seed = _number(as_generator(seed, device))
-    children = np.random.SeedSequence(operator.index(seed)).spawn(num)
+    children = np.random.SeedSequence(_check.seed(seed)).spawn(num)
     return [torch.Generator(device).manual_seed(_first(child)) for child in children]
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bnn_utils import _check
 from bnn_utils.chain import Chain
 from bnn_utils.compiled import SECONDS_TO_COMPILE
 from bnn_utils.engines import ENGINES
@@ -79,22 +79,30 @@ def sample(
         the chain. After an interruption (Ctrl-C, the stop button) it holds the draws made so far, with a warning.
 
     Raises:
+        TypeError: for an argument of another type.
         ValueError: for a count, a start, a mass or an engine that cannot be used; the message says what to change.
         ModuleNotFoundError: if the engine is not installed; the message says how to get it.
         Exception: whatever the network raises while sampling, with the draws made so far as its attribute ``chain``.
     """
     called = time.perf_counter()
-    num_samples, num_chains = _whole("num_samples", num_samples, 1), _whole("num_chains", num_chains, 1)
-    warmup, workers = _whole("warmup", warmup, 0), _whole("workers", workers, 1)
-    if engine not in ENGINES:
+    check_what(posterior, kernel)
+    num_samples, num_chains = _check.whole("num_samples", num_samples, 1), _check.whole("num_chains", num_chains, 1)
+    warmup, workers = _check.whole("warmup", warmup, 0), _check.whole("workers", workers, 1)
+    progress = _check.flag("progress", progress)
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; there are {', '.join(map(repr, ENGINES))}")
     if engine == "hamiltorch" and not isinstance(kernel, HMC):
         raise ValueError(f"hamiltorch draws by HMC only, and this kernel is {kernel}: leave engine='builtin'")
     kernel = _fit_mass(kernel, posterior)
     if init is not None:
-        init = _fit_init(posterior, torch.as_tensor(init), num_chains)
+        init = _fit_init(posterior, _check.tensor("init", init), num_chains)
         num_chains = len(init)
-    batch_size = num_chains if batch_size is None else _whole("batch_size", batch_size, 1)
+    _check.memory(
+        f"{num_samples=} draws of {num_chains} chains",
+        num_chains * num_samples * numbers_per_draw(kernel, posterior) * posterior.dtype.itemsize,
+        posterior.device,
+    )
+    batch_size = num_chains if batch_size is None else _check.whole("batch_size", batch_size, 1)
     sizes = [len(part) for part in torch.arange(num_chains).split(batch_size)]
     if posterior.num_datasets > 1 and len(sizes) > 1:
         raise ValueError(
@@ -142,7 +150,7 @@ def sample(
             kernel=repr(batches[0].kernel),
             engine=f"{engine}, compiled" if run.is_compiled else engine,
             device=str(posterior.device),
-            seed=None if isinstance(seed, torch.Generator) else operator.index(seed),
+            seed=None if isinstance(seed, torch.Generator) else _check.seed(seed),
             warmup=warmup,
             wall_time=time.perf_counter() - called,
             compile_time=run.compile_time,
@@ -196,8 +204,7 @@ class _Bar:
 def _will_compile(
     compile: bool | Literal["auto"], posterior: Posterior, engine: str, num_lanes: int, num_gradients: int
 ) -> bool:
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    _check.choice("compile", compile, (True, False, "auto"))
     if engine != "builtin":
         if compile is True:
             raise ValueError(f"compile=True is for engine='builtin', not for {engine!r}; leave it at 'auto'")
@@ -207,10 +214,17 @@ def _will_compile(
     return compile is True or (compile == "auto" and posterior.compilation_pays(num_lanes, num_gradients))
 
 
-def _whole(name: str, value: float, lowest: int) -> int:
-    if not (lowest <= value < float("inf") and value == int(value)):
-        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value}")
-    return int(value)
+def check_what(posterior: Posterior, kernel: Kernel) -> None:
+    """Raise unless this is a posterior, and a kernel to sample from it."""
+    _check.posterior(posterior)
+    wanted = "HMC, ChEES or ReplicaExchange, such as HMC(step_size=0.05, num_steps=4)"
+    _check.instance("kernel", kernel, get_args(Kernel), wanted)
+
+
+def numbers_per_draw(kernel: Kernel, posterior: Posterior) -> int:
+    """How many are kept: theta, the statistics, and of replica exchange those at all temperatures."""
+    at_temperatures = 3 * kernel.num_temperatures if isinstance(kernel, ReplicaExchange) else 0
+    return posterior.dim + 8 + at_temperatures
 
 
 def _fit_mass(kernel: Kernel, posterior: Posterior) -> Kernel:
@@ -242,7 +256,7 @@ def _tempering(batches: list[Draws]) -> Tempering:
 def _fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:
     """Starting points ``(C, D)`` in the posterior's dtype and on its device."""
     posterior.flat.check(init)
-    if init.ndim == 2 and num_chains not in (1, len(init)):
+    if init.ndim == 2 and (len(init) == 0 or num_chains not in (1, len(init))):
         raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")
     theta = init.detach().to(dtype=posterior.dtype, device=posterior.device)
     return theta.expand(num_chains, -1).clone() if init.ndim == 1 else theta.clone()

@@ -9,7 +9,6 @@ show whether it is.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.engines.transition import Kernel
 from bnn_utils.likelihoods import Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed
-from bnn_utils.sampling import sample
+from bnn_utils.sampling import check_what, sample
 from bnn_utils.tempering import ReplicaExchange
 
 if TYPE_CHECKING:
@@ -122,14 +122,23 @@ def simulation_based_calibration(
         warmup, seed, engine, progress: as in `sample`.
 
     Raises:
-        ValueError: if replica exchange is to do without a warm-up, if the posterior's density is none that targets can
-            be drawn from, as with weighted points, and whatever `sample` refuses.
+        TypeError: for an argument of another type.
+        ValueError: if a quantity is not one number for each theta, if replica exchange is to do without a warm-up, if
+            the posterior's density is none that targets can be drawn from, as with weighted points, and whatever
+            `sample` refuses.
     """
+    check_what(posterior, kernel)
     if posterior.data.weights is not None:
         raise ValueError(
             "the points have weights, by which their log likelihoods are multiplied: no distribution of targets has "
             "that density, so none can be simulated to test against; test the same posterior without weights"
         )
+    _check.instance("quantities", quantities, Mapping, "a mapping from names to functions")
+    for name, function in quantities.items():
+        _check.instance("the name of a quantity", name, str, "a str")
+        _check.instance(f"the quantity {name!r}", function, Callable, "a function of theta")
+    num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
+    thin, warmup = _check.whole("thin", thin, 1), _check.whole("warmup", warmup, 0)
     if isinstance(kernel, ReplicaExchange) and not warmup:
         raise ValueError(
             "replica exchange needs warmup=..., several hundred transitions: the truth is a draw at the coldest "
@@ -159,12 +168,13 @@ def simulation_based_calibration(
         draws = around(*draws.split(num_datasets), generator)
     together = torch.cat([truth[:, None], draws], dim=1)  # (S, 1 + L, D)
     log_likelihood = posterior.with_targets(y).log_likelihood(together.flatten(0, 1)).view(num_datasets, -1)
-    values = torch.stack([*(function(together) for function in quantities.values()), log_likelihood], dim=-1)
+    found = [_of_each(name, function, together) for name, function in quantities.items()]
+    values = torch.stack([*found, log_likelihood], dim=-1)
     return Calibration(
         ranks(values[:, 0], values[:, 1:], generator),
         num_draws,
         [*quantities, LOG_LIKELIHOOD],
-        None if isinstance(seed, torch.Generator) else operator.index(seed),
+        None if isinstance(seed, torch.Generator) else _check.seed(seed),
     )
 
 
@@ -179,6 +189,17 @@ def _check_simulated(posterior: Posterior, truth: Tensor, y: Tensor) -> None:
             f"{expected[off][0]:g}, but their log likelihood is {found[off][0]:g}: a sampler of the one can't be "
             "tested by draws from the other; let distribution and log_probs be the same"
         )
+
+
+def _of_each(name: str, function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """A quantity of theta ``(..., D)``, shape ``(...)``."""
+    values = _check.tensor(f"the quantity {name!r}", function(theta)).to(theta)
+    if values.shape != theta.shape[:-1]:
+        raise ValueError(
+            f"the quantity {name!r} has shape {tuple(values.shape)}, and must be one number for each theta, "
+            f"{tuple(theta.shape[:-1])}, where theta has shape {tuple(theta.shape)}"
+        )
+    return values
 
 
 def around(backward: Tensor, forward: Tensor, generator: torch.Generator) -> Tensor:
@@ -213,6 +234,12 @@ def ranks(truth: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: if a value is NaN, which has no rank.
     """
+    truth, draws = _check.tensor("truth", truth), _check.tensor("draws", draws)
+    _check.generator(generator)
+    if draws.ndim != truth.ndim + 1 or (draws.shape[0], *draws.shape[2:]) != tuple(truth.shape):
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)}, and truths (S, ...) need (S, L, ...): {tuple(truth.shape)}"
+        )
     if truth.isnan().any() or draws.isnan().any():
         raise ValueError("a quantity is NaN for some theta, and has no rank there")
     below, equal = (draws < truth[:, None]).sum(1), (draws == truth[:, None]).sum(1)
@@ -229,6 +256,7 @@ def chi_square(ranks: Tensor, num_draws: int) -> Tensor:
     """
     from scipy.stats import chi2
 
+    ranks, num_draws = _check.tensor("ranks", ranks), _check.whole("num_draws", num_draws, 1)
     expected = len(ranks) / (num_draws + 1)
     if expected < FEWEST_PER_RANK:
         raise ValueError(
@@ -271,6 +299,8 @@ def ecdf_band(num_datasets: int, num_draws: int, alpha: float) -> tuple[Tensor, 
     Raises:
         ValueError: if alpha is not between 0 and 1.
     """
+    num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
+    alpha = _check.number("alpha", alpha)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     places = _places(num_draws)

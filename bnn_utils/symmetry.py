@@ -46,6 +46,7 @@ import math
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.backprop import ACTIVATIONS, Layer, linear_chain
 from bnn_utils.flat import FlatModule
 
@@ -69,7 +70,9 @@ def fold(draws: Tensor, flat: FlatModule) -> Tensor:
         ValueError: if the network is not such a chain, or the draws are of another network.
         TypeError: if ``flat`` is not a FlatModule.
     """
-    layers = _layers(flat)
+    layers, draws = _layers(flat), _check.tensor("draws", draws)
+    if not draws.is_floating_point():
+        raise ValueError(f"draws have dtype {draws.dtype}, and should be floats")
     if draws.shape[-1:] != (flat.dim,):
         raise ValueError(f"draws have shape {tuple(draws.shape)}; this network takes (..., {flat.dim})")
     draws = draws.clone()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnn_utils import _check
 from bnn_utils.adaptation import TARGET_ACCEPTANCE, DualAveraging
 from bnn_utils.backprop import Target
 from bnn_utils.hmc import HMC, HMCInfo, accept, acceptance_rate, metric, propose
@@ -82,6 +83,7 @@ class ReplicaExchange:
         step_sizes: one for each temperature, ``(K,)``.
 
     Raises:
+        TypeError: if the kernel is another one.
         ValueError: if there are less than 2 temperatures, or a ladder or step sizes that don't fit.
     """
 
@@ -91,10 +93,13 @@ class ReplicaExchange:
     step_sizes: Tensor | None = None
 
     def __post_init__(self) -> None:
-        num = self.num_temperatures
-        if not (2 <= num < float("inf") and num == int(num)):
-            raise ValueError(f"num_temperatures must be a whole number of at least 2, got {num}")
-        beta, sizes = self.inverse_temperatures, self.step_sizes
+        _check.instance("kernel", self.kernel, HMC, "an HMC kernel, such as HMC(step_size=0.05, num_steps=8)")
+        num = _check.whole("num_temperatures", self.num_temperatures, 2)
+        beta, sizes = (
+            None if values is None else _check.tensor(name, values).detach()
+            for name, values in (("inverse_temperatures", self.inverse_temperatures), ("step_sizes", self.step_sizes))
+        )
+        _check.settle(self, num_temperatures=num, inverse_temperatures=beta, step_sizes=sizes)
         if beta is not None and (beta.shape != (num,) or beta[0] != 0 or beta[-1] != 1 or not (beta.diff() > 0).all()):
             raise ValueError(
                 f"inverse_temperatures must be {num} numbers that rise from 0, the prior, to 1, the posterior; got "

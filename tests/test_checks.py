@@ -433,7 +433,7 @@ def test_networks_made_ready_to_run(wrap, monkeypatch):
 
 
 def test_no_module():
-    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got function"):
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got an object of type function"):
         Posterior(lambda x: x, LINE, NormalPrior(1.0), Gaussian(1.0))
 
 

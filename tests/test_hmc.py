@@ -276,7 +276,7 @@ def test_num_steps(num_steps):
 @pytest.mark.parametrize(
     ("inv_mass", "message"),
     [
-        ([1.0, 2.0], r"a tensor of shape \(D,\) or \(D, D\), got list"),
+        (torch.tensor(1.0), r"a tensor of shape \(D,\) or \(D, D\), got \(\)"),
         (torch.ones(2, 2, 2), r"got \(2, 2, 2\)"),
         (torch.tensor([1.0, -2.0]), "positive and finite, but it holds -2"),
         (torch.tensor([1.0, math.nan]), "positive and finite, but it holds nan"),

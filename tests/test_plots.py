@@ -332,7 +332,7 @@ def test_animation_is_a_small_gif_of_all_frames(p, grid, posterior, tmp_path):
         assert image.format == "GIF"
         assert image.n_frames == 3
     assert len(animation.gif) < 200_000
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="there are 3 frames and 1 titles"):
         animate.contours(p[0, :3], grid, posterior.data, ["only one title"], alt="")
 
 

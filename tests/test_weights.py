@@ -264,7 +264,7 @@ def test_weights_are_no_model_of_the_data():
         (torch.tensor([1.0] * 11 + [np.nan]), ValueError, r"weights has 1 NaN or infinite values, the first at \[11\]"),
         (torch.tensor([1.0] * 11 + [np.inf]), ValueError, "weights has 1 NaN or infinite"),
         (torch.ones(12, dtype=torch.complex64), ValueError, "weights is torch.complex64"),
-        ([1.0] * 12, TypeError, "weights must be a torch.Tensor, got list"),
+        (["a"] * 12, TypeError, "weights must be a tensor or an array of numbers"),
         (torch.ones(12, device="meta"), ValueError, "x lies on cpu and weights on meta"),
     ],
 )  # fmt: skip

@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.chain import Chain
 from bnn_utils.diagnostics import RHAT_LIMIT
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, LINE_STYLES, Figure
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CHAIN = "a Chain, as by sample(...) or Chain.from_draws(draws, posterior)"
 
 
 def against_published(ours: pd.DataFrame, published: pd.DataFrame, title: str = "") -> Figure:
@@ -64,8 +67,13 @@ def speed(results: pd.DataFrame, title: str = "") -> Figure:
 
 def traces(chain: Chain, parameters: Sequence[int], starts: int = 300, title: str = "") -> Figure:
     """Traces of the log density and of some parameters, one colour per chain; the log density's start is cut off."""
+    _check.instance("chain", chain, Chain, CHAIN)
+    _check.instance(
+        "parameters", parameters, (Sequence, np.ndarray, Tensor), "a list of places in theta, such as [0, 3]"
+    )
+    parameters = [_check.whole("parameters", k, 0, chain.dim - 1) for k in parameters]
     figure = Figure(figsize=(10, 1.5 * (len(parameters) + 1)), title=title, alt="Trace plots, one colour per chain")
-    axes = figure.subplots(len(parameters) + 1, 1, sharex=True)
+    axes = figure.subplots(len(parameters) + 1, 1, sharex=True, squeeze=False)[:, 0]
     for ax, values, name in zip(
         axes,
         [chain.stats["lp"], *(chain.draws[..., k] for k in parameters)],
@@ -90,6 +98,7 @@ def ranks(draws: Tensor, names: Sequence[str], bins: int = 20, title: str = "") 
     """
     from scipy.stats import rankdata
 
+    draws = _quantities(draws, names)
     chains, length, quantities = draws.shape
     figure = Figure(
         figsize=(2.5 * quantities, 1.1 * chains + 0.8),
@@ -122,6 +131,7 @@ def ranks(draws: Tensor, names: Sequence[str], bins: int = 20, title: str = "") 
 
 def autocorrelations(draws: Tensor, names: Sequence[str], max_lag: int = 1000, title: str = "") -> Figure:
     """Autocorrelation against lag of some quantities, shape ``(chains, draws, K)``, averaged over chains."""
+    draws = _quantities(draws, names)
     figure = Figure(figsize=(7, 3.4), title=title, alt="Autocorrelation against lag")
     ax = figure.subplots()
     centred = (draws - draws.mean(1, keepdim=True)).cpu()
@@ -141,6 +151,8 @@ def energies(chain: Chain, starts: int, title: str = "") -> Figure:
     Raises:
         ValueError: if the chain has no energies, as draws from elsewhere may not.
     """
+    _check.instance("chain", chain, Chain, CHAIN)
+    starts = _check.whole("starts", starts, 0, chain.num_draws - 2)
     if "energy" not in chain.stats:
         raise ValueError(f"this chain has no statistic 'energy', only {', '.join(chain.stats)}")
     figure = Figure(figsize=(7, 3.2), title=title, alt="Histograms of the energy and of its changes between draws")
@@ -158,6 +170,16 @@ def energies(chain: Chain, starts: int, title: str = "") -> Figure:
     ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
     ax.legend(fontsize=9)
     return figure
+
+
+def _quantities(draws: Tensor, names: Sequence[str]) -> Tensor:
+    """Draws ``(chains, draws, K)`` of K quantities that have names."""
+    draws = _check.tensor("draws", draws).detach()
+    if draws.ndim != 3 or draws.shape[2] != len(names) or draws.numel() == 0:
+        raise ValueError(
+            f"draws have shape {tuple(draws.shape)} and there are {len(names)} names: (chains, draws, K) needs K names"
+        )
+    return draws
 
 
 def _chain_colours(chain: Chain) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.data import Data
 from bnn_utils.diagnostics import RHAT_LIMIT, Convergence, worst_place
 from bnn_utils.plots.style import (
@@ -19,6 +20,7 @@ from bnn_utils.plots.style import (
     INK,
     RHAT_LEVELS,
     Figure,
+    check_maps,
     mesh,
     scatter,
     shared_legend,
@@ -28,6 +30,7 @@ from bnn_utils.plots.style import (
 
 def rhat_comparison(weights: Tensor, function: Tensor, title: str = "") -> Figure:
     """R-hat of every weight beside R-hat of the prediction at every grid point."""
+    weights, function = _check.tensor("weights", weights), _check.tensor("function", function)
     figure = Figure(figsize=(7, 3), title=title, alt="R-hat of the weights and of the predictions, as dots")
     ax = figure.subplots()
     for level, values, colour in ((1, weights, CHAIN_COLOURS[1]), (0, function, CHAIN_COLOURS[0])):
@@ -69,6 +72,7 @@ def rhat_map(values: Tensor, grid: Tensor, data: Data, title: str = "") -> Figur
 
 def rhat_maps(maps: Mapping[str, Tensor], grid: Tensor, data: Data, title: str = "") -> Figure:
     """R-hat over the plane for several runs, side by side on one scale: panel title -> R-hat ``(M,)`` on the grid."""
+    check_maps(maps)
     figure = Figure(
         figsize=(4.3 * len(maps) + 1.5, 4.6),
         title=title,
@@ -87,6 +91,8 @@ def rhat_maps(maps: Mapping[str, Tensor], grid: Tensor, data: Data, title: str =
 
 def convergence_maps(convergence: Convergence, data: Data, title: str = "") -> Figure:
     """R-hat, bulk ESS and tail ESS of the predictions over the plane: dark is bad, and the limit is drawn in."""
+    wanted = "a Convergence, as by diagnostics.convergence(predictions, grid)"
+    _check.instance("convergence", convergence, Convergence, wanted)
     figure = Figure(
         figsize=(12, 5.2),
         title=title,

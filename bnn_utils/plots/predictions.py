@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.data import Data
 from bnn_utils.flat import FlatModule
 from bnn_utils.plots.style import (
@@ -17,6 +18,7 @@ from bnn_utils.plots.style import (
     LINE_STYLES,
     UNCERTAINTY_MAP,
     Figure,
+    check_maps,
     mesh,
     probability_contours,
     scatter,
@@ -39,6 +41,7 @@ def points(data: Data, title: str = "") -> Figure:
 
 def parameter_layout(flat: FlatModule, theta: Tensor | None = None, title: str = "") -> Figure:
     """Which slice of the flat vector is which parameter; with theta, its values too."""
+    _check.instance("flat", flat, FlatModule, "a FlatModule, such as posterior.flat")
     figure = Figure(
         figsize=(10, 2.0), title=title, alt="A strip of cells, one per element of theta, shaded by parameter tensor"
     )
@@ -61,7 +64,8 @@ def decision_maps(
     maps: Mapping[str, Tensor], grid: Tensor, data: Data | None = None, title: str = "", columns: int = 4
 ) -> Figure:
     """Probability of class 1 over the plane, one panel per entry: panel title -> probabilities ``(M,)`` on the grid."""
-    columns = min(columns, len(maps))
+    check_maps(maps)
+    columns = min(_check.whole("columns", columns, 1), len(maps))
     rows = math.ceil(len(maps) / columns)
     side = 4.6 if columns == 1 else 3.9 if columns == 2 else 2.6
     figure = Figure(

@@ -12,7 +12,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
@@ -23,6 +23,7 @@ from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.contour import QuadContourSet
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.data import Data
 from bnn_utils.diagnostics import RHAT_LIMIT
 
@@ -74,6 +75,9 @@ def image_bundle(data: bytes, kind: str, alt: str) -> dict[str, str]:
 
 def scatter(ax: Axes, data: Data, size: float, edge: str = "white") -> None:
     """The points of a data set with two inputs and labels 0 and 1."""
+    _check.instance("data", data, Data, "a Data, as by Data(x, y)")
+    if data.x.ndim != 2 or data.x.shape[1] != 2:
+        raise ValueError(f"this figure shows inputs of shape (N, 2), but these have shape {tuple(data.x.shape)}")
     x, y = data.x.cpu(), data.y.cpu()
     for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):
         chosen = x[y == label]
@@ -92,6 +96,7 @@ def probability_contours(ax: Axes, grid: Tensor, p: Tensor) -> QuadContourSet:
 
 def mesh(grid: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grid points ``(M, 2)`` and values ``(M,)`` as the three square arrays that Matplotlib's contours take."""
+    grid, values = _check.tensor("grid", grid), _check.tensor("values", values)
     side = math.isqrt(len(grid))
     if side * side != len(grid) or values.shape != (len(grid),):
         raise ValueError(
@@ -100,6 +105,13 @@ def mesh(grid: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
         )
     x1, x2 = grid.cpu().numpy().T.reshape(2, side, side)
     return x1, x2, values.cpu().numpy().reshape(side, side)
+
+
+def check_maps(maps: Mapping[str, Tensor]) -> None:
+    """Raise unless there is a panel to draw."""
+    _check.instance("maps", maps, Mapping, "a mapping from titles to values")
+    if not maps:
+        raise ValueError("there is no map to draw: pass {title: values on the grid}")
 
 
 def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:

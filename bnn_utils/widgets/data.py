@@ -6,6 +6,7 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
+from bnn_utils import _check
 from bnn_utils.data import Data, boxes, square_grid
 from bnn_utils.diagnostics import rhat
 from bnn_utils.hmc import HMC
@@ -39,6 +40,7 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
         ValueError: if the inputs are not two, or out of reach, or labels are none of 0 and 1.
     """
     data = boxes(n=20) if data is None else data
+    _check.instance("data", data, Data, "a Data, as by Data(x, y)")
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
     grid = square_grid(25, limit=LIMIT)
     pad = PointPad(_points(data), LIMIT)

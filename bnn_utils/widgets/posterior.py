@@ -10,6 +10,7 @@ import ipywidgets
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.chain import Chain
 from bnn_utils.plots import Figure, decision_maps, uncertainty_map
 from bnn_utils.posterior import Posterior
@@ -53,11 +54,13 @@ def posterior_explorer(
     Raises:
         ValueError: if the inputs are not two, there is no chain, or draws don't fit the posterior.
     """
+    _check.posterior(posterior)
     check_plane(posterior)
     runs = dict(chain) if isinstance(chain, Mapping) else {"run": chain}
     if not runs:
         raise ValueError("there is no chain to look at: pass a Chain, or a mapping from names to Chains")
     for run in runs.values():
+        _check.instance("a chain", run, Chain, "a Chain, as by sample(...) or Chain.from_draws(draws, posterior)")
         posterior.flat.check(run.draws[0])
     grid = around(posterior.data.x) if grid is None else grid
 

@@ -8,6 +8,7 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
+from bnn_utils import _check
 from bnn_utils.data import square_grid
 from bnn_utils.flat import FlatModule
 from bnn_utils.plots import Figure, prior_predictive
@@ -29,6 +30,7 @@ def prior_explorer(precision: float = 0.09, seed: int = 0) -> Explorer:
         precision: of the normal prior of all weights, to begin with.
         seed: of the networks.
     """
+    precision, seed = _check.positive("precision", precision), _check.seed(seed)
     grid = square_grid(25, limit=6.0)
 
     def work(precision: float, width: int, activation: str) -> tuple[Figure, str]:

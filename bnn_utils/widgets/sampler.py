@@ -8,6 +8,7 @@ import ipywidgets
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.chain import Chain
 from bnn_utils.diagnostics import ess
 from bnn_utils.hmc import HMC, HMCState, leapfrog
@@ -55,6 +56,8 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
     Raises:
         ValueError: if ``start`` has another shape than theta, or the log density there is not finite.
     """
+    _check.posterior(posterior)
+    start = None if start is None else _check.tensor("start", start)
     if start is None:
         start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False, compile=False).draws[0, 0]
     posterior.flat.check(start)

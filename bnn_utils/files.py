@@ -1,0 +1,276 @@
+"""A chain's file: netCDF, written all at once or not at all, and read only if it is what was written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnn_utils.evidence import Tempering
+
+if TYPE_CHECKING:
+    from xarray import DataArray
+
+    from bnn_utils.chain import Chain
+
+FORMAT = 1
+# A file ends with one line, which HDF5 does not look at: the format, and SHA-256 of all that stands before its digits.
+SEAL = "\nbnn_utils chain, format {}, sha256 "
+PATTERN = re.compile(rb"\nbnn_utils chain, format ([0-9]{1,9}), sha256 ([0-9a-f]{64})\n\Z")
+LONGEST_SEAL = 128
+HDF5 = b"\x89HDF\r\n\x1a\n"
+
+GROUPS = ("posterior", "sample_stats")  # by ArviZ's names
+TAKEN = (
+    "theta",
+    "chain",
+    "draw",
+    "parameter",
+    "temperature",
+    "log_likelihood",
+)  # names that mean something else to ArviZ
+LADDER = "tempering_"  # how the names of Tempering's fields begin among the statistics
+# What travels as attributes, beside the seed, which may be larger than netCDF's numbers.
+ATTRIBUTES = {
+    "kernel": str,
+    "engine": str,
+    "device": str,
+    "warmup": int,
+    "wall_time": float,
+    "compile_time": float,
+    "sampling_time": float,
+}
+KINDS = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64"
+DTYPES = {name: getattr(torch, name) for name in KINDS.split()}
+NOT_OURS = "does not hold a chain written by Chain.save"
+
+
+# --- chains as bytes --------------------------------------------------------------------------------------------------
+
+
+def save(chain: Chain, path: str | os.PathLike[str]) -> None:
+    """What `Chain.save` does."""
+    name, why = to_path(path), problem(chain)
+    if why:
+        raise ValueError(f"this chain can't be saved: {why}")
+    data = chain.to_arviz()
+    dtypes = {"theta": chain.draws.dtype} | {name: values.dtype for name, values in chain.stats.items()}
+    if chain.tempering is not None:
+        dtypes |= {f"{LADDER}{name}": values.dtype for name, _, values in chain.tempering.items()}
+    content = io.BytesIO()
+    for mode, group in zip("wa", GROUPS, strict=True):
+        values = data[group]
+        for variable in values.data_vars:
+            values[variable].attrs["torch_dtype"] = str(dtypes[variable]).removeprefix("torch.")
+        compressed = {variable: {"zlib": True} for variable in values.data_vars}
+        values.to_netcdf(content, mode=mode, group=group, engine="h5netcdf", encoding=compressed)
+    write(name, content.getbuffer())
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the chain that `save` wrote; see `Chain.load`."""
+    import xarray
+
+    content = io.BytesIO(read(path))
+    try:
+        posterior, sample_stats = (xarray.load_dataset(content, group=group, engine="h5netcdf") for group in GROUPS)
+        stats, ladder = {}, {}
+        for name, values in sample_stats.data_vars.items():
+            field = name.removeprefix(LADDER)
+            (stats if field == name else ladder)[field] = tensor(values)
+        seed = posterior.attrs["seed"]
+        return {
+            "draws": tensor(posterior["theta"]),
+            "stats": stats,
+            "names": posterior["parameter"].to_numpy().tolist(),
+            "seed": None if seed == "None" else int(seed),
+            "tempering": Tempering(**ladder) if ladder else None,
+            **{name: kind(posterior.attrs[name]) for name, kind in ATTRIBUTES.items()},
+        }
+    except Exception as error:  # its bytes are those that were written, and yet they say something else
+        raise ValueError(f"{os.fspath(path)!r} {NOT_OURS}: {type(error).__name__}: {error}") from error
+
+
+def problem(chain: Chain) -> str | None:
+    """Why a chain would not come back from a file as it is, in words; None if it would."""
+    tensors = {"draws": chain.draws} | chain.stats
+    if chain.tempering is not None:
+        tensors |= {f"tempering.{name}": values for name, _, values in chain.tempering.items()}
+    for name, values in tensors.items():
+        if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+            return f"{name} must be a dense tensor with values, got {type(values).__name__}"
+        if values.dtype not in DTYPES.values():
+            return f"{name} has dtype {values.dtype}, and must have one of {KINDS}"
+    if chain.draws.ndim != 3 or chain.draws.numel() == 0 or not chain.draws.is_floating_point():
+        return f"draws have shape {tuple(chain.draws.shape)} and {chain.draws.dtype}, not (chains, draws, D) and floats"
+    bad = (~chain.draws.isfinite()).nonzero()
+    if len(bad):
+        return f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}"
+    why = problem_of_names(chain.stats)
+    if why:
+        return why
+    if "lp" not in chain.stats:
+        return f"there is no statistic lp, the log density of each draw; there are {', '.join(chain.stats) or 'none'}"
+    lead = tuple(chain.draws.shape[:2])
+    for name, values in chain.stats.items():
+        if values.shape != lead:
+            return f"the statistic {name} has shape {tuple(values.shape)}, expected {lead}"
+    if chain.tempering is not None:
+        num = tuple(chain.tempering.replica.shape[-1:])
+        for name, dims, values in chain.tempering.items():
+            expected = (*lead[: len(dims) - 1], *num)
+            if values.shape != expected:
+                return f"tempering.{name} has shape {tuple(values.shape)}, expected {expected}"
+    if len(chain.names) != chain.dim:
+        return f"there are {len(chain.names)} names for {chain.dim} parameters"
+    for text in (*chain.names, chain.kernel, chain.engine, chain.device):
+        if not isinstance(text, str) or "\0" in text or text.encode(errors="ignore").decode() != text:
+            return f"names, kernel, engine and device must be text without NUL characters, got {text!r:.80}"
+    for name, kind in ATTRIBUTES.items():
+        value = getattr(chain, name)
+        if kind is not str and not isinstance(value, (int, float, np.number)):
+            return f"{name} must be a number, got {value!r:.80}"
+    if chain.seed is not None and not isinstance(chain.seed, int):
+        return f"seed must be a whole number or None, got {chain.seed!r:.80}"
+    return None
+
+
+def problem_of_names(stats: Mapping[str, Tensor]) -> str | None:
+    """Why a statistic can't go by its name to ArviZ and to a file, in words; None if all can."""
+    for name in stats:
+        if not isinstance(name, str) or not name.isidentifier() or unicodedata.normalize("NFC", name) != name:
+            return f"the name of a statistic must be one word of letters, digits and underscores, got {name!r:.80}"
+        if name in TAKEN or name.startswith(LADDER):
+            return (
+                f"a statistic can't be called {name}: {', '.join(TAKEN)} and names that begin with {LADDER} mean "
+                "something else to ArviZ and in a file; give it another name"
+            )
+    return None
+
+
+def attributes(chain: Chain) -> dict[str, str | int | float]:
+    """What is said of a chain beside its numbers."""
+    return {name: kind(getattr(chain, name)) for name, kind in ATTRIBUTES.items()} | {"seed": str(chain.seed)}
+
+
+def array(values: Tensor) -> np.ndarray:
+    """For ArviZ and netCDF, which know no floats of 16 bits; 32 hold all of their values."""
+    return (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy(force=True)
+
+
+def tensor(values: DataArray) -> Tensor:
+    """In the dtype that it was saved with."""
+    return torch.from_numpy(values.to_numpy()).to(DTYPES[values.attrs["torch_dtype"]])
+
+
+# --- bytes as files ---------------------------------------------------------------------------------------------------
+
+
+def to_path(path: str | os.PathLike[str]) -> str:
+    """The path as a str, with ``~`` for the home folder.
+
+    Raises:
+        TypeError: if it is something else, such as None, bytes or an open file.
+        ValueError: if it is empty or holds a NUL character.
+    """
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"a path must be a str or a pathlib.Path, got {type(path).__name__}")
+    if not name or "\0" in name:
+        raise ValueError(f"a path must name a file, got {name!r}")
+    return os.path.expanduser(name)
+
+
+def write(path: str, content: memoryview) -> None:
+    """Write and seal a file: first beside the old one, then in its place, so that there is a whole file at any time.
+
+    A link is followed, and the file that is replaced hands its mode on. After a kill or a loss of power in the middle,
+    a hidden file ``.<name>.<16 digits>`` may be left beside it.
+
+    Raises:
+        OSError: if that fails, as on a full disk; the file that was there is unchanged.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file in it", path)
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "this is a device or a pipe; name a file", path)
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "this file may not be written to, and is unchanged", path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(target.parent)!r}; make it first", path)
+    seal = SEAL.format(FORMAT).encode()
+    digest = hashlib.sha256(content)
+    digest.update(seal)
+    beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
+    try:
+        try:
+            with open(beside, "xb") as file:
+                file.write(content)
+                file.write(seal + digest.hexdigest().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                os.chmod(beside, target.stat().st_mode & 0o7777)
+            os.replace(beside, target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        left = "the file that was there is unchanged" if target.exists() else "there is no such file now"
+        reason = f"could not write: {error.strerror or error}; {left}"
+        raise OSError(error.errno or errno.EIO, reason, path) from error
+    # The new name reaches the disk with its folder; not every system lets a folder be opened and written out for that.
+    with suppress(OSError):
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a sealed file, once it is clear that they are those that `write` wrote.
+
+    So no parser ever sees a damaged file: HDF5's may crash on one, or never return.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file was not written by `write`, or has changed since.
+    """
+    name = to_path(path)
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name!r}")
+    content = Path(name).read_bytes()
+    seal = PATTERN.search(content, max(0, len(content) - LONGEST_SEAL))
+    if not content:
+        why = "it is empty"
+    elif seal is None and not content.startswith(HDF5):
+        why = "it is not a netCDF file"
+    elif seal is None:
+        why = (
+            "it does not end with the checksum that Chain.save puts there, so it was cut short or added to, or written "
+            "by an older version or another program. Draws that ArviZ can read come home by "
+            "Chain.from_arviz(arviz.from_netcdf(path), posterior)"
+        )
+    elif hashlib.sha256(memoryview(content)[: seal.start(2)]).hexdigest().encode() != seal[2]:
+        why = "it was changed or damaged after it was written, as its checksum differs; take another copy of it"
+    elif int(seal[1]) != FORMAT:
+        why = (
+            f"it has format {int(seal[1])}, and this version of bnn_utils reads format {FORMAT}: use the one it is from"
+        )
+    else:
+        return content
+    raise ValueError(f"{name!r} {NOT_OURS}: {why}")
