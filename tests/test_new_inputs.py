@@ -291,7 +291,6 @@ def test_shapes_and_seeds(lead, numbers, monkeypatch):
 def test_simulate_is_predictive_draws_at_the_data(posterior, theta):
     here = posterior.predictive_draws(theta, posterior.data.x, seed=2)
     assert torch.equal(posterior.simulate(theta, generator(2)), here)
-    assert torch.equal(posterior.simulate(theta, 2), here)
     chain = Chain.from_draws(theta[None], posterior)
     assert posterior.predictive_draws(chain.draws, posterior.data.x, seed=2).shape == (1, 5, 80)
 
