@@ -382,9 +382,10 @@ def test_table_of_contents(lab):
     lab.open("02_model.ipynb")
     lab.page.get_by_role("tab", name="Table of Contents").click()
     headings = lab.page.locator(".jp-TableOfContents .jp-tocItem-content")
-    rendered = lab.panel.locator(":is(h1, h2, h3, h4)").all_text_contents()
+    rendered = lab.panel.locator(":is(h1, h2, h3, h4)")
     headings.last.wait_for()  # to be seen
-    assert headings.all_text_contents() == [heading.rstrip("¶") for heading in rendered]
+    sync_api.expect(rendered).to_have_count(headings.count())  # cells are rendered one after the other
+    assert headings.all_text_contents() == [heading.rstrip("¶") for heading in rendered.all_text_contents()]
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
