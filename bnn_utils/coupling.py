@@ -18,6 +18,7 @@ FALSE_ALARM = 1e-6
 SHARED = 0.05
 # What `coupled` looks at: so many quantities together or, of so many chains that this would take seconds, on their own.
 QUANTITIES_TOGETHER, QUANTITIES_ALONE = 20, 4
+MOST_QUANTITIES = 1024
 MOST_PRODUCTS = 2**24
 BLOCK_ELEMENTS = 2**22  # of products that are worked on at once, to bound memory
 
@@ -92,8 +93,10 @@ def coupled(values: Tensor) -> Pairs:
     Args:
         values: shape ``(chains, draws, Q)``: parameters or predictions.
     """
-    x = values.detach().cpu()
-    x = x if x.is_floating_point() else x.double()
+    x = values.detach()
+    if x.shape[2] > MOST_QUANTITIES:  # evenly spread ones, among which enough move
+        x = x[:, :, torch.linspace(0, x.shape[2] - 1, MOST_QUANTITIES).long()]
+    x = x.cpu() if x.is_floating_point() else x.cpu().double()
     num, moving = len(x), (x != x[:, :1]).any(1).any(0).nonzero().flatten()
     if num < 2 or len(moving) == 0:
         return []

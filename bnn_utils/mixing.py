@@ -18,6 +18,7 @@ from bnn_utils import _check
 
 FEWEST_DRAWS = 4  # two in each half of a chain
 FEWEST_BATCHES = 12  # of all chains together: with 10 to 30 intervals are about as good (Schmeiser 1982)
+COLUMNS, ROWS = 256, 128  # of draws that are transposed at once
 BLOCK_ELEMENTS = 2**18  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
 
 
@@ -35,21 +36,38 @@ def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, few
         )
     if values.dtype != torch.float32:  # which is ranked as it is, in half the time
         values = values.double()
-    columns = values.reshape(*values.shape[:2], -1).numpy()
-    bad = sum(int((~part.isfinite()).sum()) for part in values.reshape(-1).split(BLOCK_ELEMENTS))
+    bad = 0
+    for part in values.reshape(-1).split(BLOCK_ELEMENTS):
+        if not torch.stack(part.aminmax()).isfinite().all():  # several times as fast as to look at each value
+            bad += int((~part.isfinite()).sum())
     if bad:
         raise ValueError(f"{bad} of the values are NaN or infinite")
-    width = max(1, BLOCK_ELEMENTS // (values.shape[0] * values.shape[1]))
+    chains, length = values.shape[:2]
+    columns = values.reshape(chains * length, -1).numpy()
+    width = max(1, BLOCK_ELEMENTS // len(columns))
+    # Read more at once than is worked on at once: each row of many quantities lies far from the next.
+    group = -(-max(width, min(COLUMNS, COLUMNS * ROWS**2 // len(columns))) // width) * width
 
-    def of_block(start: int) -> np.ndarray:
-        x = np.ascontiguousarray(columns[:, :, start : start + width].transpose(2, 0, 1))
+    def of_group(start: int) -> np.ndarray:
+        x = _transposed(columns[:, start : start + group]).reshape(-1, chains, length)
+        return np.concatenate([of_block(x[first : first + width]) for first in range(0, len(x), width)], axis=-1)
+
+    def of_block(x: np.ndarray) -> np.ndarray:
         unmoved = (x == x[:, :1, :1]).all(axis=(1, 2))
         return np.where(unmoved, np.nan, function(x))
 
     # NumPy sorts and transforms on one thread; these are as many as the reader lets torch have.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        results = np.concatenate(list(pool.map(of_block, range(0, columns.shape[2], width))), axis=-1)
+        results = np.concatenate(list(pool.map(of_group, range(0, columns.shape[1], group))), axis=-1)
     return torch.from_numpy(results.reshape(results.shape[:-1] + values.shape[2:]))
+
+
+def _transposed(columns: np.ndarray) -> np.ndarray:
+    """Contiguous, by some rows at a time, which stay in the cache: six times as fast as all at once."""
+    result = np.empty(columns.shape[::-1], columns.dtype)
+    for start in range(0, len(columns), ROWS):
+        result[:, start : start + ROWS] = columns[start : start + ROWS].T
+    return result
 
 
 def split_chains(x: np.ndarray) -> np.ndarray:
