@@ -29,9 +29,12 @@ TOKENS = Data(torch.arange(30).view(6, 5) % 7, normal(6, seed=1))
 LABELS = Data(PLANE.x, torch.arange(12) % 3)
 
 
-def seeded(make):
-    torch.manual_seed(1)
-    return make()
+def dense(weight, bias):
+    """Two inputs, one output, the same parameters in every run."""
+    layer = nn.Linear(2, 1)
+    nn.init.constant_(layer.weight, weight)
+    nn.init.constant_(layer.bias, bias)
+    return layer
 
 
 def refused(module, data, likelihood, message):
@@ -399,7 +402,7 @@ NO_FUNCTION = {
 @pytest.mark.parametrize(("make", "data", "message"), NO_FUNCTION.values(), ids=NO_FUNCTION)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 def test_what_has_no_density_with_that_gradient(make, data, message, dtype):
-    module = seeded(make)
+    module = make()
     OUTSIDE.to(dtype)
     is_complex = any(tensor.is_complex() for tensor in module.state_dict().values())
     refused(module if is_complex else module.to(dtype), data.to(dtype), Gaussian(1.0), message)
@@ -477,7 +480,7 @@ class SoftmaxInside(nn.Linear):
     ],
 )
 def test_links_twice(make, data, likelihood):
-    refused(seeded(make), data, likelihood, "emits probabilities.* takes logits and applies the link itself")
+    refused(make(), data, likelihood, "emits probabilities.* takes logits and applies the link itself")
 
 
 def test_log_probabilities_are_logits():
@@ -499,7 +502,7 @@ def test_log_probabilities_are_logits():
     ],
 )
 def test_outputs_that_are_no_parameters(function, data):
-    refused(seeded(lambda: nn.Linear(2, 1)), data, function, r"which is impossible, from.*map them, as by exp\(\)")
+    refused(dense(0.1, -1.0), data, function, r"which is impossible, from.*map them, as by exp\(\)")
 
 
 # --- what looks suspicious and is right -------------------------------------------------------------------------------
@@ -547,7 +550,7 @@ def with_spare(module):
 @pytest.mark.parametrize(("make", "data"), RIGHT.values(), ids=RIGHT)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
 def test_what_is_right_is_taken(make, data, dtype):
-    module, data = seeded(make).to(dtype), data.to(dtype)
+    module, data = make().to(dtype), data.to(dtype)
     posterior = Posterior(module, data, NormalPrior(1.0), Gaussian(1.0))
     theta = posterior.flat.ravel() + 0.1 * normal(3, posterior.dim).to(dtype)
     values, grads = posterior.log_prob_and_grad(theta)
@@ -564,13 +567,14 @@ def test_what_is_right_is_taken(make, data, dtype):
 def test_kinks_are_no_reason_to_refuse(dtype):
     """Rectified units and maxima by the thousand, of 20 networks: finite differences cross some kinks with each step.
 
-    The largest error in 120 such vectors was 0.005 with the first step and 5e-7 with the second; 0.05 is allowed.
+    With torch's initial weights, the largest error in 120 vectors was 0.005 with the first step and 5e-7 with the
+    second; 0.05 is allowed.
     """
     data = Data(normal(64, 1, 12, 12).to(dtype), torch.arange(64) % 3)
     for seed in range(20):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed))))
         parts = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
         net = nn.Sequential(*parts, nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+        vector_to_parameters(0.2 * normal(1883, seed=seed).to(dtype), net.parameters())
         assert Posterior(net, data, NormalPrior(1.0), Categorical()).dim == 1883
 
 

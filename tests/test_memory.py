@@ -104,7 +104,6 @@ def test_blocks_of_lanes_and_points_add_up(block, num_datasets, monkeypatch):
     """By autograd, from a point and a lane at a time to all at once; fails where a block is left out."""
 
     def make():
-        torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 1))
         one = Posterior(net, boxes(), NormalPrior(1.0), Bernoulli(), gradient="autograd")
         labels = (torch.rand(6, 80, generator=torch.Generator().manual_seed(1)) < 0.5).double()
