@@ -1,0 +1,148 @@
+r"""What a kernel is: the description of an algorithm, whose state is explicit.
+
+A kernel of one's own is a dozen lines. All that it needs next is in the state that it returns:
+
+>>> from typing import NamedTuple
+>>> import torch
+>>> from torch import Tensor, nn
+>>> class Walk(NamedTuple):
+...     theta: Tensor      # (C, D)
+...     log_prob: Tensor   # (C,)
+>>> class RandomWalk(NamedTuple):
+...     '''Metropolis et al. (1953): a normal step, accepted with probability min(1, density there / density here).'''
+...     width: float
+...     lanes_per_chain = 1
+...     def init(self, density, theta, num_warmup):
+...         return Walk(theta, density.joint.log_prob_and_grad(theta)[0])
+...     def step(self, density, generator, state):
+...         noise = torch.randn(state.theta.shape, generator=generator, dtype=state.theta.dtype)
+...         u = torch.rand(len(noise), generator=generator, dtype=noise.dtype)
+...         there = state.theta + self.width * noise
+...         log_prob = density.joint.log_prob_and_grad(there)[0]
+...         is_accept = log_prob - state.log_prob > u.log()
+...         theta = torch.where(is_accept[:, None], there, state.theta)
+...         state = Walk(theta, torch.where(is_accept, log_prob, state.log_prob))
+...         return state, Info(*state, {"is_accept": is_accept})
+>>> from bnn_utils import Bernoulli, NormalPrior, Posterior, boxes, sample
+>>> posterior = Posterior(nn.Linear(2, 1), boxes(), NormalPrior(1.0), Bernoulli())
+>>> chain = sample(posterior, RandomWalk(0.3), num_samples=100, num_chains=4, seed=0, progress=False)
+>>> chain.draws.shape, sorted(chain.stats)
+(torch.Size([4, 100, 3]), ['is_accept', 'lp'])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from bnn_utils import _check
+
+if TYPE_CHECKING:
+    from bnn_utils.density import Density
+
+# Energy error at which a trajectory counts as divergent, as in Stan (Betancourt 2017, section 6.2).
+MAX_ENERGY_ERROR = 1000.0
+
+S = TypeVar("S")
+
+
+class Info(NamedTuple):
+    """What is recorded of one transition of C chains; of T transitions, as by `stack`, with shapes ``(C, T, ...)``.
+
+    Statistics have ArviZ's names. Those of a trajectory are recorded as ``start_energy``, ``end_energy`` and
+    ``is_accept``; what follows from these, `stack` computes of many transitions at once: a small tensor costs as much
+    as a large one.
+    """
+
+    theta: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    stats: Mapping[str, Any] = {}  # name -> tensor (C, ...), or one number for all chains
+
+    @classmethod
+    def stack(cls, infos: Sequence[Info]) -> Info:
+        """Many transitions as one."""
+        log_prob = torch.stack([info.log_prob for info in infos], dim=1)
+
+        def column(values: list[Tensor | float]) -> Tensor:
+            if isinstance(values[0], Tensor):
+                return torch.stack(values, dim=1)
+            dtype = torch.int64 if isinstance(values[0], int) else log_prob.dtype
+            return torch.tensor(values, dtype=dtype, device=log_prob.device).expand(len(log_prob), -1)
+
+        columns = {name: column([info.stats[name] for info in infos]) for name in infos[0].stats}
+        return cls(torch.stack([info.theta for info in infos], dim=1), log_prob, statistics(columns))
+
+
+def statistics(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ArviZ's statistics of trajectories, in place of the energies at their two ends."""
+    if "start_energy" not in columns:
+        return columns
+    others = dict(columns)
+    start, end = others.pop("start_energy"), others.pop("end_energy")
+    error = end - start
+    return {
+        "acceptance_rate": acceptance_rate(start, end),
+        **others,
+        "energy": torch.where(columns["is_accept"], end, start),  # of the state that was kept, with its momentum
+        "energy_error": error,
+        "diverging": ~(error.isfinite() & (error <= MAX_ENERGY_ERROR)),
+    }
+
+
+def log_ratio(start: Tensor, end: Tensor) -> Tensor:
+    """Log of the density ratio of the trajectory's ends; one that is infinite or not a number is never accepted."""
+    return (start - end).nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+
+
+def acceptance_rate(start: Tensor, end: Tensor) -> Tensor:
+    """Probability with which a trajectory between these energies is accepted: ``min(1, exp(start - end))``."""
+    return log_ratio(start, end).clamp(max=0).exp()
+
+
+class Kernel(Protocol[S]):
+    """A frozen description of an algorithm. It has these three, and may have the two that follow.
+
+    ``steps(density, generator, state, num) -> (state, info)``, many transitions at once, stacked, where that is cheaper
+    than a loop over ``step``.
+
+    ``adapted(state) -> Kernel``, the kernel as a warm-up left it, which samples further without one.
+
+    Attributes:
+        lanes_per_chain: rows of theta that one chain needs in a batch, 1 for most.
+    """
+
+    lanes_per_chain: int
+
+    def init(self, density: Density, theta: Tensor, num_warmup: int) -> S:
+        """The state of chains that start at theta ``(C, D)`` and adapt in their first ``num_warmup`` transitions.
+
+        A state is a NamedTuple of tensors, numbers, None and NamedTuples of these.
+        """
+        ...
+
+    def step(self, density: Density, generator: torch.Generator, state: S) -> tuple[S, Info]:
+        """One transition of all chains. Same density, generator and state, same result."""
+        ...
+
+
+PROTOCOL = (
+    "HMC, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an object "
+    "with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, state) -> "
+    "(state, Info); bnn_utils.kernels.base shows one"
+)
+
+
+def check_kernel(kernel: object) -> None:
+    """Raise unless this is a kernel."""
+    is_kernel = not isinstance(kernel, type) and all(callable(getattr(kernel, name, None)) for name in ("init", "step"))
+    if not is_kernel:
+        raise TypeError(f"kernel must be {PROTOCOL}; got {_check.told(kernel)}")
+    _check.whole(f"lanes_per_chain of {type(kernel).__name__}", getattr(kernel, "lanes_per_chain", None), 1)
+
+
+def adapted(kernel: Kernel[S], state: S) -> Kernel:
+    """The kernel as a warm-up left it."""
+    return kernel.adapted(state) if hasattr(kernel, "adapted") else kernel
