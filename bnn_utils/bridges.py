@@ -9,57 +9,67 @@ import numpy as np
 import torch
 
 from bnn_utils import _check
+from bnn_utils.flat import FlatModule
 
 if TYPE_CHECKING:
-    from bnn_utils.backprop import Target
-    from bnn_utils.posterior import Posterior
+    from bnn_utils.density import Density
 
 NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def numpy_function(posterior: Posterior) -> NumpyFunction:
+def numpy_function(flat: FlatModule, density: Callable[[int], Density]) -> NumpyFunction:
     """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D).
 
     The function may be called from several threads.
-    """
-    # Samplers ask for as many rows every time, and laying out a target's memory takes several times as long as one call
-    # of it, so targets are kept. Each call overwrites that memory, so a call has its target to itself. (Thread-local
-    # ones crash: threads that Python did not start, such as JAX's and Rust's, are new to it in every call.)
-    idle: list[tuple[int, Target]] = []
 
-    @torch.no_grad()
+    Args:
+        flat: the network that theta belongs to.
+        density: makes the Density for a number of rows, such as ``posterior.density``.
+    """
+    # Samplers ask for as many rows every time, and laying out a density's memory takes several times as long as one
+    # call of it, so densities are kept. Each call overwrites that memory, so a call has its density to itself.
+    # (Thread-local ones crash: threads that Python did not start, such as JAX's and Rust's, are new to it in every
+    # call.)
+    idle: list[Density] = []
+
+    @torch.inference_mode()  # at all times, as memory that was made in it can't be used outside
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = _check.tensor("theta", theta).detach().to(dtype=posterior.dtype, device=posterior.device)
-        posterior.flat.check(rows)
-        lanes = rows.view(-1, posterior.dim)
+        rows = _check.tensor("theta", theta).detach()
+        flat.check(rows)
+        num_lanes = 1 if rows.ndim == 1 else len(rows)
         try:
-            num_lanes, target = idle.pop()
+            one = idle.pop()
         except IndexError:  # other threads have them all
-            num_lanes, target = None, None
-        if num_lanes != len(lanes):
-            target = posterior.target(len(lanes))
-        value, grad = target.log_prob_and_grad(lanes)
-        idle.append((len(lanes), target))
+            one = None
+        if one is None or one.num_lanes != num_lanes:
+            one = density(num_lanes)
+        rows = rows.to(dtype=one.dtype, device=one.device)
+        value, grad = one.joint.log_prob_and_grad(rows.view(-1, one.dim))
+        idle.append(one)
         return value.view(rows.shape[:-1]).cpu().numpy()[()], grad.view(rows.shape).cpu().numpy()
 
     return log_prob_and_grad
 
 
-def jax_function(posterior: Posterior) -> Callable[[Any], Any]:
+def jax_function(flat: FlatModule, density: Callable[[int], Density]) -> Callable[[Any], Any]:
     """``theta -> log_prob`` for JAX, differentiable once in reverse mode, in the dtype of its argument.
 
     The density and its gradient are computed together by torch, outside of JAX (`jax.pure_callback`), so the function
     may be jitted and mapped: rows mapped over by vmap go to torch as one batch.
+
+    Args:
+        flat: the network that theta belongs to.
+        density: makes the Density for a number of rows, such as ``posterior.density``.
     """
     import jax
     import jax.numpy as jnp
 
-    numpy = numpy_function(posterior)
+    numpy = numpy_function(flat, density)
 
     def both(theta: Any) -> tuple[Any, Any]:
         def compute(theta: Any) -> tuple[np.ndarray, np.ndarray]:
             theta = np.asarray(theta)
-            value, grad = numpy(theta.reshape(-1, posterior.dim))
+            value, grad = numpy(theta.reshape(-1, flat.dim))
             lead = theta.shape[:-1]
             return value.reshape(lead).astype(theta.dtype), grad.reshape(theta.shape).astype(theta.dtype)
 
@@ -68,9 +78,9 @@ def jax_function(posterior: Posterior) -> Callable[[Any], Any]:
 
     def check(theta: Any) -> Any:
         theta = jnp.asarray(theta)
-        if theta.shape != (posterior.dim,):
+        if theta.shape != (flat.dim,):
             raise ValueError(
-                f"theta has shape {theta.shape}, but this function takes ({posterior.dim},): for rows, jax.vmap it"
+                f"theta has shape {theta.shape}, but this function takes ({flat.dim},): for rows, jax.vmap it"
             )
         return theta
 

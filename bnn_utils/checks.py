@@ -363,7 +363,7 @@ def _check_gradient(trial: Posterior, thetas: Tensor) -> None:
     for num in (1, 2):
         rows = slice(0, num)
         try:
-            value, grad = trial.split_target(num)[1].log_prob_and_grad(thetas[rows])
+            value, grad = trial.density(num).likelihood.log_prob_and_grad(thetas[rows])
         except RuntimeError as error:
             raise ValueError(
                 f"the {trial.gradient} gradient of the log likelihood can't be computed for {num} of theta at once: "
@@ -399,7 +399,7 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
     except (RuntimeError, ValueError, TypeError):  # a dtype written into the forward, a device without float64
         twin, dtype = trial, trial.dtype
     plain, x, y, likelihood = _Plain(twin.flat), twin.data.x, twin.data.y, twin.weighted_likelihood
-    prior = twin.split_target(1)[0].log_prob_and_grad
+    prior = twin.density(1).prior.log_prob_and_grad
 
     def log_likelihood(theta: Tensor) -> Tensor:
         with torch.no_grad():

@@ -13,11 +13,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from bnn_utils import _check, distributions
+from bnn_utils.gradients.autograd import value_and_grad
 
 # What a method of a likelihood follows from, unless a class gives it a closed form; a gradient follows from all of it.
 _SOURCES = {"log_probs": ("distribution",), "mean": ("distribution",), "log_prob": ("log_probs", "distribution")}
@@ -289,26 +290,6 @@ class Gaussian(Likelihood):
         return "Gaussian()" if self.scale is None else f"Gaussian(scale={self.scale:g})"
 
 
-class LogScale(nn.Module):
-    """A last layer for `Gaussian`: puts log scales, which are parameters, beside the outputs that come in.
-
-    ``(..., K) -> (..., 2 K)``: the noise is inferred together with the weights, the same at all points.
-
-    Args:
-        num: K, how many outputs come in.
-    """
-
-    def __init__(self, num: int = 1) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(_check.whole("num", num, 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        num = x.shape[-1]
-        if num != len(self.log_scale):
-            raise ValueError(f"LogScale({len(self.log_scale)}) follows a layer with {num} outputs: say LogScale({num})")
-        return torch.cat([x, self.log_scale.expand_as(x)], dim=-1)
-
-
 class ByDistribution(Likelihood):
     """Any likelihood, as a function of the outputs.
 
@@ -452,13 +433,3 @@ def _unchecked() -> Iterator[None]:
             kind.num_inside -= 1
             if kind.num_inside == 0 and isinstance(Distribution._validate_args, kind):
                 Distribution._validate_args = Distribution._validate_args != 0
-
-
-def value_and_grad(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """``function`` at inputs and its gradient by autograd; values must each depend on inputs of their own."""
-    with torch.inference_mode(False), torch.enable_grad():
-        inputs = inputs.detach().clone().requires_grad_()  # the copy may be differentiated even if the original may not
-        value = function(inputs)
-        # Each value depends on its own inputs alone, so the gradient of the sum holds the gradients of all.
-        (grad,) = torch.autograd.grad(value.sum(), inputs)
-    return value.detach(), grad

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils.backprop import Layer
 from bnn_utils.flat import FlatModule
+from bnn_utils.layers import Layer
 from bnn_utils.tape import Tape
 
 # Bytes that all operations on a block write together. A forward pass holds less at any time, a gradient up to some

@@ -1,4 +1,4 @@
-"""The posterior over the flat parameter vector: log joint and its gradient."""
+"""The model: what data say about a network's flat parameter vector, and what that vector says about data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from bnn_utils import _check
-from bnn_utils.backprop import ACTIVATIONS, Target, closed_form, linear_chain
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
 from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy
-from bnn_utils.compiled import COMPILING, MAX_PARAMETERS, compile_likelihood, pays_off
 from bnn_utils.data import Data
+from bnn_utils.density import Density
 from bnn_utils.flat import FlatModule
+from bnn_utils.layers import ACTIVATIONS, linear_chain
 from bnn_utils.likelihoods import (
     ByDistribution,
     Likelihood,
@@ -26,10 +26,9 @@ from bnn_utils.likelihoods import (
     check_likelihood,
     check_log_probs,
     check_targets,
-    value_and_grad,
 )
 from bnn_utils.network import BLOCK_BYTES, Network, at_inputs
-from bnn_utils.priors import DiagonalNormal, Prior, density
+from bnn_utils.priors import Prior, density
 from bnn_utils.random import as_generator, lend_to_torch
 
 # Numbers that are drawn in one call: which call draws what must depend on shapes alone, for the sake of seeds.
@@ -56,6 +55,16 @@ class Posterior:
             shape ``(..., N)``, such as ``lambda outputs: Poisson(outputs[..., 0].exp())``.
         gradient: "closed-form" for chains of Linear layers and elementwise activations, alone or after frozen parts,
             "autograd" for every module, or "auto": the first where it applies.
+
+    Attributes:
+        flat: the network, a FlatModule.
+        data: as given; of several data sets, y has shape ``(N, S, ...)``.
+        counted: those of its points that count, with weights above 0.
+        network: the network at these points' inputs.
+        layers: of the closed-form gradient; None where that goes by autograd.
+        features: what the first of these layers takes: the inputs, or what frozen parts make of them.
+        prior_distribution: of theta.
+        num_datasets: S, how many data sets `with_targets` gave it.
 
     Raises:
         ValueError: if the density that would be sampled is not the one that was written (`bnn_utils.checks`): if the
@@ -109,9 +118,8 @@ class Posterior:
         self.__dict__ |= _counting(Data(data.x.detach().clone(), y.detach().clone(), weights))
         self._num_outputs = outputs[0].numel()
         self.num_datasets = 1
-        self._compilations: dict[int, Target | None] = {}
         self._prepare(with_closed_form=gradient != "autograd")
-        if gradient == "closed-form" and self._layers is None:
+        if gradient == "closed-form" and self.layers is None:
             raise ValueError(
                 "the closed-form gradient needs an nn.Sequential of trainable nn.Linear layers, with "
                 f"{', '.join(kind.__name__ for kind in ACTIVATIONS)} after any of them and nothing but frozen parts "
@@ -129,11 +137,10 @@ class Posterior:
     def _prepare(self, with_closed_form: bool) -> None:
         """Set up how the density is computed: the network at the data, and the layers of the closed form."""
         x = self.counted.x
-        self._network = at_inputs(self.flat, x)
+        self.network = at_inputs(self.flat, x)
         layers = linear_chain(self.flat) if with_closed_form and x.ndim == 2 else None
-        chain = (x, layers) if layers else self._network.chain() if with_closed_form else None
-        # Of the closed form: the inputs of its first layer, which are the data's or what frozen parts make of them.
-        self._features, self._layers = chain or (None, None)
+        chain = (x, layers) if layers else self.network.chain() if with_closed_form else None
+        self.features, self.layers = chain or (None, None)
 
     @property
     def dim(self) -> int:
@@ -151,7 +158,7 @@ class Posterior:
     @property
     def gradient(self) -> str:
         """The gradient in use: "closed-form" or "autograd"."""
-        return "autograd" if self._layers is None else "closed-form"
+        return "autograd" if self.layers is None else "closed-form"
 
     def _check(self, theta: Tensor) -> None:
         """Raise unless the density can be computed at theta."""
@@ -190,24 +197,28 @@ class Posterior:
     def log_likelihood(self, theta: Tensor) -> Tensor:
         """Log likelihood of all points, a weighted sum: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``."""
         self._check(theta)
-        y = self._targets_of(1 if theta.ndim == 1 else len(theta))
+        y = self.targets_for(1 if theta.ndim == 1 else len(theta))
         if self.num_datasets == 1:
-            return _in_blocks(lambda rows: self._judge(rows, y), theta, self._network.num_lanes)
-        return _in_blocks(self._judge, theta, self._network.num_lanes, y)
+            return _in_blocks(lambda rows: self._judge(rows, y), theta, self.network.num_lanes)
+        return _in_blocks(self._judge, theta, self.network.num_lanes, y)
 
     def _judge(self, theta: Tensor, y: Tensor) -> Tensor:
-        return self.weighted_likelihood.log_prob(self._network(theta), y)
+        return self.weighted_likelihood.log_prob(self.network(theta), y)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
         return self.log_prior(theta) + self.log_likelihood(theta)
+
+    def density(self, num_lanes: int, compile: bool = False) -> Density:
+        """What kernels see of it, for batches of ``num_lanes`` vectors; each thread needs one of its own."""
+        return Density(self, num_lanes, compile)
 
     @torch.no_grad()
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint density and its gradient: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``."""
         self._check(theta)
         lanes = theta.detach().reshape(-1, self.dim)
-        log_prob, grad = self.target(len(lanes)).log_prob_and_grad(lanes)
+        log_prob, grad = self.density(len(lanes)).joint.log_prob_and_grad(lanes)
         return log_prob.view(theta.shape[:-1]), grad.view(theta.shape)
 
     def numpy(self) -> NumpyFunction:
@@ -217,7 +228,8 @@ class Posterior:
             a function of arrays: ``(D,)`` -> scalar, ``(D,)``; ``(C, D)`` -> ``(C,)``, ``(C, D)``. SciPy minimises:
             ``scipy.optimize.minimize(lambda theta: [-value for value in f(theta)], start, jac=True)``.
         """
-        return numpy_function(self.in_double())
+        double = self.in_double()
+        return numpy_function(double.flat, double.density)
 
     @torch.inference_mode(False)
     def in_double(self) -> Posterior:
@@ -241,7 +253,7 @@ class Posterior:
     def _with(self, **parts: Any) -> Posterior:
         """A copy with other parts, which shares the rest; not by copy.copy, which would prepare everything again."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"_compilations": {}} | parts
+        other.__dict__ |= self.__dict__ | parts
         return other
 
     def jax(self) -> Callable[[Any], Any]:
@@ -252,125 +264,13 @@ class Posterior:
         Raises:
             ModuleNotFoundError: if JAX is not installed.
         """
-        return jax_function(self)
-
-    def target(self, num_lanes: int, compile: bool = False) -> Target:
-        """The density as kernels take it, for batches of ``num_lanes`` vectors; one per thread.
-
-        Args:
-            compile: with the likelihood's gradient compiled, as by `compile`.
-        """
-        num_lanes = _check.whole("num_lanes", num_lanes, 1)
-        if self._layers is None and self._is_one_block(num_lanes):
-            return _by_autograd(self.log_prob)
-        likelihood = self._likelihood_target(num_lanes, compile)
-        prior = self.prior_distribution
-
-        def plus_prior(grad: Tensor, theta: Tensor) -> Tensor:
-            if isinstance(prior, DiagonalNormal):
-                return grad.addcmul_(prior.precision, theta, value=-1)
-            return grad + value_and_grad(prior.log_prob, theta)[1]
-
-        def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
-            log_likelihood, grad = likelihood.log_prob_and_grad(theta)
-            return prior.log_prob(theta) + log_likelihood, plus_prior(grad, theta)
-
-        return Target(log_prob_and_grad, lambda theta: plus_prior(likelihood.grad(theta), theta))
-
-    def split_target(self, num_lanes: int, compile: bool = False) -> tuple[Target, Target]:
-        """Prior and likelihood, whose sum `target` is, each as a density of its own: for kernels that weigh them."""
-        prior = self.prior_distribution
-        if not isinstance(prior, DiagonalNormal):
-            return _by_autograd(prior.log_prob), self._likelihood_target(num_lanes, compile)
-
-        def grad(theta: Tensor) -> Tensor:
-            return theta * -prior.precision
-
-        of_prior = Target(lambda theta: (prior.log_prob(theta), grad(theta)), grad)
-        return of_prior, self._likelihood_target(num_lanes, compile)
-
-    def _likelihood_target(self, num_lanes: int, compile: bool) -> Target:
-        if self._layers is None:
-            one = self._is_one_block(num_lanes)
-            return _by_autograd(self.log_likelihood) if one else self._likelihood_in_blocks(num_lanes)
-        if compile and self.compile(num_lanes):
-            return self._compilations[num_lanes]
-        # A likelihood without a gradient of its own needs autograd, to which tensors made in inference mode are closed.
-        with torch.inference_mode(False):
-            y = self._targets_of(num_lanes)
-            if self.num_datasets == 1:  # repeated once, not at every gradient
-                y = y.expand(num_lanes, *y.shape).contiguous()
-        return closed_form(self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights)
-
-    def _is_one_block(self, num_lanes: int) -> bool:
-        return len(self._network.blocks) == 1 and num_lanes <= self._network.num_lanes
-
-    def _likelihood_in_blocks(self, num_lanes: int) -> Target:
-        """By autograd, in blocks of lanes; where one lane is too large, of points: forward once more, and back."""
-        network, likelihood = self._network, self.weighted_likelihood
-        with torch.inference_mode(False):  # autograd, which keeps them, takes no others
-            y = self._targets_of(num_lanes)
-        if self.num_datasets == 1:
-            y = y.expand(num_lanes, *y.shape)
-
-        def of_block(theta: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            if len(network.blocks) == 1:
-                return value_and_grad(lambda theta: self._judge(theta, y), theta)
-            outputs = network(theta)
-            upstream, total = likelihood.grad(outputs, y), torch.zeros_like(theta)
-            for points, part in network.blocks:
-                weights = upstream[:, points]
-                total += value_and_grad(lambda theta, f=part, g=weights: (f(theta) * g).flatten(1).sum(1), theta)[1]
-            return likelihood.log_prob(outputs, y), total
-
-        def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.inference_mode(False), torch.no_grad():
-                theta = theta.clone()
-                value, grad = theta.new_empty(num_lanes), torch.empty_like(theta)
-                for start in range(0, num_lanes, network.num_lanes):
-                    lanes = slice(start, start + network.num_lanes)
-                    value[lanes], grad[lanes] = of_block(theta[lanes], y[lanes])
-            return value, grad
-
-        return Target(log_prob_and_grad, lambda theta: log_prob_and_grad(theta)[1])
-
-    def check_can_compile(self) -> None:
-        """Raise unless `target` can be compiled."""
-        if not self._can_compile:
-            raise ValueError(
-                f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters on the CPU; this "
-                f"posterior has {self.dim} parameters and the {self.gradient} gradient, on {self.device}: say 'auto'"
-            )
-
-    @property
-    def _can_compile(self) -> bool:
-        return self._layers is not None and self.dim <= MAX_PARAMETERS and self.device.type == "cpu"
-
-    def compilation_pays(self, num_lanes: int, num_gradients: int) -> bool:
-        """Whether compilation applies and is predicted to take less time than it saves."""
-        return self._can_compile and pays_off(self._layers, len(self.counted), num_lanes, num_gradients)
-
-    def compile(self, num_lanes: int) -> bool:
-        """Compile the likelihood's gradient for `target`, once; False where that fails, as without a C++ compiler.
-
-        Raises:
-            ValueError: if compilation does not apply.
-        """
-        self.check_can_compile()
-        with COMPILING:
-            if num_lanes not in self._compilations:
-                with torch.inference_mode(False):
-                    y = self._targets_of(num_lanes)
-                self._compilations[num_lanes] = compile_likelihood(
-                    self._layers, self.likelihood, self._features, y, num_lanes, self.counted.weights
-                )
-        return self._compilations[num_lanes] is not None
+        return jax_function(self.flat, self.density)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled code stays in its process; torch's operators, to which layers and tapes refer, can't be pickled.
-        prepared = ("_network", "_features", "_layers")
+        # torch's operators, to which layers and tapes refer, can't be pickled.
+        prepared = ("network", "features", "layers")
         kept = {name: value for name, value in self.__dict__.items() if name not in prepared}
-        return kept | {"_compilations": {}, "gradient": self.gradient}
+        return kept | {"gradient": self.gradient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_closed = state.pop("gradient") == "closed-form"
@@ -382,7 +282,7 @@ class Posterior:
         if x is not self.data.x:
             self._check(theta)
             self._check_inputs(x)
-        return self._network.at(x)(theta)
+        return self.network.at(x)(theta)
 
     @torch.no_grad()
     def predict(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike) -> Tensor:
@@ -402,7 +302,7 @@ class Posterior:
             ValueError: if the draws have another length than theta, x has no points or another shape than the data,
                 either has NaN, infinite or complex values, or the network takes whole numbers and x has others.
         """
-        network = self._network.at(self._inputs(x))
+        network = self.network.at(self._inputs(x))
         return self._collect(draws, network.num_lanes, lambda theta: self.likelihood.mean(network(theta)))
 
     def _inputs(self, x: Tensor | ArrayLike) -> Tensor:
@@ -472,7 +372,7 @@ class Posterior:
         data = self.data if data is None else data
         _check.instance("data", data, Data, "a Data, as by Data(x, y)")
         data = data if data is self.data else data.to(self.data.x.device)
-        network = self._at_data() if data is self.data else self._network.at(self._inputs(data.x))
+        network = self._at_data() if data is self.data else self.network.at(self._inputs(data.x))
         outputs = network(self.flat.ravel())
         y = self.likelihood.targets(data.y, outputs)
         check_targets(self.likelihood, outputs, y)
@@ -488,7 +388,7 @@ class Posterior:
 
     def _at_data(self) -> Network:
         """The network at the inputs of all points, whether they count or not."""
-        return self._network if self.counted is self.data else self._network.at(self.data.x)
+        return self.network if self.counted is self.data else self.network.at(self.data.x)
 
     @property
     def width(self) -> int:
@@ -536,7 +436,7 @@ class Posterior:
         Raises:
             ValueError: as `predict`.
         """
-        return self._simulate(draws, self._network.at(self._inputs(x)), seed)
+        return self._simulate(draws, self.network.at(self._inputs(x)), seed)
 
     @torch.no_grad()
     def _simulate(self, draws: Tensor | ArrayLike, network: Network, seed: int | torch.Generator) -> Tensor:
@@ -582,7 +482,7 @@ class Posterior:
         index = _check.whole("index", index, 0, self.num_datasets - 1)
         return self if self.num_datasets == 1 else self.with_targets(self.data.y[:, index])
 
-    def _targets_of(self, num_lanes: int) -> Tensor:
+    def targets_for(self, num_lanes: int) -> Tensor:
         """Targets by which a batch is judged: ``(N, ...)`` where all lanes share them, else ``(num_lanes, N, ...)``."""
         if self.num_datasets == 1:
             return self.counted.y
@@ -609,13 +509,6 @@ def _counting(data: Data) -> dict[str, Data]:
     # A weight of 0 times a log likelihood or a slope that is infinite is no number.
     counts = data.weights > 0
     return {"data": data, "counted": Data(data.x[counts], data.y[counts], data.weights[counts])}
-
-
-def _by_autograd(log_prob: Callable[[Tensor], Tensor]) -> Target:
-    return Target(
-        log_prob_and_grad=lambda theta: value_and_grad(log_prob, theta),
-        grad=lambda theta: value_and_grad(log_prob, theta)[1],
-    )
 
 
 def _in_blocks(function: Callable[..., Tensor], theta: Tensor, most: int, *others: Tensor) -> Tensor:

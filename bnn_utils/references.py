@@ -18,8 +18,7 @@ FILE = "reference.npz"
 class Reference:
     """What the posterior of the tutorial's problem says, with Monte Carlo standard errors.
 
-    The problem: ``boxes()``, the 2-3-2-1 tanh network with a logit at its end, ``NormalPrior(precision=0.09)`` and
-    ``Bernoulli()``.
+    The problem: ``bnn_utils.tutorial.posterior()``.
 
     Attributes:
         grid: places, shape ``(625, 2)``, those of ``square_grid(num=25, limit=6.0)``.

@@ -47,8 +47,8 @@ import torch
 from torch import Tensor
 
 from bnn_utils import _check
-from bnn_utils.backprop import ACTIVATIONS, Layer, linear_chain
 from bnn_utils.flat import FlatModule
+from bnn_utils.layers import ACTIVATIONS, Layer, linear_chain
 
 
 @torch.no_grad()

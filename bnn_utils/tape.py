@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bnn_utils.backprop import ACTIVATIONS, Layer
 from bnn_utils.flat import FlatModule
+from bnn_utils.layers import ACTIVATIONS, Layer
 
 # What modules call, or readers in a forward of their own -> the module that means the same.
 KINDS: dict[Callable[..., Tensor], type[nn.Module]] = {
@@ -112,7 +112,7 @@ class Tape(TorchFunctionMode):
         return values[self._result]
 
     def _chain(self) -> tuple[Tensor, list[Layer]] | None:
-        """Features and layers as `backprop.linear_chain` would find them, if all operations are theirs."""
+        """Features and layers as `layers.linear_chain` would find them, if all operations are theirs."""
         if not self.is_complete:
             return None
         features, layers, last, scale, used = None, [], None, None, []

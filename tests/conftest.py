@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
 
-from bnn_utils import Bernoulli, NormalPrior, Posterior, boxes
+from bnn_utils import Bernoulli, NormalPrior, Posterior, boxes, tutorial
 
 # The same examples in every run, and no folder of past ones.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=40)
@@ -21,7 +20,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def net():
     """The tutorial's network; its own parameters are whatever torch drew, and no test may depend on them."""
-    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    return tutorial.network()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import check_grad, minimize
 
 from bnn_utils import boxes
-from bnn_utils.backprop import Target
+from bnn_utils.bridges import jax_function
 
 
 def test_numpy_says_what_torch_says(posterior, theta):
@@ -61,13 +61,24 @@ def test_numpy_answers_keep_their_values(posterior, theta):
 
 
 def test_numpy_in_threads(posterior, theta):
-    """Fails when threads share the memory that a target computes in."""
+    """Fails when threads share the memory that a density computes in."""
     f = posterior.numpy()
     rows = [row.numpy() for row in theta] * 200
     with ThreadPoolExecutor(8) as pool:
         grads = [grad for _, grad in pool.map(f, rows)]
     expected = posterior.log_prob_and_grad(theta)[1].repeat(200, 1)
     np.testing.assert_allclose(grads, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
+def test_numpy_in_inference_mode_and_outside(make_posterior, theta, gradient):
+    """Fails when what was laid out in inference mode is kept for calls outside, where torch refuses to write to it."""
+    posterior = make_posterior(gradient=gradient)
+    f = posterior.numpy()
+    with torch.inference_mode():
+        inside = f(theta.numpy())
+    for one, two in zip(inside, f(theta.numpy()), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_numpy_of_another_length(posterior):
@@ -101,19 +112,18 @@ def test_jax_says_what_torch_says(jax, posterior, theta):
     assert value.dtype == grad.dtype == np.float64
 
 
-def test_jax_maps_rows_in_one_batch(jax, posterior, theta, monkeypatch):
+def test_jax_maps_rows_in_one_batch(jax, posterior, theta):
     """Fails when rows go to torch one by one."""
-    sizes, make, compute = [], posterior.target, posterior.log_prob_and_grad
+    sizes = []
 
-    def target(num_lanes):
-        both, grad = make(num_lanes)
-        return Target(lambda rows: sizes.append(len(rows)) or both(rows), grad)
+    def density(num_lanes):
+        sizes.append(num_lanes)
+        return posterior.density(num_lanes)
 
-    f = posterior.jax()
-    monkeypatch.setattr(posterior, "target", target)
+    f = jax_function(posterior.flat, density)
     values, grads = jax.jit(jax.vmap(jax.value_and_grad(f)))(theta.numpy())
     assert sizes == [5]
-    expected_values, expected_grads = compute(theta)
+    expected_values, expected_grads = posterior.log_prob_and_grad(theta)
     np.testing.assert_allclose(values, expected_values, rtol=1e-14)
     np.testing.assert_allclose(grads, expected_grads, rtol=1e-12, atol=1e-12)
     nested = jax.vmap(jax.vmap(f))(theta[:4].view(2, 2, 20).numpy())

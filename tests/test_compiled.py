@@ -20,10 +20,11 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     boxes,
-    compiled,
+    density,
     sample,
 )
-from bnn_utils.compiled import MAX_PARAMETERS, pays_off, unrolled
+from bnn_utils.gradients import compiled
+from bnn_utils.gradients.compiled import MAX_PARAMETERS, pays_off, unrolled
 
 
 def compiler_works():
@@ -53,11 +54,9 @@ def test_unrolled_is_the_closed_form(widths, activations, biases, seed):
         layers += [nn.Linear(a, b, bias), activation]
     posterior = Posterior(nn.Sequential(*layers), boxes(12), NormalPrior(1.0), Gaussian(0.5), gradient="closed-form")
     theta = torch.randn(3, posterior.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    log_likelihood, grad = unrolled(
-        posterior._layers, posterior.likelihood, theta.T, posterior.data.x, posterior.data.y
-    )
+    log_likelihood, grad = unrolled(posterior.layers, posterior.likelihood, theta.T, posterior.data.x, posterior.data.y)
     torch.testing.assert_close(log_likelihood, posterior.log_likelihood(theta), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(grad.T - theta, posterior.target(3).grad(theta), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(grad.T - theta, posterior.density(3).joint.grad(theta), rtol=1e-10, atol=1e-10)
 
 
 class ByAutograd(Bernoulli):
@@ -77,12 +76,13 @@ class ByAutograd(Bernoulli):
 @pytest.mark.parametrize("likelihood", [Bernoulli(), ByAutograd()], ids=["closed", "autograd"])
 def test_compiled_is_the_uncompiled(make_posterior, theta, likelihood):
     posterior = make_posterior(likelihood=likelihood)
-    mine, other = posterior.target(5, compile=True), posterior.target(5)
-    assert posterior.compile(5)
-    for one, two in zip(mine.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
+    mine = posterior.density(5, compile=True)
+    other = posterior.density(5).joint
+    assert mine.is_compiled
+    for one, two in zip(mine.joint.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
         assert one.is_contiguous()
-    torch.testing.assert_close(mine.grad(theta), other.grad(theta), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(mine.joint.grad(theta), other.grad(theta), rtol=1e-10, atol=1e-10)
 
 
 @needs_compiler
@@ -98,10 +98,11 @@ def test_compiled_is_the_uncompiled(make_posterior, theta, likelihood):
 def test_other_likelihoods_compile(last, likelihood):
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), last)
     posterior = Posterior(net, Data(boxes(12).x, torch.arange(12) % 3), NormalPrior(1.0), likelihood)
-    assert posterior.compile(3)
     theta = torch.randn(3, posterior.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    compiled_target, target = posterior.target(3, compile=True), posterior.target(3)
-    for one, two in zip(compiled_target.log_prob_and_grad(theta), target.log_prob_and_grad(theta), strict=True):
+    mine = posterior.density(3, compile=True)
+    other = posterior.density(3).joint
+    assert mine.is_compiled
+    for one, two in zip(mine.joint.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
 
 
@@ -109,9 +110,10 @@ def test_other_likelihoods_compile(last, likelihood):
 def test_compiled_with_a_data_set_for_each_lane(posterior, theta):
     labels = (torch.rand(5, 80, generator=torch.Generator().manual_seed(1)) < 0.5).double()
     together = posterior.with_targets(labels)
-    mine, other = together.target(5, compile=True), together.target(5)
-    assert together.compile(5)
-    for one, two in zip(mine.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
+    mine = together.density(5, compile=True)
+    other = together.density(5).joint
+    assert mine.is_compiled
+    for one, two in zip(mine.joint.log_prob_and_grad(theta), other.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
 
 
@@ -125,7 +127,7 @@ def test_compiled_chains(posterior, capsys):
     plain = sample(posterior, HMC(0.05, 4), 40, compile=False, progress=False, **arguments)
     assert torch.equal(first.draws, again.draws)
     torch.testing.assert_close(first.draws[:, :20], plain.draws[:, :20], rtol=0, atol=1e-9)
-    assert (first.engine, plain.engine) == ("builtin, compiled", "builtin")
+    assert (first.gradient, plain.gradient) == ("closed-form, compiled", "closed-form")
     assert plain.compile_time == 0
     assert again.compile_time < 0.1
 
@@ -135,7 +137,7 @@ def test_workers_compile_for_themselves(posterior):
     arguments = {"num_chains": 10, "batch_size": 5, "seed": 1, "compile": True, "progress": False}
     one, two = (sample(posterior, HMC(0.05, 4), 10, workers=workers, **arguments) for workers in (1, 2))
     assert torch.equal(one.draws, two.draws)
-    assert two.engine == "builtin, compiled"
+    assert two.gradient == "closed-form, compiled"
 
 
 def test_without_a_compiler():
@@ -148,10 +150,10 @@ from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
 posterior = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), Bernoulli())
 plain, one, two = (sample(posterior, HMC(0.1, 1), 5, num_chains=n, seed=0, compile=c, progress=False)
                    for n, c in ((2, False), (2, True), (3, True)))
-print(torch.equal(plain.draws, one.draws), one.engine, two.num_chains)
+print(torch.equal(plain.draws, one.draws), one.gradient, two.num_chains)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "True builtin 3\n"
+    assert done.stdout == "True closed-form 3\n"
     assert done.stderr.count("RuntimeWarning: could not compile the gradient, so it runs uncompiled and slower") == 1
     assert "install g++" in done.stderr
 
@@ -166,19 +168,19 @@ def test_what_can_not_be_compiled(make_posterior):
             ValueError, match=f"at most {MAX_PARAMETERS} parameters on the CPU; this posterior has {what}"
         ):
             sample(posterior, HMC(0.05, 4), 5, compile=True, progress=False)
-        assert sample(posterior, HMC(0.05, 4), 5, progress=False).engine == "builtin"
+        assert sample(posterior, HMC(0.05, 4), 5, progress=False).gradient == posterior.gradient
 
 
 def test_when_it_pays(posterior, monkeypatch):
     """Far to either side of break-even; the decision takes work and nothing else into account."""
-    layers = posterior._layers
+    layers = posterior.layers
     assert not pays_off(layers, num_points=80, num_lanes=1, num_gradients=20_000)
     assert not pays_off(layers, num_points=80, num_lanes=64, num_gradients=2_000)
     assert pays_off(layers, num_points=80, num_lanes=1024, num_gradients=200_000)
     assert pays_off(layers, num_points=80_000, num_lanes=64, num_gradients=20_000)
     tried = []
     monkeypatch.setattr(compiled, "SECONDS_TO_COMPILE", -100.0)
-    monkeypatch.setattr(type(posterior), "compile", lambda self, num_lanes: tried.append(num_lanes))
+    monkeypatch.setattr(density, "compile_likelihood", lambda *arguments: tried.append(arguments[4]))
     sample(posterior, HMC(0.05, 4), 2, num_chains=3, progress=False)
     assert set(tried) == {3}
     sample(posterior, HMC(0.05, 4), 2, num_chains=4, compile=False, progress=False)

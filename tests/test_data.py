@@ -3,34 +3,9 @@
 import pytest
 import torch
 
-from bnn_utils import Data, boxes, published_summary, square_grid
+from bnn_utils import Data, boxes, square_grid
 
 X, Y = torch.zeros(3, 2), torch.zeros(3)
-
-
-def test_boxes_are_the_tutorials_data(golden):
-    data = boxes()
-    assert torch.equal(data.x, golden["x"])
-    assert torch.equal(data.y, golden["t"])
-    assert len(data) == 80
-
-
-def test_boxes_follow_the_seed():
-    assert torch.equal(boxes(40, seed=3).x, boxes(40, seed=3).x)
-    assert not torch.equal(boxes(40, seed=3).x, boxes(40, seed=4).x)
-
-
-def test_classes_of_boxes_are_opposite_quadrants():
-    data = boxes(400, seed=5)
-    assert torch.equal(data.y, (data.x.prod(1) > 0).double())
-    assert data.x.abs().max() < 5
-    assert data.x.abs().min() > 0.5 - 1e-9
-
-
-@pytest.mark.parametrize("n", [0, -4, 6])
-def test_boxes_need_a_multiple_of_four(n):
-    with pytest.raises(ValueError, match=f"multiple of 4.*got {n}"):
-        boxes(n)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +64,3 @@ def test_grid_takes_the_dtype_of_another_tensor():
 def test_grid_needs_an_area(arguments, message):
     with pytest.raises(ValueError, match=message):
         square_grid(**arguments)
-
-
-def test_published_summary_is_the_tutorials_table():
-    table = published_summary()
-    assert len(table) == 20
-    assert (table["ess_bulk"].min().round(1), table["ess_bulk"].max().round(1)) == (14.3, 76.1)
-    assert (table["r_hat"].min(), table["r_hat"].max()) == (1.0004, 1.3708)

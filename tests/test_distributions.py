@@ -93,7 +93,7 @@ def test_against_scipy(one, expected):
     values = posterior.log_prior(theta)
     assert values.dtype == torch.float64
     torch.testing.assert_close(values, vector(*(sum(map(expected, row)) for row in theta.tolist())), rtol=1e-10, atol=0)
-    _, grad = posterior.split_target(5)[0].log_prob_and_grad(theta)
+    _, grad = posterior.density(5).prior.log_prob_and_grad(theta)
     nudge = 1e-6 * torch.eye(3, dtype=torch.float64)[1]
     slope = (posterior.log_prior(theta + nudge) - posterior.log_prior(theta - nudge)) / 2e-6
     torch.testing.assert_close(grad[:, 1], slope, rtol=1e-6, atol=1e-6)
@@ -106,7 +106,7 @@ def test_what_diverged_is_no_error(one, expected, dtype):
     before = vars(one).copy()
     posterior = Posterior(nn.Linear(2, 1), data.to(dtype), ElementPrior(one), Bernoulli())
     theta = torch.tensor([math.nan, math.inf, -math.inf, 1e300, -1e300], dtype=dtype)[:, None].expand(5, 3)
-    value, grad = posterior.split_target(5)[0].log_prob_and_grad(torch.cat([normal(1, 3).to(dtype), theta]))
+    value, grad = posterior.density(5).prior.log_prob_and_grad(torch.cat([normal(1, 3).to(dtype), theta]))
     assert value.dtype == grad.dtype == posterior.sample_prior(2, generator()).dtype == dtype
     assert value[0].isfinite()
     assert grad[0].isfinite().all()
@@ -225,7 +225,7 @@ def test_priors_of_the_readers_own(make):
     if not isinstance(made[0], Funnel):
         torch.testing.assert_close(posterior.log_prior(theta), D.Normal(0, vector(0.5)).log_prob(theta).sum(-1))
     bad = torch.tensor([math.nan, math.inf, -math.inf, 1e300, -1e300], dtype=torch.float64)[:, None].expand(5, 3)
-    value, grad = posterior.split_target(6)[0].log_prob_and_grad(torch.cat([theta[:1], bad]))
+    value, grad = posterior.density(6).prior.log_prob_and_grad(torch.cat([theta[:1], bad]))
     torch.testing.assert_close(value[0], posterior.log_prior(theta[0]))
     assert grad[0].isfinite().all()
     assert not (value[1:] > 0).any()

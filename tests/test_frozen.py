@@ -300,7 +300,7 @@ def by_autograd(module, data, likelihood, theta):
 
 
 def is_taped(posterior):
-    return all(isinstance(block, Tape) for _, block in posterior._network.blocks)
+    return all(isinstance(block, Tape) for _, block in posterior.network.blocks)
 
 
 @cases
@@ -308,17 +308,18 @@ def is_taped(posterior):
 def test_density_and_gradient_are_the_plain_modules(make, data, likelihood, gradient, is_taped, points, monkeypatch):
     module = make()
     if points < 12:  # in blocks: measured by this network, whose activations are what they are
-        one = Posterior(module, data, NormalPrior(0.09), likelihood)._network
+        one = Posterior(module, data, NormalPrior(0.09), likelihood).network
         monkeypatch.setattr(network, "BLOCK_BYTES", points * max(one._cost.per_point, 1))
     posterior = Posterior(module, data, NormalPrior(0.09), likelihood)
     assert posterior.gradient == gradient
-    assert all(isinstance(block, Tape) for _, block in posterior._network.blocks) == is_taped
+    assert all(isinstance(block, Tape) for _, block in posterior.network.blocks) == is_taped
     theta = normal(3, posterior.dim, seed=2)
     values, grads = posterior.log_prob_and_grad(theta)
     torch.testing.assert_close(posterior.log_prob(theta), values, rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(posterior.log_prob(theta), values, rtol=1e-12, atol=1e-12)
-    parts = [part.log_prob_and_grad(theta) for part in posterior.split_target(3)]
+    density = posterior.density(3)
+    parts = [part.log_prob_and_grad(theta) for part in (density.prior, density.likelihood)]
     torch.testing.assert_close(parts[0][0] + parts[1][0], values)
     torch.testing.assert_close(parts[0][1] + parts[1][1], grads)
     for row, value, grad in zip(theta, values, grads, strict=True):
@@ -355,7 +356,7 @@ def test_copies_compute_the_same(make, data, likelihood, gradient, is_taped):
         assert torch.equal(one, two)
     other = data.y.flip(0)
     together = posterior.with_targets(torch.stack([data.y, other]))
-    assert together._network is posterior._network, "frozen parts know nothing of targets"
+    assert together.network is posterior.network, "frozen parts know nothing of targets"
     for row, y, value in zip(theta, (data.y, other), together.log_prob_and_grad(theta)[0], strict=True):
         expected, _ = by_autograd(module, Data(data.x, y), likelihood, row)
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
@@ -415,7 +416,7 @@ def test_predictions_at_inputs_without_room(monkeypatch):
     theta, x = normal(4, posterior.dim, seed=5), normal(50, 1, 6, 6, seed=6)
     expected = posterior.predict(theta, x)
     monkeypatch.setattr(network, "CONSTANT_BYTES", 49 * 36 * 8)
-    assert not any(isinstance(block, Tape) for _, block in posterior._network.at(x).blocks)
+    assert not any(isinstance(block, Tape) for _, block in posterior.network.at(x).blocks)
     torch.testing.assert_close(posterior.predict(theta, x), expected)
 
 
@@ -429,6 +430,6 @@ def test_closed_form_after_frozen_parts_may_be_asked_for():
 def test_a_head_of_few_parameters_can_be_compiled():
     posterior = Posterior(noisy(), LINE, NormalPrior(1.0), Gaussian())
     theta = normal(3, posterior.dim)
-    posterior.check_can_compile()
-    for one, two in zip(posterior.target(3, compile=True)[0](theta), posterior.target(3)[0](theta), strict=True):
+    compiled, plain = posterior.density(3, compile=True).joint, posterior.density(3).joint
+    for one, two in zip(compiled.log_prob_and_grad(theta), plain.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two)

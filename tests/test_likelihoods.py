@@ -621,7 +621,7 @@ def test_a_subclass_has_its_own_density(likelihood, case):
     torch.testing.assert_close(likelihood.log_probs(outputs, posterior.data.y), expected)
     torch.testing.assert_close(posterior.log_likelihoods(theta.detach()), expected.detach())
     (slope,) = torch.autograd.grad(expected.sum(), theta)
-    value, grad = posterior.split_target(3)[1].log_prob_and_grad(theta.detach())
+    value, grad = posterior.density(3).likelihood.log_prob_and_grad(theta.detach())
     torch.testing.assert_close(value, expected.sum(-1).detach())
     torch.testing.assert_close(grad, slope)
     if mean is not None:
@@ -646,8 +646,8 @@ def test_a_log_prob_that_is_no_sum():
     """The chain is right; points have no log likelihoods, and none can be weighed."""
     posterior = posterior_of(Half(), 1, count % 2)
     theta = normal(3, 3)
-    value, grad = posterior.split_target(3)[1].log_prob_and_grad(theta)
-    expected, slope = posterior_of(Bernoulli(), 1, count % 2).split_target(3)[1].log_prob_and_grad(theta)
+    value, grad = posterior.density(3).likelihood.log_prob_and_grad(theta)
+    expected, slope = posterior_of(Bernoulli(), 1, count % 2).density(3).likelihood.log_prob_and_grad(theta)
     torch.testing.assert_close((value, grad), (expected / 2, slope / 2))
     with pytest.raises(ValueError, match=r"Half has a log_prob of its own, .* not the sum of its log_probs"):
         posterior.log_likelihoods(theta)

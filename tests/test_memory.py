@@ -17,7 +17,7 @@ import resource
 import torch
 from torch import nn
 from bnn_utils import Categorical, Chain, Data, Gaussian, NormalPrior, Posterior
-from bnn_utils.sampling import _check_starts
+from bnn_utils.starts import check_starts
 
 stream = torch.Generator().manual_seed(0)
 
@@ -54,7 +54,7 @@ SITUATIONS = {
     "targets at 100,000 points": "p = points(100_000, 50); p.predictive_draws(p.sample_prior(16, stream), p.data.x, 0)",
     "draws from elsewhere, 100,000 points": """
 p = points(100_000, 2); Chain.from_draws(p.sample_prior(2000, stream).view(4, 500, -1), p)""",
-    "the start of 256 chains, 20,000 points": "p = points(20_000, 50); _check_starts(p, p.sample_prior(256, stream))",
+    "the start of 256 chains, 20,000 points": "p = points(20_000, 50); check_starts(p, p.sample_prior(256, stream))",
     "the gradient of 24 networks, 100,000 points": """
 p = points(100_000, 50, "autograd"); p.log_prob_and_grad(p.sample_prior(24, stream))""",
     "the gradient of 32 networks, 400 images": "p = images(400); p.log_prob_and_grad(p.sample_prior(32, stream))",
@@ -95,7 +95,7 @@ class ByFunctions(nn.Module):
 )
 def test_what_a_network_writes(module, numbers):
     posterior = Posterior(module, boxes(12), NormalPrior(1.0), Gaussian(1.0))
-    assert posterior._network._cost.per_point == 8 * numbers
+    assert posterior.network._cost.per_point == 8 * numbers
 
 
 @pytest.mark.parametrize("block", [1, 101 * 8 * 7, 101 * 8 * 80, 3 * 101 * 8 * 80])
@@ -114,15 +114,15 @@ def test_blocks_of_lanes_and_points_add_up(block, num_datasets, monkeypatch):
     monkeypatch.setattr(network, "BLOCK_BYTES", block)
     monkeypatch.setattr(posterior_module, "BLOCK_BYTES", block)
     parts = make()
-    assert (len(parts._network.blocks), parts._network.num_lanes) != (1, whole._network.num_lanes)
+    assert (len(parts.network.blocks), parts.network.num_lanes) != (1, whole.network.num_lanes)
     with torch.inference_mode():
-        found = parts.target(6).log_prob_and_grad(theta)
-        split = [part.log_prob_and_grad(theta) for part in parts.split_target(6)]
-    for one, expected in zip(found, whole.target(6).log_prob_and_grad(theta), strict=True):
+        found = parts.density(6).joint.log_prob_and_grad(theta)
+        split = [part.log_prob_and_grad(theta) for part in (parts.density(6).prior, parts.density(6).likelihood)]
+    for one, expected in zip(found, whole.density(6).joint.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-11)
     for k in range(2):
         torch.testing.assert_close(split[0][k] + split[1][k], found[k], rtol=1e-12, atol=1e-11)
-    assert torch.equal(parts.target(6).grad(theta), found[1])
+    assert torch.equal(parts.density(6).joint.grad(theta), found[1])
     torch.testing.assert_close(parts.log_prob(theta), found[0], rtol=1e-12, atol=1e-11)
     with torch.no_grad():
         torch.testing.assert_close(parts.log_prob(theta), found[0], rtol=1e-12, atol=1e-11)

@@ -199,7 +199,7 @@ def test_density_and_gradient_are_the_plain_modules(make, data, likelihood, grad
     theta = normal(3, posterior.dim, seed=2)
     values, grads = posterior.log_prob_and_grad(theta)
     torch.testing.assert_close(posterior.log_prob(theta), values, rtol=1e-12, atol=1e-12)
-    assert torch.equal(posterior.target(3).grad(theta), grads)
+    assert torch.equal(posterior.density(3).joint.grad(theta), grads)
     for row, value, grad in zip(theta, values, grads, strict=True):
         expected_value, expected_grad = by_autograd(posterior.flat.module, posterior.data, posterior.likelihood, row)
         torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)

@@ -186,7 +186,7 @@ def test_data_changed_afterwards_change_nothing(make_posterior, theta, gradient)
     alone, together = posterior.with_targets(other), posterior.with_targets(both)
     rows = theta[:2]
     before = [one.log_prob_and_grad(rows) for one in (posterior, alone, together)]
-    target, p = posterior.target(2), posterior.predict(rows, data.x.clone())
+    joint, p = posterior.density(2).joint, posterior.predict(rows, data.x.clone())
     for tensor in (data.x, other, both):
         tensor.zero_()
     y[:] = 1
@@ -194,7 +194,7 @@ def test_data_changed_afterwards_change_nothing(make_posterior, theta, gradient)
         for found in (one.log_prob_and_grad(rows), (one.log_prob(rows), grad)):
             torch.testing.assert_close(found[0], value, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(found[1], grad, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(target.log_prob_and_grad(rows)[0], before[0][0])
+    torch.testing.assert_close(joint.log_prob_and_grad(rows)[0], before[0][0])
     torch.testing.assert_close(posterior.predict(rows, boxes().x), p)
     assert torch.equal(posterior.data.x, boxes().x)
     assert torch.equal(together.dataset(1).data.y, 1 - boxes().y)

@@ -22,11 +22,11 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
-    backprop,
     boxes,
     network,
     sample,
 )
+from bnn_utils.gradients import backprop
 
 
 def generator(seed=0):
@@ -95,7 +95,7 @@ def test_closed_form_gradient_is_autograds(widths, activations, biases, lanes, p
     posterior = Posterior(net, boxes(points), NormalPrior(0.09), Gaussian(0.5), gradient="closed-form")
     theta = torch.randn(lanes, posterior.dim, generator=generator(seed), dtype=torch.float64)
     values, grads = posterior.log_prob_and_grad(theta)
-    alone = posterior.target(lanes).grad(theta)
+    alone = posterior.density(lanes).joint.grad(theta)
     for row, value, grad, same in zip(theta, values, grads, alone, strict=True):
         expected_value, expected_grad = by_autograd(posterior, net, row)
         torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-12)
@@ -119,7 +119,7 @@ def test_large_layers_have_the_same_gradient(widths, activations, biases, seed):
     theta = torch.randn(3, posterior.dim, generator=generator(seed), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backprop, "LARGE_LAYER", 1)
-        large = posterior.target(3)
+        large = posterior.density(3).joint
     for one, two in zip(large.log_prob_and_grad(theta), posterior.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
     assert torch.equal(large.grad(theta), large.log_prob_and_grad(theta)[1])
@@ -130,13 +130,13 @@ def test_large_layers_have_the_same_gradient(widths, activations, biases, seed):
 def test_blocks_of_lanes_and_points_add_up(posterior, theta, labels, monkeypatch, block, many):
     """From a point and a lane at a time to all at once; fails where a block is left out, or counted twice."""
     posterior = posterior.with_targets(labels) if many else posterior
-    expected_values, expected_grads = posterior.target(5).log_prob_and_grad(theta)
+    expected_values, expected_grads = posterior.density(5).joint.log_prob_and_grad(theta)
     monkeypatch.setattr(backprop, "BLOCK_ELEMENTS", block)
-    target = posterior.target(5)
-    values, grads = target.log_prob_and_grad(theta)
+    joint = posterior.density(5).joint
+    values, grads = joint.log_prob_and_grad(theta)
     torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
-    assert torch.equal(target.grad(theta), grads)
+    assert torch.equal(joint.grad(theta), grads)
 
 
 @pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
@@ -146,16 +146,6 @@ def test_a_copy_by_pickle_computes_the_same(make_posterior, theta, gradient):
     assert copied.gradient == gradient
     for one, two in zip(posterior.log_prob_and_grad(theta), copied.log_prob_and_grad(theta), strict=True):
         assert torch.equal(one, two)
-
-
-def test_what_a_target_returns_is_not_overwritten(posterior, theta):
-    """Its buffers are used again; fails when a result is a view of one."""
-    target = posterior.target(5)
-    first = (*target.log_prob_and_grad(theta), target.grad(theta))
-    before = [value.clone() for value in first]
-    target.log_prob_and_grad(-theta), target.grad(2 * theta)
-    for value, copied in zip(first, before, strict=True):
-        assert torch.equal(value, copied)
 
 
 def test_twice_the_data_twice_the_log_likelihood(make_posterior, theta):
@@ -248,7 +238,8 @@ def test_every_row_is_judged_by_its_own_data_set(make_posterior, theta, labels, 
     together, theta = make_posterior(gradient=gradient).with_targets(labels), torch.cat(rows_each * [theta])
     values, grads = together.log_prob_and_grad(theta)
     torch.testing.assert_close(together.log_prob(theta), values, rtol=1e-12, atol=0)
-    parts = [part.log_prob_and_grad(theta) for part in together.split_target(len(theta))]
+    density = together.density(len(theta))
+    parts = [part.log_prob_and_grad(theta) for part in (density.prior, density.likelihood)]
     torch.testing.assert_close(parts[0][1] + parts[1][1], grads)
     for row in range(len(theta)):
         alone = make_posterior(data=Data(boxes().x, labels[row // rows_each]), gradient=gradient)
@@ -359,21 +350,6 @@ def test_other_priors_and_likelihoods_plug_in(make_posterior, theta, gradient):
     slope = (posterior.log_prob(theta + nudge) - posterior.log_prob(theta - nudge)) / 2e-6
     torch.testing.assert_close(grads[:, 3], slope, rtol=1e-6, atol=1e-6)
     assert posterior.sample_prior(7, generator()).shape == (7, 20)
-
-
-@pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
-@pytest.mark.parametrize("prior", [NormalPrior({"*.weight": 0.09, "*.bias": 2.0}), LaplacePrior()])
-def test_split_in_prior_and_likelihood(make_posterior, theta, gradient, prior):
-    """Their sum is the whole; each alone is what its name says."""
-    posterior = make_posterior(prior=prior, gradient=gradient)
-    parts = posterior.split_target(5)
-    values, grads = zip(*(part.log_prob_and_grad(theta) for part in parts), strict=True)
-    for value, expected in zip(values, (posterior.log_prior(theta), posterior.log_likelihood(theta)), strict=True):
-        torch.testing.assert_close(value, expected)
-    whole = posterior.target(5)
-    for mine, expected in zip((sum(values), sum(grads)), whole.log_prob_and_grad(theta), strict=True):
-        torch.testing.assert_close(mine, expected)
-    torch.testing.assert_close(sum(part.grad(theta) for part in parts), whole.grad(theta))
 
 
 # --- what is left alone, and what is refused --------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
-    backprop,
     sample,
 )
-from bnn_utils.compiled import unrolled
+from bnn_utils.gradients import backprop
+from bnn_utils.gradients.compiled import unrolled
 from bnn_utils.predict import log_score
 from bnn_utils.sbc import simulation_based_calibration
 
@@ -72,8 +72,9 @@ def test_whole_weights_are_repeated_points(likelihood, last, y, gradient, kind):
     torch.testing.assert_close(weighted.log_likelihood(theta), repeated.log_likelihood(theta))
     assert_same(weighted.log_prob_and_grad(theta), repeated.log_prob_and_grad(theta))
     assert_same(weighted.log_prob_and_grad(theta[0]), repeated.log_prob_and_grad(theta[0]))
-    torch.testing.assert_close(weighted.target(5).grad(theta), repeated.target(5).grad(theta))
-    for mine, expected in zip(weighted.split_target(5), repeated.split_target(5), strict=True):
+    torch.testing.assert_close(weighted.density(5).joint.grad(theta), repeated.density(5).joint.grad(theta))
+    one, two = weighted.density(5), repeated.density(5)
+    for mine, expected in ((one.prior, two.prior), (one.likelihood, two.likelihood)):
         assert_same(mine.log_prob_and_grad(theta), expected.log_prob_and_grad(theta))
 
 
@@ -86,15 +87,15 @@ def test_in_blocks(likelihood, last, y, monkeypatch, block):
     expected = repeated.log_prob_and_grad(theta)
     monkeypatch.setattr(backprop, "BLOCK_ELEMENTS", block)
     assert_same(weighted.log_prob_and_grad(theta), expected)
-    torch.testing.assert_close(weighted.target(5).grad(theta), expected[1])
+    torch.testing.assert_close(weighted.density(5).joint.grad(theta), expected[1])
 
 
 @likelihoods
 def test_unrolled_for_the_compiler(likelihood, last, y):
     weighted, repeated = both(likelihood, last, y)
     theta, like = normal(5, weighted.dim), weighted.likelihood
-    value, grad = unrolled(weighted._layers, like, theta.T, X, weighted.data.y, TIMES.double())
-    expected = repeated.split_target(5)[1].log_prob_and_grad(theta)
+    value, grad = unrolled(weighted.layers, like, theta.T, X, weighted.data.y, TIMES.double())
+    expected = repeated.density(5).likelihood.log_prob_and_grad(theta)
     assert_same((value, grad.T), expected)
 
 
@@ -102,8 +103,9 @@ def test_unrolled_for_the_compiler(likelihood, last, y):
 def test_compiled():
     weighted, repeated = both(*LIKELIHOODS["Bernoulli"])
     theta = normal(5, weighted.dim)
-    assert weighted.compile(5)
-    assert_same(weighted.target(5, compile=True).log_prob_and_grad(theta), repeated.log_prob_and_grad(theta))
+    density = weighted.density(5, compile=True)
+    assert density.is_compiled
+    assert_same(density.joint.log_prob_and_grad(theta), repeated.log_prob_and_grad(theta))
 
 
 @gradients
@@ -170,7 +172,7 @@ def test_any_weights(gradient):
     theta = normal(4, 3).requires_grad_()
     mean = theta[:, :2] @ X.T + theta[:, 2:]
     expected = (weights * Normal(mean, 0.5).log_prob(REAL)).sum(-1)
-    value, grad = posterior.split_target(4)[1].log_prob_and_grad(theta.detach())
+    value, grad = posterior.density(4).likelihood.log_prob_and_grad(theta.detach())
     assert_same((value, grad), (expected.detach(), torch.autograd.grad(expected.sum(), theta)[0]))
 
 

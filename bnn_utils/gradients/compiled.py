@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from bnn_utils.backprop import Layer, Target
+from bnn_utils.gradients import LogDensity
+from bnn_utils.layers import Layer
 from bnn_utils.likelihoods import Likelihood, Weighted
 
 # Every parameter becomes some lines of C++. Networks beyond this take more than half a minute to compile, and gain
@@ -63,7 +64,7 @@ def pays_off(layers: list[Layer], num_points: int, num_lanes: int, num_gradients
 
 def compile_likelihood(
     layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int, weights: Tensor | None = None
-) -> Target | None:
+) -> LogDensity | None:
     """The log likelihood and its gradient, compiled for ``num_lanes`` vectors; Inductor caches them on disk.
 
     Returns:
@@ -83,7 +84,7 @@ def compile_likelihood(
         log_prob, grad = both(theta.mT.contiguous(), *data)
         return log_prob, grad.mT.contiguous()
 
-    return Target(log_prob_and_grad, lambda theta: alone(theta.mT.contiguous(), *data)[0].mT.contiguous())
+    return LogDensity(log_prob_and_grad, lambda theta: alone(theta.mT.contiguous(), *data)[0].mT.contiguous())
 
 
 def _compile(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Callable[..., tuple[Tensor, ...]]:

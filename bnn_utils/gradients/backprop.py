@@ -3,101 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Likelihood, LogScale, Weighted
-
-aten = torch.ops.aten
-
-
-class Target(NamedTuple):
-    """A log density over batches of vectors, each row on its own, as kernels take it."""
-
-    log_prob_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]  # (C, D) -> (C,), (C, D)
-    grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
-
-
-@dataclass(frozen=True)
-class Activation:
-    """``h = f(z)`` by torch's own operators, and the gradient's way back through it."""
-
-    forward: Callable[..., Tensor]  # (z, **options, out=h)
-    backward: Callable[..., Tensor]  # (gradient with respect to h, z or h, **options, grad_input=...)
-    takes_output: bool  # whether the way back wants h, or else z
-    forward_options: dict[str, Any] = field(default_factory=dict)
-    backward_options: dict[str, Any] = field(default_factory=dict)
-
-
-def _same(forward: Callable[..., Tensor], backward: Callable[..., Tensor], **options: Any) -> Activation:
-    return Activation(forward, backward, False, options, options)
-
-
-ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
-    nn.Tanh: lambda _: Activation(torch.tanh, aten.tanh_backward.grad_input, True),
-    nn.Sigmoid: lambda _: Activation(torch.sigmoid, aten.sigmoid_backward.grad_input, True),
-    nn.ReLU: lambda _: Activation(aten.relu.out, aten.threshold_backward.grad_input, True, {}, {"threshold": 0}),
-    nn.SiLU: lambda _: _same(aten.silu.out, aten.silu_backward.grad_input),
-    nn.GELU: lambda m: _same(aten.gelu.out, aten.gelu_backward.grad_input, approximate=m.approximate),
-    nn.Softplus: lambda m: _same(
-        aten.softplus.out, aten.softplus_backward.grad_input, beta=m.beta, threshold=m.threshold
-    ),
-}
-
-
-@dataclass
-class Layer:
-    """``h <- activation(W h + b)``, with W and b at their places in theta; after the last layer perhaps log scales."""
-
-    weight: slice
-    bias: slice | None
-    shape: tuple[int, int]  # of W: (out, in)
-    activation: Activation | None = None
-    log_scale: slice | None = None  # of a `LogScale` that follows
-
-    def places(self, device: torch.device | None = None) -> Tensor:
-        """Places in theta of the matrix ``[b | W]``, shape (out, 1 + in), or (out, in) without bias."""
-        weight = torch.arange(self.weight.start, self.weight.stop, device=device).view(self.shape)
-        if self.bias is None:
-            return weight
-        return torch.cat([torch.arange(self.bias.start, self.bias.stop, device=device)[:, None], weight], dim=1)
-
-
-def linear_chain(flat: FlatModule) -> list[Layer] | None:
-    """The layers that compute what ``flat`` computes, or None where its module is something else.
-
-    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them and perhaps
-    a `LogScale` at the end.
-    """
-    names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
-    layers: list[Layer] = []
-    used: list[str | None] = []
-    for module in _flatten(flat.module):
-        if layers and layers[-1].log_scale is not None:
-            return None
-        if type(module) is nn.Linear:
-            weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
-            used += [weight] if module.bias is None else [weight, bias]
-            if None in used:  # frozen parts are the general path's business
-                return None
-            layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
-        elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
-            layers[-1].activation = ACTIVATIONS[type(module)](module)
-        elif type(module) is LogScale and layers and len(module.log_scale) == layers[-1].shape[0]:
-            used.append(names.get(id(module.log_scale)))
-            if None in used:
-                return None
-            layers[-1].log_scale = flat.slices[used[-1]]
-        else:
-            return None
-    return layers if used == list(flat.shapes) else None
-
+from bnn_utils.gradients import LogDensity
+from bnn_utils.layers import ACTIVATIONS, Layer
+from bnn_utils.likelihoods import Likelihood, Weighted
 
 # torch.bmm goes through small matrices element by element, slowly, where rows x columns x contraction is below this.
 SMALL_PRODUCT = 400
@@ -226,7 +140,7 @@ class Backprop:
 
 def closed_form(
     layers: list[Layer], likelihood: Likelihood, x: Tensor, y: Tensor, num_lanes: int, weights: Tensor | None = None
-) -> Target:
+) -> LogDensity:
     """The log likelihood and its gradient for batches of ``num_lanes`` vectors; y has targets for each of them."""
     width = max(layer.shape[0] for layer in layers)
     most = BLOCK_ELEMENTS if x.device.type == "cpu" else num_lanes * len(x) * width
@@ -259,7 +173,7 @@ def closed_form(
         return total
 
     if len(blocks) > 1:
-        return Target(log_prob_and_grad, grad)
+        return LogDensity(log_prob_and_grad, grad)
 
     ((_, network, y, likelihood),) = blocks
 
@@ -267,7 +181,9 @@ def closed_form(
         outputs = network.outputs(theta)
         return likelihood.log_prob(outputs, y), network.gradient(likelihood.grad(outputs, y))
 
-    return Target(log_prob_and_grad_at_once, lambda theta: network.gradient(likelihood.grad(network.outputs(theta), y)))
+    return LogDensity(
+        log_prob_and_grad_at_once, lambda theta: network.gradient(likelihood.grad(network.outputs(theta), y))
+    )
 
 
 def _slices(length: int, most: int) -> list[slice]:
@@ -300,18 +216,3 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> list[Callable[[], object]]:
 def _with_ones(h: Tensor) -> Tensor:
     """New memory for ``[1; h]``."""
     return torch.cat([torch.ones_like(h[..., :1, :]), h], dim=-2)
-
-
-def _flatten(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules of nested Sequentials in order; anything that is hooked or reparametrised stands for itself."""
-    if type(module) is nn.Sequential and not _is_hooked(module):
-        for child in module:
-            yield from _flatten(child)
-    elif _is_hooked(module):
-        yield nn.Module()
-    elif type(module) is not nn.Identity:
-        yield module
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,167 @@
+"""What kernels see of a posterior: its log densities with their gradients, for batches of vectors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from bnn_utils import _check
+from bnn_utils.gradients import LogDensity
+from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
+from bnn_utils.gradients.backprop import closed_form
+from bnn_utils.gradients.compiled import COMPILING, MAX_PARAMETERS, compile_likelihood, pays_off
+from bnn_utils.priors import DiagonalNormal
+
+if TYPE_CHECKING:  # a posterior makes densities itself
+    from bnn_utils.posterior import Posterior
+
+# What was compiled, by posterior and number of lanes; None where it failed. It goes when its posterior goes, and stays
+# out of pickles: compiled code belongs to its process.
+_COMPILED: WeakKeyDictionary[Posterior, dict[int, LogDensity | None]] = WeakKeyDictionary()
+
+
+class Density:
+    """Joint, prior and likelihood of a posterior, each a log density with its gradient, for batches of C vectors.
+
+    A density is made when it is first asked for. It may compute in memory that its next call overwrites, so that each
+    thread needs a Density of its own. One that is first asked for in inference mode, where it is some per cent faster,
+    stays there: torch lets nobody write to such memory outside.
+
+    Args:
+        posterior: given by its model and data.
+        num_lanes: C, the rows of each batch; for several data sets a multiple of their number.
+        compile: with the gradient of the likelihood compiled, which takes some seconds, once per process for a
+            posterior and a number of lanes. Where that fails, as without a C++ compiler, it runs uncompiled.
+
+    Attributes:
+        joint: ``log p(y | theta) + log p(theta)``.
+        prior: ``log p(theta)``.
+        likelihood: ``log p(y | theta)``.
+        num_lanes: C.
+        is_compiled: whether the gradient of the likelihood is compiled.
+
+    Raises:
+        TypeError: if this is no posterior.
+        ValueError: if ``num_lanes`` is no number of lanes, or compilation does not apply.
+    """
+
+    def __init__(self, posterior: Posterior, num_lanes: int, compile: bool = False) -> None:
+        _check.posterior(posterior)
+        self.num_lanes = _check.whole("num_lanes", num_lanes, 1)
+        self.posterior, self._compile = posterior, compile
+        self._compiled = _compiled(posterior, self.num_lanes) if compile else None
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters, D."""
+        return self.posterior.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.posterior.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.posterior.device
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._compiled is not None
+
+    @cached_property
+    def joint(self) -> LogDensity:
+        posterior = self.posterior
+        if posterior.layers is None and self._is_one_block:
+            return by_autograd(posterior.log_prob)
+        likelihood, prior = self.likelihood, posterior.prior_distribution
+
+        def plus_prior(grad: Tensor, theta: Tensor) -> Tensor:
+            if isinstance(prior, DiagonalNormal):
+                return grad.addcmul_(prior.precision, theta, value=-1)
+            return grad + value_and_grad(prior.log_prob, theta)[1]
+
+        def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+            log_likelihood, grad = likelihood.log_prob_and_grad(theta)
+            return prior.log_prob(theta) + log_likelihood, plus_prior(grad, theta)
+
+        return LogDensity(log_prob_and_grad, lambda theta: plus_prior(likelihood.grad(theta), theta))
+
+    @cached_property
+    def prior(self) -> LogDensity:
+        prior = self.posterior.prior_distribution
+        if not isinstance(prior, DiagonalNormal):
+            return by_autograd(prior.log_prob)
+
+        def grad(theta: Tensor) -> Tensor:
+            return theta * -prior.precision
+
+        return LogDensity(lambda theta: (prior.log_prob(theta), grad(theta)), grad)
+
+    @cached_property
+    def likelihood(self) -> LogDensity:
+        posterior = self.posterior
+        if self._compiled is not None:
+            return self._compiled
+        if posterior.layers is None and self._is_one_block:
+            return by_autograd(posterior.log_likelihood)
+        # Autograd is closed to tensors that are made in inference mode.
+        with torch.inference_mode(False):
+            y = posterior.targets_for(self.num_lanes)
+            if posterior.num_datasets == 1:
+                y = y.expand(self.num_lanes, *y.shape)
+            if posterior.layers is None:
+                return by_autograd_in_blocks(posterior.network, posterior.weighted_likelihood, y)
+            y = y.contiguous()  # repeated once, not at every gradient
+        return closed_form(
+            posterior.layers, posterior.likelihood, posterior.features, y, self.num_lanes, posterior.counted.weights
+        )
+
+    @property
+    def _is_one_block(self) -> bool:
+        network = self.posterior.network
+        return len(network.blocks) == 1 and self.num_lanes <= network.num_lanes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew: neither compiled code nor memory that is being computed in can be pickled.
+        return type(self), (self.posterior, self.num_lanes, self._compile)
+
+    def __repr__(self) -> str:
+        return f"Density({self.num_lanes} lanes{', compiled' * self.is_compiled}, of {self.posterior!r})"
+
+
+def can_compile(posterior: Posterior) -> bool:
+    """Whether the gradient can be compiled: the closed form of a small network on the CPU."""
+    return posterior.layers is not None and posterior.dim <= MAX_PARAMETERS and posterior.device.type == "cpu"
+
+
+def check_can_compile(posterior: Posterior) -> None:
+    """Raise unless the gradient can be compiled."""
+    if not can_compile(posterior):
+        raise ValueError(
+            f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters on the CPU; this "
+            f"posterior has {posterior.dim} parameters and the {posterior.gradient} gradient, on {posterior.device}: "
+            "say 'auto'"
+        )
+
+
+def compilation_pays(posterior: Posterior, num_lanes: int, num_gradients: int) -> bool:
+    """Whether the gradient can be compiled, and that is predicted to take less time than it saves."""
+    return can_compile(posterior) and pays_off(posterior.layers, len(posterior.counted), num_lanes, num_gradients)
+
+
+def _compiled(posterior: Posterior, num_lanes: int) -> LogDensity | None:
+    """The likelihood, compiled now or before; None where that fails."""
+    check_can_compile(posterior)
+    with COMPILING:
+        known = _COMPILED.setdefault(posterior, {})
+        if num_lanes not in known:
+            with torch.inference_mode(False):
+                y = posterior.targets_for(num_lanes)
+            known[num_lanes] = compile_likelihood(
+                posterior.layers, posterior.likelihood, posterior.features, y, num_lanes, posterior.counted.weights
+            )
+        return known[num_lanes]

@@ -1,0 +1,125 @@
+"""What a chain of Linear layers and activations is made of, as closed forms and symmetries need to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_utils import _check
+from bnn_utils.flat import FlatModule
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``h = f(z)`` by torch's own operators, and the gradient's way back through it."""
+
+    forward: Callable[..., Tensor]  # (z, **options, out=h)
+    backward: Callable[..., Tensor]  # (gradient with respect to h, z or h, **options, grad_input=...)
+    takes_output: bool  # whether the way back wants h, or else z
+    forward_options: dict[str, Any] = field(default_factory=dict)
+    backward_options: dict[str, Any] = field(default_factory=dict)
+
+
+def _same(forward: Callable[..., Tensor], backward: Callable[..., Tensor], **options: Any) -> Activation:
+    return Activation(forward, backward, False, options, options)
+
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.Tanh: lambda _: Activation(torch.tanh, aten.tanh_backward.grad_input, True),
+    nn.Sigmoid: lambda _: Activation(torch.sigmoid, aten.sigmoid_backward.grad_input, True),
+    nn.ReLU: lambda _: Activation(aten.relu.out, aten.threshold_backward.grad_input, True, {}, {"threshold": 0}),
+    nn.SiLU: lambda _: _same(aten.silu.out, aten.silu_backward.grad_input),
+    nn.GELU: lambda m: _same(aten.gelu.out, aten.gelu_backward.grad_input, approximate=m.approximate),
+    nn.Softplus: lambda m: _same(
+        aten.softplus.out, aten.softplus_backward.grad_input, beta=m.beta, threshold=m.threshold
+    ),
+}
+
+
+@dataclass
+class Layer:
+    """``h <- activation(W h + b)``, with W and b at their places in theta; after the last layer perhaps log scales."""
+
+    weight: slice
+    bias: slice | None
+    shape: tuple[int, int]  # of W: (out, in)
+    activation: Activation | None = None
+    log_scale: slice | None = None  # of a `LogScale` that follows
+
+    def places(self, device: torch.device | None = None) -> Tensor:
+        """Places in theta of the matrix ``[b | W]``, shape (out, 1 + in), or (out, in) without bias."""
+        weight = torch.arange(self.weight.start, self.weight.stop, device=device).view(self.shape)
+        if self.bias is None:
+            return weight
+        return torch.cat([torch.arange(self.bias.start, self.bias.stop, device=device)[:, None], weight], dim=1)
+
+
+class LogScale(nn.Module):
+    """A last layer for `Gaussian`: puts log scales, which are parameters, beside the outputs that come in.
+
+    ``(..., K) -> (..., 2 K)``: the noise is inferred together with the weights, the same at all points.
+
+    Args:
+        num: K, how many outputs come in.
+    """
+
+    def __init__(self, num: int = 1) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(_check.whole("num", num, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        num = x.shape[-1]
+        if num != len(self.log_scale):
+            raise ValueError(f"LogScale({len(self.log_scale)}) follows a layer with {num} outputs: say LogScale({num})")
+        return torch.cat([x, self.log_scale.expand_as(x)], dim=-1)
+
+
+def linear_chain(flat: FlatModule) -> list[Layer] | None:
+    """The layers that compute what ``flat`` computes, or None where its module is something else.
+
+    It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them and perhaps
+    a `LogScale` at the end.
+    """
+    names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
+    layers: list[Layer] = []
+    used: list[str | None] = []
+    for module in _flatten(flat.module):
+        if layers and layers[-1].log_scale is not None:
+            return None
+        if type(module) is nn.Linear:
+            weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
+            used += [weight] if module.bias is None else [weight, bias]
+            if None in used:  # frozen parts are the general path's business
+                return None
+            layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
+        elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
+            layers[-1].activation = ACTIVATIONS[type(module)](module)
+        elif type(module) is LogScale and layers and len(module.log_scale) == layers[-1].shape[0]:
+            used.append(names.get(id(module.log_scale)))
+            if None in used:
+                return None
+            layers[-1].log_scale = flat.slices[used[-1]]
+        else:
+            return None
+    return layers if used == list(flat.shapes) else None
+
+
+def _flatten(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules of nested Sequentials in order; anything that is hooked or reparametrised stands for itself."""
+    if type(module) is nn.Sequential and not _is_hooked(module):
+        for child in module:
+            yield from _flatten(child)
+    elif _is_hooked(module):
+        yield nn.Module()
+    elif type(module) is not nn.Identity:
+        yield module
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
