@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_utils.evidence import Tempering
+from bnn_utils.evidence import LADDER, Tempering
 
 if TYPE_CHECKING:
     from xarray import DataArray
 
     from bnn_utils.chain import Chain
 
-FORMAT = 1
-# A file ends with one line, which HDF5 does not look at: the format, and SHA-256 of all that stands before its digits.
-SEAL = "\nbnn_utils chain, format {}, sha256 "
-PATTERN = re.compile(rb"\nbnn_utils chain, format ([0-9]{1,9}), sha256 ([0-9a-f]{64})\n\Z")
+FORMAT = 2
+# A file ends with one line, which HDF5 does not look at: what it holds, in which format, and SHA-256 of all that stands
+# before its digits.
+SEAL = "\nbnn_utils {}, format {}, sha256 "
+PATTERN = re.compile(rb"\nbnn_utils ([a-z]+), format ([0-9]{1,9}), sha256 ([0-9a-f]{64})\n\Z")
 LONGEST_SEAL = 128
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -41,13 +42,14 @@ TAKEN = (
     "temperature",
     "log_likelihood",
 )  # names that mean something else to ArviZ
-LADDER = "tempering_"  # how the names of Tempering's fields begin among the statistics
-# What travels as attributes, beside the seed, which may be larger than netCDF's numbers.
+# What travels as attributes, the kernel in words; beside the seed, which may be larger than netCDF's numbers.
 ATTRIBUTES = {
     "kernel": str,
-    "engine": str,
+    "gradient": str,
     "device": str,
     "warmup": int,
+    "dropped": int,
+    "thinning": int,
     "wall_time": float,
     "compile_time": float,
     "sampling_time": float,
@@ -55,6 +57,8 @@ ATTRIBUTES = {
 KINDS = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64"
 DTYPES = {name: getattr(torch, name) for name in KINDS.split()}
 NOT_OURS = "does not hold a chain written by Chain.save"
+LITTER = re.compile(r"\..+\.[0-9a-f]{16}")  # names of files that `replace` had begun
+NO_SEAL = "it does not end with its checksum, so it was cut short or added to"
 
 
 # --- chains as bytes --------------------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             "stats": stats,
             "names": posterior["parameter"].to_numpy().tolist(),
             "seed": None if seed == "None" else int(seed),
-            "tempering": Tempering(**ladder) if ladder else None,
+            "tempering": Tempering(**ladder, thinning=int(posterior.attrs["thinning"])) if ladder else None,
             **{name: kind(posterior.attrs[name]) for name, kind in ATTRIBUTES.items()},
         }
     except Exception as error:  # its bytes are those that were written, and yet they say something else
@@ -135,9 +139,9 @@ def problem(chain: Chain) -> str | None:
                 return f"tempering.{name} has shape {tuple(values.shape)}, expected {expected}"
     if len(chain.names) != chain.dim:
         return f"there are {len(chain.names)} names for {chain.dim} parameters"
-    for text in (*chain.names, chain.kernel, chain.engine, chain.device):
+    for text in (*chain.names, str(chain.kernel), chain.gradient, chain.device):
         if not isinstance(text, str) or "\0" in text or text.encode(errors="ignore").decode() != text:
-            return f"names, kernel, engine and device must be text without NUL characters, got {text!r:.80}"
+            return f"names, kernel, gradient and device must be text without NUL characters, got {text!r:.80}"
     for name, kind in ATTRIBUTES.items():
         value = getattr(chain, name)
         if kind is not str and not isinstance(value, (int, float, np.number)):
@@ -194,10 +198,9 @@ def to_path(path: str | os.PathLike[str]) -> str:
 
 
 def write(path: str, content: memoryview) -> None:
-    """Write and seal a file: first beside the old one, then in its place, so that there is a whole file at any time.
+    """Write and seal a chain's file, so that there is a whole one at any time; see `replace`.
 
-    A link is followed, and the file that is replaced hands its mode on. After a kill or a loss of power in the middle,
-    a hidden file ``.<name>.<16 digits>`` may be left beside it.
+    A link is followed, and the file that is replaced hands its mode on.
 
     Raises:
         OSError: if that fails, as on a full disk; the file that was there is unchanged.
@@ -211,38 +214,15 @@ def write(path: str, content: memoryview) -> None:
         raise PermissionError(errno.EACCES, "this file may not be written to, and is unchanged", path)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(target.parent)!r}; make it first", path)
-    seal = SEAL.format(FORMAT).encode()
-    digest = hashlib.sha256(content)
-    digest.update(seal)
-    beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
     try:
-        try:
-            with open(beside, "xb") as file:
-                file.write(content)
-                file.write(seal + digest.hexdigest().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if target.exists():
-                os.chmod(beside, target.stat().st_mode & 0o7777)
-            os.replace(beside, target)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        replace(target, content, seal("chain", FORMAT, content))
     except OSError as error:
         left = "the file that was there is unchanged" if target.exists() else "there is no such file now"
-        reason = f"could not write: {error.strerror or error}; {left}"
-        raise OSError(error.errno or errno.EIO, reason, path) from error
-    # The new name reaches the disk with its folder; not every system lets a folder be opened and written out for that.
-    with suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        raise OSError(error.errno, f"{error.strerror}; {left}", path) from error
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a sealed file, once it is clear that they are those that `write` wrote.
+    """All bytes of a chain's file, once it is clear that they are those that `write` wrote.
 
     So no parser ever sees a damaged file: HDF5's may crash on one, or never return.
 
@@ -254,23 +234,78 @@ def read(path: str | os.PathLike[str]) -> bytes:
     if not Path(name).is_file():
         raise FileNotFoundError(f"there is no file {name!r}")
     content = Path(name).read_bytes()
-    seal = PATTERN.search(content, max(0, len(content) - LONGEST_SEAL))
-    if not content:
-        why = "it is empty"
-    elif seal is None and not content.startswith(HDF5):
+    why = problem_of_seal(content, "chain", FORMAT)
+    if why is None:
+        return content
+    if why == NO_SEAL and not content.startswith(HDF5):
         why = "it is not a netCDF file"
-    elif seal is None:
-        why = (
-            "it does not end with the checksum that Chain.save puts there, so it was cut short or added to, or written "
-            "by an older version or another program. Draws that ArviZ can read come home by "
+    elif why == NO_SEAL:
+        why += (
+            ", or written by an older version or another program. Draws that ArviZ can read come home by "
             "Chain.from_arviz(arviz.from_netcdf(path), posterior)"
         )
-    elif hashlib.sha256(memoryview(content)[: seal.start(2)]).hexdigest().encode() != seal[2]:
-        why = "it was changed or damaged after it was written, as its checksum differs; take another copy of it"
-    elif int(seal[1]) != FORMAT:
-        why = (
-            f"it has format {int(seal[1])}, and this version of bnn_utils reads format {FORMAT}: use the one it is from"
-        )
-    else:
-        return content
+    elif why.startswith("it has format"):
+        why += ", or read draws and statistics by Chain.from_arviz(arviz.from_netcdf(path), posterior)"
     raise ValueError(f"{name!r} {NOT_OURS}: {why}")
+
+
+def seal(kind: str, version: int, *parts: bytes | memoryview) -> bytes:
+    """The line that ends a file of these parts."""
+    line = SEAL.format(kind, version).encode()
+    digest = hashlib.sha256()
+    for part in (*parts, line):
+        digest.update(part)
+    return line + digest.hexdigest().encode() + b"\n"
+
+
+def problem_of_seal(content: bytes, kind: str, version: int) -> str | None:
+    """Why these are not the bytes of a sealed file, in words; None if they are."""
+    found = PATTERN.search(content, max(0, len(content) - LONGEST_SEAL))
+    if not content:
+        return "it is empty"
+    if found is None or found[1].decode() != kind:
+        return NO_SEAL
+    if hashlib.sha256(memoryview(content)[: found.start(3)]).hexdigest().encode() != found[3]:
+        return "it was changed or damaged after it was written, as its checksum differs; take another copy of it"
+    if int(found[2]) != version:
+        known = f"this version of bnn_utils reads format {version}"
+        return f"it has format {int(found[2])}, and {known}: use the one it is from"
+    return None
+
+
+def replace(target: Path, *parts: bytes | memoryview) -> None:
+    """Write a file: first beside the old one, then in its place, so that there is a whole file at any time.
+
+    After a kill or a loss of power in the middle, a hidden file ``.<name>.<16 digits>`` may be left beside it.
+
+    Raises:
+        OSError: if that fails, as on a full disk; the file that was there is unchanged.
+    """
+    beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
+    try:
+        try:
+            with open(beside, "xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                os.chmod(beside, target.stat().st_mode & 0o7777)
+            os.replace(beside, target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = f"could not write: {error.strerror or error}"
+        raise OSError(error.errno or errno.EIO, reason, str(target)) from error
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """New names reach the disk with their folder; not every system lets a folder be opened and written out for that."""
+    with suppress(OSError):
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
