@@ -1,16 +1,19 @@
 """Bayesian neural networks on one flat parameter vector."""
 
-from bnn_utils.adaptation import ChEES
 from bnn_utils.chain import Chain
-from bnn_utils.data import Data, boxes, default_device, published_summary, square_grid
+from bnn_utils.data import Data, default_device, square_grid
 from bnn_utils.flat import FlatModule
-from bnn_utils.hmc import HMC
-from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, LogScale
+from bnn_utils.kernels.chees import ChEES
+from bnn_utils.kernels.hamiltorch import Hamiltorch
+from bnn_utils.kernels.hmc import HMC
+from bnn_utils.kernels.replica_exchange import ReplicaExchange
+from bnn_utils.layers import LogScale
+from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import ElementPrior, FanInPrior, NormalPrior
 from bnn_utils.references import reference
 from bnn_utils.sampling import sample
-from bnn_utils.tempering import ReplicaExchange
+from bnn_utils.tutorial import boxes, published_summary
 
 __version__ = "0.1.0"
 
@@ -25,6 +28,7 @@ __all__ = [
     "FanInPrior",
     "FlatModule",
     "Gaussian",
+    "Hamiltorch",
     "Likelihood",
     "LogScale",
     "NormalPrior",

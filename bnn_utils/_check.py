@@ -128,7 +128,7 @@ def tensor(name: str, value: Any) -> Tensor:
     return value
 
 
-def memory(what: str, num_bytes: float, device: torch.device) -> None:
+def memory(what: str, num_bytes: float, device: torch.device, remedy: str = "ask for fewer") -> None:
     """Raise where numbers can't be kept, because the device has less memory than they take."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -137,7 +137,7 @@ def memory(what: str, num_bytes: float, device: torch.device) -> None:
     else:  # it is for the allocation to fail
         return
     if num_bytes > total:
-        raise ValueError(f"{what} would take {_size(num_bytes)}, and {device} has {_size(total)}: ask for fewer")
+        raise ValueError(f"{what} would take {_size(num_bytes)}, and {device} has {_size(total)}: {remedy}")
 
 
 def _size(num_bytes: float) -> str:

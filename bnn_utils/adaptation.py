@@ -1,36 +1,28 @@
-"""What a warm-up learns from its transitions: step size, mass and trajectory length, pooled over all lanes."""
+"""What warm-ups learn from: dual averaging, moments, Stan's windows, and lanes that teach nothing.
+
+All are values, and updates make new ones.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bnn_utils import _check
-from bnn_utils.hmc import (
-    ADAPTED_JITTER,
-    HMC,
-    Grad,
-    HMCInfo,
-    HMCState,
-    LogProbAndGrad,
-    Proposal,
-    accept,
-    acceptance_rate,
-    as_inv_mass,
-    metric,
-    propose,
-)
 
-# Mean acceptance rate of trajectories of fixed length: the default of Stan, within the range that Betancourt, Byrne and
-# Girolami (2014) found best.
-TARGET_ACCEPTANCE = 0.8
-# Of single leapfrog steps, which are proposals of the Langevin algorithm (Roberts and Rosenthal 1998).
-LANGEVIN_TARGET_ACCEPTANCE = 0.574
+# Step sizes stay within e^-80 and e^80, about 1e-35 and 1e35, whatever rates they learn from: positive and finite also
+# in single precision.
+LARGEST_LOG = 80.0
+
+# A lane rejects where it would accept with a probability below REJECTS, and most lanes accept where one half of them
+# would with more than ACCEPTS. A lane is stuck after it rejected MOST_REJECTIONS steps that most lanes accept, or one
+# that is shorter than another by REJECTED_RANGE. With 64 lanes in the tutorial's posterior, 26 in a row were seen.
+REJECTS, ACCEPTS = 0.01, 0.5
+MOST_REJECTIONS, REJECTED_RANGE = 50, 100.0
 
 
 class DualAveraging(NamedTuple):
@@ -61,7 +53,7 @@ class DualAveraging(NamedTuple):
         gamma, t0, kappa = 0.05, 10, 0.75
         t = self.count + 1
         mean_error = self.error + (error - self.error) / (t + t0)
-        x = self.mu - math.sqrt(t) / gamma * mean_error
+        x = (self.mu - math.sqrt(t) / gamma * mean_error).clamp(-LARGEST_LOG, LARGEST_LOG)
         return DualAveraging(self.mu, mean_error, x, torch.lerp(self.average, x, t**-kappa), t)
 
     @property
@@ -75,31 +67,88 @@ class DualAveraging(NamedTuple):
         return self.average.exp()
 
 
+class Teachers(NamedTuple):
+    """Which lanes teach what all of them share: those that are not stuck.
+
+    A lane is stuck when it has rejected 50 steps that most lanes accept, or two of them of which one is 100 times
+    shorter than the other, and has had no acceptance rate of 1 % or more in between; from its next such rate on it
+    teaches again.
+
+    So a lane that no step size helps, because the density is wrong around it, does not take the others with it. A lane
+    that is only slower, in a narrower mode, keeps its say. And where most lanes reject, the step size is to blame, and
+    all teach.
+    """
+
+    rejected: Tensor  # (C, ...), how many such steps, lane by lane
+    longest: Tensor  # (C, ...), log of the longest of them, float64
+
+    @classmethod
+    def start(cls, *shape: int) -> Teachers:
+        """All lanes, ``(C,)``, or ``(C, K)`` where K groups of C lanes each have something to share."""
+        return cls(torch.zeros(shape, dtype=torch.int64), torch.full(shape, -torch.inf, dtype=torch.float64))
+
+    def update(self, rates: Tensor, log_step: Tensor) -> Teachers:
+        """After one more transition: acceptance rates ``(C, ...)``, and the log of the step size, ``(...)``."""
+        rates = rates.detach().cpu()
+        rejects, most_accept = rates < REJECTS, 2 * (rates > ACCEPTS).sum(0) >= len(rates)
+        rejected = self.rejected + most_accept.long()
+        longest = torch.where(most_accept, self.longest.maximum(log_step), self.longest)
+        in_vain = most_accept & (log_step <= longest - math.log(REJECTED_RANGE))
+        rejected = torch.where(in_vain, rejected.clamp(min=MOST_REJECTIONS), rejected)
+        return Teachers(torch.where(rejects, rejected, 0), torch.where(rejects, longest, -torch.inf))
+
+    @property
+    def teach(self) -> Tensor:
+        """Which lanes do, ``(C, ...)``, bool: at least half of them."""
+        return self.rejected < MOST_REJECTIONS
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of those lanes' values, ``(C, ...)`` to ``(...)``."""
+        return mean(values, self.teach.to(values.device))
+
+
+def mean(values: Tensor, which: Tensor) -> Tensor:
+    """Over the first dimension, of those values only."""
+    return torch.where(which, values, 0).sum(0) / which.sum(0)
+
+
 class Moments(NamedTuple):
-    """Running mean and sum of squared deviations, batch by batch (Welford 1962; Chan, Golub and LeVeque 1979)."""
+    """Running mean and sum of squared deviations, batch by batch (Welford 1962; Chan, Golub and LeVeque 1979).
+
+    Dense ones are of products of all pairs, for a covariance.
+    """
 
     count: int
     mean: Tensor  # (D,)
-    squares: Tensor  # (D,)
+    squares: Tensor  # (D,), or dense (D, D)
 
     @classmethod
-    def start(cls, like: Tensor) -> Moments:
-        zeros = _precise(like).new_zeros(like.shape[-1:])
-        return cls(0, zeros, zeros)
+    def start(cls, like: Tensor, dense: bool = False) -> Moments:
+        """Of vectors like ``(..., D)``."""
+        dim = like.shape[-1:]
+        return cls(0, _precise(like).new_zeros(dim), _precise(like).new_zeros(2 * dim if dense else dim))
 
     def update(self, theta: Tensor) -> Moments:
-        """With the positions of all lanes, ``(C, D)``."""
+        """With the positions of some lanes, ``(C, D)``."""
         theta = _precise(theta)
         count, mean = self.count + len(theta), theta.mean(0)
-        shift = mean - self.mean
-        squares = self.squares + (theta - mean).square().sum(0) + shift.square() * (self.count * len(theta) / count)
+        shift, deviations = mean - self.mean, theta - mean
+        if self.squares.ndim == 1:
+            squares, of_shift = deviations.square().sum(0), shift.square()
+        else:
+            squares, of_shift = deviations.mT @ deviations, shift.outer(shift)
+        squares = self.squares + squares + of_shift * (self.count * len(theta) / count)
         return Moments(count, self.mean + shift * (len(theta) / count), squares)
 
     @property
     def variance(self) -> Tensor:
-        """Sample variance, drawn a little towards 0.001, as in Stan: few draws may all agree."""
+        """Sample variances ``(D,)``, drawn a little towards 0.001, as in Stan: few draws may all agree.
+
+        Dense, the sample covariance ``(D, D)``, drawn as much towards 0.001 times the identity.
+        """
         shrink = 5 / (self.count + 5)
-        return (1 - shrink) * self.squares / max(self.count - 1, 1) + shrink * 1e-3
+        towards = 1e-3 if self.squares.ndim == 1 else 1e-3 * torch.eye(len(self.mean)).to(self.squares)
+        return (1 - shrink) * self.squares / max(self.count - 1, 1) + shrink * towards
 
 
 def _precise(theta: Tensor) -> Tensor:
@@ -129,186 +178,83 @@ def windows(num_warmup: int) -> tuple[int, list[int]]:
     return first, ends
 
 
-class Warmup:
-    """A kernel that learns, transition by transition, its step size and the diagonal of its mass.
+class Learned(NamedTuple):
+    """What a transition has taught."""
 
-    All lanes share one of each, and all teach them. A mass that the kernel came with is kept. HMC's step sizes are
-    jittered from the first transition on, so that its trajectories are not tuned to come full circle; a single step,
-    which cannot, is not.
+    warmup: Warmup | None  # that goes on; None when it has ended
+    step_size: float  # of the next transition
+    inv_mass: Tensor | None  # a new one, (D,) or (D, D), in float64, where a window has ended
 
-    Attributes:
-        kernel: with which to make the next transition; after the last update, the one to draw with.
+
+class Warmup(NamedTuple):
+    """What is learned, transition by transition, of a step size and of a mass, its diagonal or all of it.
+
+    All lanes share one of each, and all that are not stuck teach them.
     """
 
-    def __init__(self, kernel: HMC | ChEES, num_warmup: int) -> None:
-        self._target = TARGET_ACCEPTANCE
-        if num_warmup and isinstance(kernel, HMC):
-            is_single = kernel.num_steps == 1
-            self._target = LANGEVIN_TARGET_ACCEPTANCE if is_single else TARGET_ACCEPTANCE
-            if kernel.jitter is None and not is_single:
-                kernel = replace(kernel, jitter=ADAPTED_JITTER)
-        self.kernel = kernel
-        self._num = num_warmup
-        self._first, self._ends = windows(num_warmup) if kernel.inv_mass is None else (num_warmup, [])
-        self._count = 0
-        self._steps = DualAveraging.start(torch.tensor(kernel.step_size, dtype=torch.float64))
-        self._moments: Moments | None = None
+    num: int  # transitions of all of it
+    count: int  # that have been
+    target: float  # mean acceptance rate to reach
+    learns_mass: bool
+    dense: bool
+    teachers: Teachers
+    steps: DualAveraging
+    moments: Moments | None  # of the window that is open
 
-    def update(self, theta: Tensor, rate: Tensor) -> None:
-        """With the positions reached, ``(C, D)``, and the acceptance rate of all lanes together."""
-        self._count += 1
-        self._steps = self._steps.update(self._target - rate.detach().cpu().double())
-        if self._count > self._first and self._ends:
-            self._moments = (self._moments or Moments.start(theta)).update(theta)
-        if self._ends and self._count == self._ends[0]:
-            self._ends.pop(0)
-            self.kernel = replace(
-                self.kernel, step_size=self._steps.final.item(), inv_mass=self._moments.variance.to(theta)
-            )
-            self._moments = None
-            self._steps = DualAveraging.start(self._steps.final)
-        elif self._count == self._num:
-            self.kernel = replace(self.kernel, step_size=self._steps.final.item())
+    @classmethod
+    def start(
+        cls, num: int, theta: Tensor, step_size: float, target: float, learns_mass: bool, dense: bool
+    ) -> Warmup | None:
+        """Of lanes at theta ``(C, D)``; None for a warm-up of no transitions.
+
+        Raises:
+            ValueError: if a dense mass cannot be learned.
+        """
+        if dense:
+            check_dense(num, theta)
+        steps = DualAveraging.start(torch.tensor(step_size, dtype=torch.float64))
+        return cls(num, 0, target, learns_mass, dense, Teachers.start(len(theta)), steps, None) if num else None
+
+    def update(self, theta: Tensor, rates: Tensor, harmonic: bool = False) -> Learned:
+        """With the positions reached, ``(C, D)``, and acceptance rates ``(C,)``, of whose mean the target is."""
+        teachers = self.teachers.update(rates, self.steps.x)
+        rate = 1 / teachers.mean(1 / rates) if harmonic else teachers.mean(rates)
+        count, steps = self.count + 1, self.steps.update(self.target - rate.detach().cpu().double())
+        first, ends = windows(self.num) if self.learns_mass else (self.num, [])
+        moments, inv_mass = self.moments, None
+        if first < count and ends and count <= ends[-1]:
+            moments = moments or Moments.start(theta, self.dense)
+            moments = moments.update(theta[teachers.teach.to(theta.device)])
+        if count in ends:
+            step_size, inv_mass = steps.final, moments.variance
+            steps, moments = DualAveraging.start(step_size), None
         else:
-            self.kernel = replace(self.kernel, step_size=self._steps.step_size.item())
+            step_size = steps.final if count == self.num else steps.step_size
+        ongoing = self._replace(count=count, teachers=teachers, steps=steps, moments=moments)
+        return Learned(ongoing if count < self.num else None, step_size.item(), inv_mass)
 
 
-# Harmonic mean of the lanes' acceptance rates, as in Hoffman, Radul and Sountsov (2021); the rate that Beskos et al.
-# (2013) show to be best in high dimensions.
-CHEES_TARGET_ACCEPTANCE = 0.651
-CHEES_LEARNING_RATE = 0.025  # of Adam, on the log of the trajectory length; this and 0.95 as in the paper
-CHEES_ADAM_DECAY = 0.95
-CHEES_SHORTEST_LENGTH = math.pi / 2  # when the mass is set: a quarter of the period of a direction of variance 1
-MAX_STEPS = 1000  # in one transition: a trajectory that wants more is cut
-
-
-class ChEESState(NamedTuple):
-    """Where each lane is, and how many transitions it took to get there."""
-
-    lanes: HMCState
-    count: int
-
-
-@dataclass(frozen=True, eq=False)
-class ChEES:
-    """HMC whose trajectories have a learned length (Hoffman, Radul and Sountsov 2021), the same for all lanes.
-
-    A transition takes ``ceil(u * trajectory_length / step_size)`` leapfrog steps, where u follows Halton's sequence in
-    base 2: evenly spread over (0, 1), so that no period of the trajectories is ever met for long. A warm-up learns the
-    length that changes the squared distance from the mean most (ChEES: change in the estimator of the expected square),
-    besides step size and mass. That takes several lanes, better many.
-
-    Args:
-        step_size: leapfrog step; where a warm-up begins.
-        trajectory_length: longest integration time; where a warm-up begins.
-        inv_mass: inverse mass, as in `HMC`; None for the identity, which a warm-up replaces.
+def check_dense(num_warmup: int, theta: Tensor) -> None:
+    """Raise where lanes at theta ``(C, D)`` cannot learn a dense mass, and warn where there is little to learn it from.
 
     Raises:
-        TypeError: if one of them is no number.
-        ValueError: if a step size or length is not positive, or ``inv_mass`` is not positive definite.
+        ValueError: if the warm-up is too short, or matrices of D rows take more memory than there is.
     """
-
-    step_size: float = 0.05
-    trajectory_length: float = 0.5
-    inv_mass: Tensor | None = None
-
-    lanes_per_chain: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        _check.settle(
-            self,
-            step_size=_check.positive("step_size", self.step_size),
-            trajectory_length=_check.positive("trajectory_length", self.trajectory_length),
-            inv_mass=as_inv_mass(self.inv_mass),
+    num_lanes, dim = theta.shape
+    first, ends = windows(num_warmup)
+    if not ends:
+        raise ValueError(
+            f"dense_mass=True needs a warmup of 20 transitions or more to learn the mass in, got {num_warmup}; take a "
+            "longer one, or leave dense_mass out"
         )
-
-    @property
-    def num_steps(self) -> int:
-        """Leapfrog steps in a transition, on average."""
-        return max(1, round(self.trajectory_length / self.step_size / 2))
-
-    def steps(self, count: int) -> int:
-        """Leapfrog steps in the transition after ``count`` others."""
-        return min(MAX_STEPS, math.ceil(halton(count + 1) * self.trajectory_length / self.step_size))
-
-    def init(self, log_prob_and_grad: LogProbAndGrad, theta: Tensor) -> ChEESState:
-        """The state of lanes at theta, shape ``(C, D)``."""
-        return ChEESState(HMCState(theta, *log_prob_and_grad(theta)), 0)
-
-    def build_kernel(
-        self, log_prob_and_grad: LogProbAndGrad, grad: Grad | None = None
-    ) -> Callable[[torch.Generator, ChEESState], tuple[ChEESState, HMCInfo, Proposal]]:
-        """One transition, as `HMC.build_kernel`; it also returns the proposal, from which a warm-up learns."""
-        kinetic = metric(self.inv_mass)
-
-        def transition(generator: torch.Generator, state: ChEESState) -> tuple[ChEESState, HMCInfo, Proposal]:
-            lanes, count = state
-            steps = self.steps(count)
-            proposal = propose(generator, lanes, log_prob_and_grad, self.step_size, steps, kinetic, grad)
-            lanes, is_accept = accept(generator, lanes, proposal)
-            info = HMCInfo(proposal.start_energy, proposal.end_energy, is_accept, steps, float(self.step_size))
-            return ChEESState(lanes, count + 1), info, proposal
-
-        return transition
-
-    def __repr__(self) -> str:
-        mass = "" if self.inv_mass is None else f", inv_mass={'diagonal' if self.inv_mass.ndim == 1 else 'dense'}"
-        return f"ChEES(step_size={self.step_size:.3g}, trajectory_length={self.trajectory_length:.3g}{mass})"
-
-
-class ChEESWarmup(Warmup):
-    r"""Learns the trajectory length too, by stochastic gradient ascent on the criterion.
-
-    With m the mean over lanes, u the jitter, and starred what the proposal holds, in coordinates in which the mass is
-    the identity,
-
-        ChEES = 1/4 E[(|theta* - m*|^2 - |theta - m|^2)^2]
-        d ChEES / d log T = E[u T (|theta* - m*|^2 - |theta - m|^2) (theta* - m*) . p*]
-
-    where lanes count by their acceptance rates (Hoffman, Radul and Sountsov 2021, equations 2 to 4).
-    """
-
-    def __init__(self, kernel: ChEES, num_warmup: int) -> None:
-        super().__init__(kernel, num_warmup)
-        self._target = CHEES_TARGET_ACCEPTANCE
-        self._square = 0.0  # running mean of squared gradients, for Adam
-        self._log_length = self._average = math.log(kernel.trajectory_length)
-
-    def update(self, start: ChEESState, proposal: Proposal, end: ChEESState) -> None:
-        rate = acceptance_rate(proposal.start_energy, proposal.end_energy)
-        jitter = halton(start.count + 1)
-        gradient = jitter * math.exp(self._log_length) * self._gradient(start.lanes.theta, proposal, rate).item()
-        if math.isfinite(gradient):
-            t = self._count + 1
-            self._square += (1 - CHEES_ADAM_DECAY) * (gradient**2 - self._square)
-            size = math.sqrt(self._square / (1 - CHEES_ADAM_DECAY**t)) + 1e-8
-            log_length = self._log_length + CHEES_LEARNING_RATE * gradient / size
-            # The ascent ends at one step and at the most that are made, because beyond them the length changes nothing.
-            # It is not pushed there: a step size on trial may be far too long or too short, and the length would stay.
-            shortest, longest = (math.log(number * self.kernel.step_size) for number in (1, MAX_STEPS))
-            self._log_length = min(max(log_length, min(self._log_length, shortest)), max(self._log_length, longest))
-            self._average += (self._log_length - self._average) / math.sqrt(t)
-        mass = self.kernel.inv_mass
-        super().update(end.lanes.theta, 1 / (1 / rate).mean())
-        if self.kernel.inv_mass is not mass:
-            # The widest direction, which decides on the length, has a standard deviation of 1 from now on.
-            variances = self.kernel.inv_mass if mass is None else self.kernel.inv_mass / mass
-            length = math.exp(self._log_length) / variances.max().sqrt().item()
-            self._log_length = self._average = math.log(max(length, CHEES_SHORTEST_LENGTH))
-        log_length = self._average if self._count == self._num else self._log_length
-        self.kernel = replace(self.kernel, trajectory_length=math.exp(log_length))
-
-    def _gradient(self, start: Tensor, proposal: Proposal, rate: Tensor) -> Tensor:
-        """d ChEES / d log T without the factor u T: a scalar, NaN where no lane may accept."""
-        mass = metric(self.kernel.inv_mass).mass
-        # A proposal may be infinitely far away; it has a rate of 0 and counts for nothing.
-        weight, end = rate / rate.sum(), proposal.state.theta.nan_to_num(0, 0, 0)
-        before, after = start - start.mean(0), end - weight @ end
-        change = (after * mass(after)).sum(-1) - (before * mass(before)).sum(-1)
-        outwards = (after * proposal.p.nan_to_num(0, 0, 0)).sum(-1)  # the same in all coordinates
-        return weight @ (change * outwards)
-
-
-def halton(number: int) -> float:
-    """The number's binary digits mirrored at the point, in (0, 1): 1/2, 1/4, 3/4, 1/8, ... (Halton 1960, base 2)."""
-    return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()
+    _check.memory(  # squares, their update and what is added; then the covariance, its inverse and the factor of that
+        f"learning a dense mass of {dim:,} x {dim:,} numbers", 6 * 8 * dim**2, theta.device, "leave dense_mass out"
+    )
+    positions = num_lanes * (ends[-1] - [first, *ends][-2])
+    if positions < dim:
+        warnings.warn(
+            f"the last window of this warm-up has {positions} positions, fewer than the {dim} parameters, to learn a "
+            "dense mass from: it will be a poor one; take a longer warmup or more chains, or leave dense_mass out",
+            RuntimeWarning,
+            stacklevel=5,
+        )

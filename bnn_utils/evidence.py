@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # Replica exchange writes the logarithm of 0 as the lowest number of its dtype.
 IMPOSSIBLE = torch.finfo(torch.float32).min
+
+
+# How the names of a run's statistics begin that are of all temperatures.
+LADDER = "tempering_"
 
 
 class Estimate(NamedTuple):
@@ -48,6 +52,7 @@ class Tempering:
         replica: which of a chain's K travellers is at each temperature, shape ``(chains, draws, K)``.
         acceptance_rate: of the trajectories at each temperature, shape ``(chains, draws, K)``.
         step_sizes: mean leapfrog step at each temperature, shape ``(chains, K)``.
+        thinning: transitions from one draw to the next.
     """
 
     inverse_temperatures: Tensor
@@ -55,6 +60,20 @@ class Tempering:
     replica: Tensor
     acceptance_rate: Tensor
     step_sizes: Tensor
+    thinning: int = 1
+
+    @classmethod
+    def of_run(
+        cls, stats: Mapping[str, Tensor], ladders: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], thinning: int
+    ) -> Tempering:
+        """From what a run recorded, and for each batch of so many chains its temperatures and step sizes, ``(K,)``."""
+        found = {name.removeprefix(LADDER): values for name, values in stats.items() if name.startswith(LADDER)}
+        like = found["log_likelihood"]
+        betas, steps = (
+            torch.cat([values.to(like).expand(size, -1) for values, size in zip(parts, sizes, strict=True)])
+            for parts in zip(*ladders, strict=True)
+        )
+        return cls(inverse_temperatures=betas, step_sizes=steps, thinning=thinning, **found)
 
     @property
     def swap_rates(self) -> Tensor:
@@ -75,7 +94,10 @@ class Tempering:
 
     @property
     def round_trips(self) -> Tensor:
-        """How many times a replica went from one end of the ladder to the other and back, shape ``(chains,)``."""
+        """How many times a replica went from one end of the ladder to the other and back, shape ``(chains,)``.
+
+        Ends that it visits between two draws of a thinned chain are not seen, so that there may have been more.
+        """
         place = self.replica.argsort(-1).cpu().numpy()  # (chains, draws, K): at which temperature each replica is
         end = np.where(place == 0, -1, 0) + np.where(place == place.shape[-1] - 1, 1, 0)
         # At each draw, the end that was visited last: 0 before the first visit.
@@ -86,13 +108,17 @@ class Tempering:
 
     @property
     def round_trip_efficiency(self) -> float:
-        """Round trips made by those possible, ``draws / (2 + 2 barrier)`` in each chain (Syed et al. 2021).
+        """Round trips made by those possible, ``transitions / (2 + 2 barrier)`` in each chain (Syed et al. 2021).
 
         Below 1 where temperatures are few, which more of them mend, and where exploration at each temperature is slow,
         so that a replica is soon sent back where it came from; longer trajectories mend that.
         """
-        possible = self.replica.shape[1] / (2 + 2 * self.barrier)
-        return self.round_trips.double().mean().item() / possible
+        return self.round_trips.double().mean().item() / self.possible_round_trips
+
+    @property
+    def possible_round_trips(self) -> float:
+        """Round trips that a chain makes at best, see `barrier`."""
+        return self.replica.shape[1] * self.thinning / (2 + 2 * self.barrier)
 
     def log_evidence(self) -> Evidence:
         """The log evidence, every constant of prior and likelihood kept, with Monte Carlo standard errors.
@@ -121,10 +147,10 @@ class Tempering:
         return Evidence(*(_pool([(size, rules[k]) for size, rules in parts]) for k in (0, 1)))
 
     def items(self) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
-        """Name, dimensions and values of each field."""
-        for field in fields(self):
-            values = getattr(self, field.name)
-            yield field.name, ("chain", "draw", "temperature") if values.ndim == 3 else ("chain", "temperature"), values
+        """Name, dimensions and values of each field that is a tensor."""
+        for name in (field.name for field in fields(self) if field.name != "thinning"):
+            values = getattr(self, name)
+            yield name, ("chain", "draw", "temperature") if values.ndim == 3 else ("chain", "temperature"), values
 
     def __repr__(self) -> str:
         rates = self.swap_rates
@@ -147,6 +173,12 @@ class Tempering:
             "log_likelihood": self.log_likelihood.cpu().double().mean((0, 1)),
         }
         return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def ladder_of(state: Any) -> tuple[Tensor, Tensor] | None:
+    """Temperatures and step sizes of a kernel's state, ``(K,)`` each, where it has some."""
+    ladder = getattr(state, "ladder", None)
+    return None if ladder is None else (ladder.inverse_temperatures, ladder.step_sizes)
 
 
 def stepping_stones(beta: Tensor, log_likelihood: Tensor) -> Estimate:

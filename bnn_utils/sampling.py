@@ -1,29 +1,30 @@
-"""sample(): the one front door to all engines."""
+"""sample(): the one front door to all kernels."""
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal, get_args
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bnn_utils import _check
+from bnn_utils.batches import Batches
 from bnn_utils.chain import Chain
-from bnn_utils.compiled import SECONDS_TO_COMPILE
-from bnn_utils.engines import ENGINES
-from bnn_utils.engines.transition import Kernel
-from bnn_utils.evidence import Tempering
-from bnn_utils.hmc import HMC, HMCInfo
+from bnn_utils.density import check_can_compile, compilation_pays
+from bnn_utils.facts import facts_of
+from bnn_utils.files import to_path
+from bnn_utils.kernels.base import Kernel, check_kernel
+from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed, spawn
-from bnn_utils.runs import Batch, Draws, Job, ParallelRun, Progress, Run
-from bnn_utils.tempering import ReplicaExchange
+from bnn_utils.run import Plan, begin, needs_one_thread
+from bnn_utils.starts import check_starts, draw_starts, fit_init
+from bnn_utils.stores import MemoryStore, ZarrStore, open_for_reading
+from bnn_utils.stores.layout import METADATA
 
 
 def sample(
@@ -34,18 +35,15 @@ def sample(
     warmup: int = 0,
     init: Tensor | None = None,
     seed: int | torch.Generator | None = None,
-    engine: str = "builtin",
     progress: bool = True,
     compile: bool | Literal["auto"] = "auto",
     batch_size: int | None = None,
     workers: int = 1,
+    executor: Executor | None = None,
+    thin: int = 1,
+    store: str | os.PathLike[str] | None = None,
 ) -> Chain:
     """Draw chains from a posterior.
-
-    With one chain and the same seed, both engines consume the same random numbers: a start from the prior (without
-    ``init``), then per transition the step size if it varies, the momentum and one uniform. (After a transition whose
-    energy is not finite, hamiltorch skips the uniform, and the two part.) On the CPU, torch runs on one thread
-    meanwhile, unless one batch is large enough to gain from more.
 
     During ``warmup`` the kernel adapts to the posterior: HMC its step size, which from then on varies at random, and
     the diagonal of its mass, ChEES its trajectory length too, replica exchange its temperatures and a step size for
@@ -53,53 +51,66 @@ def sample(
     adapts. Chains of one batch share what is learned.
 
     The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
-    from the seed; they do not depend on the number of workers. Rounding differs between the compiled gradient and the
-    uncompiled one, so draws do too; which one "auto" takes depends on sizes alone.
+    from the seed; they do not depend on who computes them, on how many workers there are, nor on how often one of them
+    dies. Rounding differs between the compiled gradient and the uncompiled one, so draws do too; which one "auto" takes
+    depends on sizes alone. On the CPU, torch runs on one thread meanwhile, unless one batch is large enough to gain
+    from more.
 
     Several threads may sample one posterior at the same time. Workers do not run the main program again, on Windows
     neither, so that a script needs no ``if __name__ == "__main__":`` for them.
 
     Args:
         posterior: what to draw from.
-        kernel: such as ``HMC(step_size=0.05, num_steps=4)``, ``ChEES()`` or ``ReplicaExchange(HMC(0.05, 8))``.
+        kernel: such as ``HMC(step_size=0.05, num_steps=4)``, ``ChEES()`` or ``ReplicaExchange(HMC(0.05, 8))``, or one
+            of your own (`bnn_utils.kernels.base`).
         num_samples: draws per chain.
-        num_chains: how many chains; lanes of one batch in the built-in engine.
+        num_chains: how many chains.
         warmup: transitions per chain that adapt the kernel and are thrown away.
         init: where to start, ``(D,)`` for all chains or ``(C, D)``; without it, each chain at a prior draw of its own.
         seed: a number, or a generator on the posterior's device, which is advanced. Without it every call has a new
             number, so that runs are independent; it is ``chain.seed``, and with it the run can be made again.
-        engine: "builtin" or "hamiltorch", which takes HMC only.
         progress: show a progress bar.
         compile: compile the gradient: True, False, or "auto", where that is predicted to take less time than it saves.
             For small networks on the CPU only; some 15 seconds, 5 from the second process on.
         batch_size: chains per batch; without it all are one batch.
-        workers: processes that the batches are dealt out to.
+        workers: processes of our own that share the batches.
+        executor: anything with the interface of `concurrent.futures.Executor` in place of workers, such as
+            ``dask.distributed.Client(...).get_executor()``.
+        thin: transitions from one draw to the next: of each ``thin`` the last is kept.
+        store: a folder, such as "run.zarr", for draws and checkpoints. Whatever ends the run, the same call again goes
+            on where it ended, or further with more ``num_samples``, and its draws are those of a run that nothing has
+            ended. ``Chain.load`` reads the draws so far, also while the run goes on; so does any program that reads
+            Zarr.
 
     Returns:
-        the chain. After an interruption (Ctrl-C, the stop button) it holds the draws made so far, with a warning.
+        the chain. After an interruption (Ctrl-C, the stop button, SIGTERM) it holds the draws made so far, with a
+        warning; ``chain.extend`` goes on from there.
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: for a count, a start, a mass or an engine that cannot be used; the message says what to change.
-        ModuleNotFoundError: if the engine is not installed; the message says how to get it.
+        ValueError: for a count, a start or a mass that cannot be used, or a store of another run; the message says what
+            to change.
+        OSError: if the store can't be written, as on a full disk; all up to its last checkpoint is safe.
         Exception: whatever the network raises while sampling, with the draws made so far as its attribute ``chain``.
     """
     called = time.perf_counter()
-    check_what(posterior, kernel)
+    _check.posterior(posterior)
+    check_kernel(kernel)
     num_samples, num_chains = _check.whole("num_samples", num_samples, 1), _check.whole("num_chains", num_chains, 1)
-    warmup, workers = _check.whole("warmup", warmup, 0), _check.whole("workers", workers, 1)
+    warmup, workers, thin = (
+        _check.whole(name, value, low)
+        for name, value, low in (("warmup", warmup, 0), ("workers", workers, 1), ("thin", thin, 1))
+    )
     progress = _check.flag("progress", progress)
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}; there are {', '.join(map(repr, ENGINES))}")
-    if engine == "hamiltorch" and not isinstance(kernel, HMC):
-        raise ValueError(f"hamiltorch draws by HMC only, and this kernel is {kernel}: leave engine='builtin'")
-    kernel = _fit_mass(kernel, posterior)
+    _check.instance(
+        "executor", executor, (Executor, type(None)), "a concurrent.futures.Executor, such as a Dask client's"
+    )
     if init is not None:
-        init = _fit_init(posterior, _check.tensor("init", init), num_chains)
+        init = fit_init(posterior, _check.tensor("init", init), num_chains)
         num_chains = len(init)
     _check.memory(
         f"{num_samples=} draws of {num_chains} chains",
-        num_chains * num_samples * numbers_per_draw(kernel, posterior) * posterior.dtype.itemsize,
+        num_chains * num_samples * posterior.dim * posterior.dtype.itemsize,
         posterior.device,
     )
     batch_size = num_chains if batch_size is None else _check.whole("batch_size", batch_size, 1)
@@ -109,166 +120,71 @@ def sample(
             f"a posterior of {posterior.num_datasets} data sets is sampled in one batch: leave batch_size out, or take "
             "some of the data sets at a time"
         )
+    if workers > 1 and executor is not None:
+        raise ValueError(f"workers={workers} are processes of our own: pass them or an executor, not both")
     if workers > 1 and len(sizes) == 1:
         raise ValueError(
             f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "
             f"add batch_size={-(-num_chains // workers)}" + (" and more chains" if num_chains == 1 else "")
         )
-    seed = fresh_seed() if seed is None else seed
+    before = _facts_of_store(store)
+    if before and compile == "auto":  # whatever is predicted to pay off for so many draws more
+        compile = before["gradient"].endswith("compiled")
+    compile = _will_compile(
+        compile, posterior, kernel, num_chains, (warmup + thin * num_samples) * getattr(kernel, "num_steps", 1)
+    )
+    if seed is None:
+        seed = int(before["seed"]) if before and before["seed"].lstrip("-").isdigit() else fresh_seed()
+    facts = facts_of(posterior, kernel, seed, init, warmup, thin, compile) if store is not None else {}
     streams = [as_generator(seed, posterior.device)]
     if len(sizes) > 1:
         streams = spawn(seed, len(sizes), posterior.device)
     starts = [None] * len(sizes) if init is None else init.split(batch_size)
-    job = Job(
-        posterior,
-        kernel,
-        engine,
-        _will_compile(
-            compile,
-            posterior,
-            engine,
-            num_chains * kernel.lanes_per_chain,
-            (warmup + num_samples) * int(kernel.num_steps),
-        ),
-        warmup,
+    starts = [
+        draw_starts(posterior, size, stream) if start is None else start
+        for size, start, stream in zip(sizes, starts, streams, strict=True)
+    ]
+    if init is not None:
+        check_starts(posterior, torch.cat(starts))
+    if store is None:
+        draws = MemoryStore(sizes, num_samples)
+    else:
+        draws = ZarrStore.open(store, facts, sizes, num_samples, device=posterior.device)
+    one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
+    plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
+    run = Batches(
+        [plans[size] for size in sizes],
+        [begin(plans[size], start, stream) for size, start, stream in zip(sizes, starts, streams, strict=True)],
+        draws,
         num_samples,
-        [
-            Batch(posterior.sample_prior(size, stream) if start is None else start, stream)
-            for size, start, stream in zip(sizes, starts, streams, strict=True)
-        ],
+        thin,
+        None if isinstance(seed, torch.Generator) else _check.seed(seed),
+        (workers, executor),
     )
-    _check_starts(posterior, torch.cat([batch.theta for batch in job.batches]))
-    run = Run(job) if workers == 1 else ParallelRun(job, workers)
-
-    def chain() -> Chain:
-        batches = run.draws()
-        info = HMCInfo(*map(torch.cat, zip(*(batch.info for batch in batches), strict=True)))
-        return Chain(
-            draws=torch.cat([batch.theta for batch in batches]),
-            stats={"lp": torch.cat([batch.log_prob for batch in batches]), **info.statistics()},
-            names=posterior.flat.names,
-            kernel=repr(batches[0].kernel),
-            engine=f"{engine}, compiled" if run.is_compiled else engine,
-            device=str(posterior.device),
-            seed=None if isinstance(seed, torch.Generator) else _check.seed(seed),
-            warmup=warmup,
-            wall_time=time.perf_counter() - called,
-            compile_time=run.compile_time,
-            sampling_time=run.sampling_time,
-            tempering=_tempering(batches) if isinstance(kernel, ReplicaExchange) else None,
-        )
-
-    try:
-        with _Bar(job, progress) as bar:
-            run.go(bar.show)
-    except KeyboardInterrupt:
-        if not run.num_draws:
-            raise
-        warnings.warn(
-            f"interrupted: the chain holds the {run.num_draws:,} draws made so far, of {num_samples:,}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    except Exception as error:
-        if run.num_draws:
-            error.chain = chain()
-            error.add_note(f"The {run.num_draws:,} draws made before this error are in its attribute 'chain'.")
-        raise
-    return chain()
+    chain = run.go(progress, called)
+    if len(sizes) == 1:
+        streams[0].set_state(run.checkpoints[0].rng)  # it is as far as the draws are
+    return chain
 
 
-class _Bar:
-    """A progress bar with transitions per second, acceptance and divergences."""
-
-    def __init__(self, job: Job, progress: bool) -> None:
-        # tqdm's bar for notebooks does not look at this variable of tqdm's.
-        silenced = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
-        self.bar = tqdm(total=job.num_transitions, unit="draw", disable=silenced or not progress)
-        self.show = None if self.bar.disable else self._show
-        if job.compile and self.show:
-            self.bar.set_postfix_str(f"compiling, some {SECONDS_TO_COMPILE:.0f} s unless it was done before")
-
-    def _show(self, progress: Progress) -> None:
-        self.bar.set_postfix_str(
-            f"acceptance {progress.acceptance:.2f}, divergences {progress.divergences}", refresh=False
-        )
-        self.bar.update(progress.done - self.bar.n)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+def _facts_of_store(store: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Of a run that has begun there; nothing if none has."""
+    if store is None or not (Path(to_path(store)) / METADATA).is_file():
+        return {}
+    return open_for_reading(store).facts
 
 
 def _will_compile(
-    compile: bool | Literal["auto"], posterior: Posterior, engine: str, num_lanes: int, num_gradients: int
+    compile: bool | Literal["auto"], posterior: Posterior, kernel: Kernel, num_chains: int, num_gradients: int
 ) -> bool:
     _check.choice("compile", compile, (True, False, "auto"))
-    if engine != "builtin":
+    if isinstance(kernel, Hamiltorch):
         if compile is True:
-            raise ValueError(f"compile=True is for engine='builtin', not for {engine!r}; leave it at 'auto'")
+            raise ValueError(
+                "compile=True is not for the kernel Hamiltorch, which has a gradient of its own; leave it at 'auto'"
+            )
         return False
     if compile is True:
-        posterior.check_can_compile()
-    return compile is True or (compile == "auto" and posterior.compilation_pays(num_lanes, num_gradients))
-
-
-def check_what(posterior: Posterior, kernel: Kernel) -> None:
-    """Raise unless this is a posterior, and a kernel to sample from it."""
-    _check.posterior(posterior)
-    wanted = "HMC, ChEES or ReplicaExchange, such as HMC(step_size=0.05, num_steps=4)"
-    _check.instance("kernel", kernel, get_args(Kernel), wanted)
-
-
-def numbers_per_draw(kernel: Kernel, posterior: Posterior) -> int:
-    """How many are kept: theta, the statistics, and of replica exchange those at all temperatures."""
-    at_temperatures = 3 * kernel.num_temperatures if isinstance(kernel, ReplicaExchange) else 0
-    return posterior.dim + 8 + at_temperatures
-
-
-def _fit_mass(kernel: Kernel, posterior: Posterior) -> Kernel:
-    """The kernel with its mass in the posterior's dtype and on its device."""
-    if isinstance(kernel, ReplicaExchange):
-        return replace(kernel, kernel=_fit_mass(kernel.kernel, posterior))
-    if kernel.inv_mass is None:
-        return kernel
-    if kernel.inv_mass.shape[0] != posterior.dim:
-        raise ValueError(
-            f"inv_mass has shape {tuple(kernel.inv_mass.shape)}, but the posterior has {posterior.dim} parameters"
-        )
-    return replace(kernel, inv_mass=kernel.inv_mass.to(dtype=posterior.dtype, device=posterior.device))
-
-
-def _tempering(batches: list[Draws]) -> Tempering:
-    """All temperatures of all chains; each batch has its own ladder and step sizes."""
-
-    def of_chains(values: Callable[[Draws], Tensor]) -> Tensor:
-        return torch.cat([values(batch).expand(len(batch.theta), -1) for batch in batches])
-
-    return Tempering(
-        inverse_temperatures=of_chains(lambda batch: batch.kernel.ladder(batch.theta)),
-        step_sizes=of_chains(lambda batch: batch.kernel.steps(batch.theta)),
-        **{name: torch.cat([batch.ladder[name] for batch in batches]) for name in batches[0].ladder},
-    )
-
-
-def _fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:
-    """Starting points ``(C, D)`` in the posterior's dtype and on its device."""
-    posterior.flat.check(init)
-    if init.ndim == 2 and (len(init) == 0 or num_chains not in (1, len(init))):
-        raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")
-    theta = init.detach().to(dtype=posterior.dtype, device=posterior.device)
-    return theta.expand(num_chains, -1).clone() if init.ndim == 1 else theta.clone()
-
-
-def _check_starts(posterior: Posterior, theta: Tensor) -> None:
-    with torch.no_grad():
-        log_prob = posterior.log_prob(theta)
-    bad = (~log_prob.isfinite()).nonzero().flatten()
-    if len(bad):
-        lane = int(bad[0])
-        raise ValueError(
-            f"chain {lane} starts where the log density is {log_prob[lane].item()}; start it elsewhere with init=, "
-            f"nearer to 0 (its largest parameter is {theta[lane].abs().max().item():g})"
-        )
+        check_can_compile(posterior)
+    num_lanes = num_chains * kernel.lanes_per_chain
+    return compile is True or (compile == "auto" and compilation_pays(posterior, num_lanes, num_gradients))

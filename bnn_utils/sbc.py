@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from bnn_utils import _check
-from bnn_utils.engines.transition import Kernel
+from bnn_utils.kernels.base import Kernel, check_kernel
 from bnn_utils.likelihoods import Likelihood
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed
-from bnn_utils.sampling import check_what, sample
-from bnn_utils.tempering import ReplicaExchange
+from bnn_utils.sampling import sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +94,6 @@ def simulation_based_calibration(
     thin: int = 20,
     warmup: int = 0,
     seed: int | torch.Generator | None = None,
-    engine: str = "builtin",
     progress: bool = True,
 ) -> Calibration:
     """Ranks of made-up truths among a sampler's draws, for a posterior's network, prior, likelihood and inputs.
@@ -119,7 +117,7 @@ def simulation_based_calibration(
         num_datasets: how many, S. All are one batch.
         num_draws: L.
         thin: transitions from one draw to the next.
-        warmup, seed, engine, progress: as in `sample`.
+        warmup, seed, progress: as in `sample`.
 
     Raises:
         TypeError: for an argument of another type.
@@ -127,7 +125,8 @@ def simulation_based_calibration(
             the posterior's density is none that targets can be drawn from, as with weighted points, and whatever
             `sample` refuses.
     """
-    check_what(posterior, kernel)
+    _check.posterior(posterior)
+    check_kernel(kernel)
     if posterior.data.weights is not None:
         raise ValueError(
             "the points have weights, by which their log likelihoods are multiplied: no distribution of targets has "
@@ -139,7 +138,7 @@ def simulation_based_calibration(
         _check.instance(f"the quantity {name!r}", function, Callable, "a function of theta")
     num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
     thin, warmup = _check.whole("thin", thin, 1), _check.whole("warmup", warmup, 0)
-    if isinstance(kernel, ReplicaExchange) and not warmup:
+    if kernel.lanes_per_chain > 1 and not warmup:
         raise ValueError(
             "replica exchange needs warmup=..., several hundred transitions: the truth is a draw at the coldest "
             "temperature only, so no chain can start in equilibrium"
@@ -155,15 +154,15 @@ def simulation_based_calibration(
     chain = sample(
         posterior.with_targets(torch.cat(directions * [y])),
         kernel,
-        num_draws * thin,
+        num_draws,
         num_chains=directions * num_datasets,
         warmup=warmup,
         init=None if warmup else torch.cat([truth, truth]),
         seed=generator,
-        engine=engine,
         progress=progress,
+        thin=thin,
     )
-    draws = chain.draws[:, thin - 1 :: thin]
+    draws = chain.draws
     if not warmup:
         draws = around(*draws.split(num_datasets), generator)
     together = torch.cat([truth[:, None], draws], dim=1)  # (S, 1 + L, D)

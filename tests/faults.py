@@ -10,6 +10,7 @@ A fault that no test notices means that the tests prove less than they seem to: 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shutil
 import subprocess
@@ -24,130 +25,195 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Fault(NamedTuple):
-    """``new`` in place of ``old`` in a module of bnn_utils; ``samplers`` selects tests, as pytest's -k does."""
+    """``new`` in place of ``old``, an expression in a function or method of a module of bnn_utils.
+
+    Expressions are compared by what they mean to Python: how a line is laid out does not matter. ``samplers`` selects
+    tests, as pytest's -k does.
+    """
 
     what: str
     module: str
+    function: str
     old: str
     new: str
     samplers: str = "identity"
 
 
-EXCHANGE = "replica or temperature or swap or modes"
+HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
+SWAPPING = "replica or temperature or swap or modes"
+
+ACCEPTANCE = "log_ratio(before, after) > u.log()"
+KEPT = "_where(is_accept, proposal.position, start)"
+TRAJECTORY = "leapfrog(start, p, density.log_prob_and_grad, {}, num_steps, metric.velocity, density.grad)"
 
 FAULTS = [
     Fault(
         "first half step backwards",
-        "hmc.py",
-        "p = _step(p, state.grad, step_size / 2)",
-        "p = _step(p, state.grad, -step_size / 2)",
+        HMC,
+        "leapfrog",
+        "_step(p, start.grad, step_size / 2)",
+        "_step(p, start.grad, -step_size / 2)",
     ),
     Fault(
         "last half step made whole",
-        "hmc.py",
-        "return end, _step(p, end.grad, step_size / 2)",
-        "return end, _step(p, end.grad, step_size)",
+        HMC,
+        "leapfrog",
+        "_step(p, end.grad, step_size / 2)",
+        "_step(p, end.grad, step_size)",
     ),
-    Fault("no Metropolis correction", "hmc.py", "> u.log()  #", "> -torch.inf  #"),
-    Fault("acceptance with u for log u", "hmc.py", "> u.log()  #", "> u - 1  #"),
-    Fault(
-        "energy without the momentum",
-        "hmc.py",
-        "(p * velocity(p)).sum(-1), alpha=0.5",
-        "(p * velocity(p)).sum(-1), alpha=0",
-    ),
+    Fault("no Metropolis correction", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > -torch.inf"),
+    Fault("acceptance with u for log u", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u - 1"),
+    Fault("energy without the momentum", HMC, "_energy", "(p * velocity(p)).sum(-1)", "0 * p.sum(-1)"),
     Fault(
         "stale gradient after a rejection",
-        "hmc.py",
-        "return _where(is_accept, proposal.state, state), is_accept",
-        "return _where(is_accept, proposal.state, state)._replace(grad=proposal.state.grad), is_accept",
+        HMC,
+        "accept",
+        KEPT,
+        f"{KEPT}._replace(grad=proposal.position.grad)",
     ),
     Fault(
         "stale density after a rejection",
-        "hmc.py",
-        "return _where(is_accept, proposal.state, state), is_accept",
-        "return _where(is_accept, proposal.state, state)._replace(log_prob=proposal.state.log_prob), is_accept",
+        HMC,
+        "accept",
+        KEPT,
+        f"{KEPT}._replace(log_prob=proposal.position.log_prob)",
     ),
-    Fault("momentum too small", "hmc.py", "p = metric.momentum(noise)", "p = 0.9 * metric.momentum(noise)"),
-    Fault(
-        "momentum by the inverse mass, diagonal", "hmc.py", "sd = inv_mass.rsqrt()", "sd = inv_mass.sqrt()", "diagonal"
-    ),
+    Fault("momentum too small", HMC, "propose", "metric.momentum(noise)", "0.9 * metric.momentum(noise)"),
+    Fault("momentum by the inverse mass, diagonal", HMC, "metric", "rounded.rsqrt()", "rounded.sqrt()", "diagonal"),
     Fault(
         "momentum by the inverse mass, dense",
-        "hmc.py",
-        "factor = torch.linalg.cholesky(mass)",
-        "factor = torch.linalg.cholesky(inv_mass)",
+        HMC,
+        "metric",
+        "Metric(rounded, factor)",
+        "Metric(rounded, torch.linalg.cholesky(precise).to(theta))",  # after the check of the factor
         "dense",
     ),
-    Fault(
-        "velocity without the mass",
-        "hmc.py",
-        "lambda noise: noise * sd, lambda p: inv_mass * p,",
-        "lambda noise: noise * sd, lambda p: p,",
-        "diagonal",
-    ),
+    Fault("velocity without the mass", HMC, "Metric.velocity", "self.inv_mass * p", "p", "diagonal"),
     Fault(
         "one momentum for all lanes",
-        "hmc.py",
-        "p = metric.momentum(noise)",
-        "p = metric.momentum(0 * noise + noise[0])",
+        HMC,
+        "propose",
+        "metric.momentum(noise)",
+        "metric.momentum(0 * noise + noise[0])",
     ),
-    Fault("one uniform for all lanes", "hmc.py", "> u.log()  #", "> u[0].log()  #"),
+    Fault("one uniform for all lanes", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u[0].log()"),
     Fault(
         "steps longer on one side of 0",
-        "hmc.py",
-        "end, p_end = leapfrog(state, p, log_prob_and_grad, step_size,",
-        "end, p_end = leapfrog(state, p, log_prob_and_grad, step_size * (1 + (state.theta[:, :1] > 0) / 2),",
+        HMC,
+        "propose",
+        TRAJECTORY.format("step_size"),
+        TRAJECTORY.format("step_size * (1 + (start.theta[:, :1] > 0) / 2)"),
     ),
     Fault(
         "number of steps by where the lanes are",
-        "adaptation.py",
-        "            steps = self.steps(count)\n",
-        "            steps = max(1, int(self.steps(count) * (1 + lanes.theta.mean().tanh())))\n",
+        CHEES,
+        "ChEES.step",
+        "num_steps(state.count, state.trajectory_length, state.step_size)",
+        "max(1, int(num_steps(state.count, state.trajectory_length, state.step_size)"
+        " * (1 + state.position.theta.mean().tanh())))",
         "ChEES",
     ),
     Fault(
         "swap without the difference of the likelihoods",
-        "tempering.py",
-        "gaps * state.log_likelihood.view(num_chains, num).diff(dim=1)",
-        "gaps * state.log_likelihood.view(num_chains, num)[:, 1:]",
         EXCHANGE,
+        "ReplicaExchange.step",
+        "by_chain(state.log_likelihood).diff(dim=1)",
+        "by_chain(state.log_likelihood)[:, 1:]",
+        SWAPPING,
     ),
-    Fault("swap with the sign turned round", "tempering.py", "-ladder.diff()", "ladder.diff()", EXCHANGE),
+    Fault("swap with the sign turned round", EXCHANGE, "Ladder.of", "-beta.diff()", "beta.diff()", SWAPPING),
     Fault(
         "every swap accepted",
-        "tempering.py",
-        "(log_ratio > u.log()) & turns",
-        "(log_ratio > -torch.inf) & turns",
         EXCHANGE,
+        "ReplicaExchange.step",
+        "log_ratio > u.log()",
+        "log_ratio > -torch.inf",
+        SWAPPING,
     ),
-    Fault("swaps of all pairs at once", "tempering.py", " & turns[state.count % 2]).long()", ").long()", EXCHANGE),
+    Fault(
+        "swaps of all pairs at once",
+        EXCHANGE,
+        "ReplicaExchange.step",
+        "(log_ratio > u.log()) & ladder.turns[state.count % 2]",
+        "log_ratio > u.log()",
+        SWAPPING,
+    ),
     Fault(
         "gradient left behind in a swap",
-        "tempering.py",
-        "state.grad_likelihood[rows])",
-        "state.grad_likelihood)",
         EXCHANGE,
+        "ReplicaExchange.step",
+        "state.grad_likelihood[rows]",
+        "state.grad_likelihood",
+        SWAPPING,
     ),
     Fault(
         "prior tempered with the likelihood",
-        "tempering.py",
-        "log_prob = torch.addcmul(log_prior, beta, log_likelihood)",
-        "log_prob = beta * (log_prior + log_likelihood)",
         EXCHANGE,
+        "Tempered.position",
+        "torch.addcmul(log_prior, self._beta, log_likelihood)",
+        "self._beta * (log_prior + log_likelihood)",
+        SWAPPING,
     ),
     Fault(
         "labels of another data set",
         "posterior.py",
-        "repeat_interleave(num_lanes // self.num_datasets, dim=0)",
-        "roll(1, 0).repeat_interleave(num_lanes // self.num_datasets, dim=0)",
+        "Posterior.targets_for",
+        "self.counted.y.transpose(0, 1)",
+        "self.counted.y.transpose(0, 1).roll(1, 0)",
         "identity or replica",
+    ),
+    Fault(
+        "warm-up forgotten between segments",
+        "run.py",
+        "_advance",
+        "Checkpoint(state, generator.get_state(), start.done + num)",
+        "Checkpoint(state._replace(warmup=None) if hasattr(state, 'warmup') else state,"
+        " generator.get_state(), start.done + num)",
+    ),
+    Fault(
+        "every segment from the beginning of the random stream",
+        "run.py",
+        "_advance",
+        "generator.set_state(start.rng)",
+        "generator.manual_seed(0)",
+    ),
+    Fault(
+        "the same random numbers in every segment",
+        "run.py",
+        "_advance",
+        "generator.get_state()",
+        "start.rng",
+    ),
+    Fault(
+        "draws before an interruption kept twice",
+        "batches.py",
+        "Batches._kept",
+        "place >= skipped",
+        "True",
+    ),
+    Fault(
+        "after the warm-up with the step size that was given",
+        HMC,
+        "HMC.step",
+        "jittered(state.step_size, state.jitter, generator, state.position.theta)",
+        "jittered(self.step_size if state.warmup is None else state.step_size, state.jitter, generator,"
+        " state.position.theta)",
+        "adapted",
+    ),
+    Fault(
+        "a chain's kernel is the one that was given",
+        "kernels/base.py",
+        "adapted",
+        "hasattr(kernel, 'adapted')",
+        "False",
+        "adapted",
     ),
 ]
 
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
-    "units": (["test_hmc.py", "test_tempering.py"], None),
+    "units": (["test_hmc.py", "test_replica_exchange.py"], None),
+    "runs": (["test_run.py"], None),
     "energy": (["test_exactness.py"], "energy_error"),
     "closed forms": (["test_exactness.py"], "test_gaussian or two_modes"),
     "balance": (["test_exactness.py"], "balance"),
@@ -235,13 +301,41 @@ def plant(fault: Fault, folder: Path) -> None:
     """Change the module in a copy of the project.
 
     Raises:
-        ValueError: if the text to replace is not there exactly once: the module has changed, and the fault must follow.
+        ValueError: if the expression is not there exactly once: the module has changed, and the fault must follow.
     """
     path = folder / "bnn_utils" / fault.module
-    source = path.read_text()
-    if source.count(fault.old) != 1:
-        raise ValueError(f"{fault.what}: {fault.old!r} is in {fault.module} {source.count(fault.old)} times, not once")
-    path.write_text(source.replace(fault.old, fault.new))
+    module = ast.parse(path.read_text())
+    swap = Swap(*(ast.parse(text, mode="eval").body for text in (fault.old, fault.new)))
+    swap.visit(function_in(module, fault.function))
+    if swap.count != 1:
+        raise ValueError(
+            f"{fault.what}: {fault.old!r} is in {fault.function} of {fault.module} {swap.count} times, not once"
+        )
+    path.write_text(ast.unparse(ast.fix_missing_locations(module)))
+
+
+def function_in(module: ast.Module, name: str) -> ast.AST:
+    """A function, or a method as "class.method"."""
+    place: ast.AST = module
+    for part in name.split("."):
+        found = [node for node in place.body if getattr(node, "name", None) == part]
+        if not found:
+            raise ValueError(f"there is no {name}")
+        place = found[0]
+    return place
+
+
+class Swap(ast.NodeTransformer):
+    """One expression in place of another."""
+
+    def __init__(self, old: ast.expr, new: ast.expr) -> None:
+        self.old, self.new, self.count = ast.dump(old), new, 0
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if ast.dump(node) == self.old:
+            self.count += 1
+            return self.new
+        return self.generic_visit(node)
 
 
 if __name__ == "__main__":

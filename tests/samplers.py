@@ -1,34 +1,35 @@
-"""Every kernel and engine under one roof, for tests that ask the same of all."""
+"""Every kernel under one roof, for tests that ask the same of all."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import islice
 from typing import NamedTuple
 
 import pytest
 import torch
-from targets import generator, rotated, spread, with_moments
+from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
+from targets import rotated, spread, with_moments
 from torch import Tensor
 
-from bnn_utils import HMC, Chain, ChEES, Posterior, ReplicaExchange, sample
-from bnn_utils.backprop import Target
-from bnn_utils.engines import ENGINES, available
-from bnn_utils.engines.transition import Kernel
-from bnn_utils.tempering import ExchangeState
+from bnn_utils import HMC, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, sample
+from bnn_utils.density import Density
+from bnn_utils.kernels import hamiltorch
+from bnn_utils.kernels.base import Kernel
+from bnn_utils.kernels.replica_exchange import ExchangeState
 
 
 class Sampler(NamedTuple):
-    """A kernel for a posterior of about some covariance, a warm-up for those that learn, and an engine."""
+    """A kernel for a posterior of about some covariance, and how much it is asked to do."""
 
     kernel: Callable[[Tensor], Kernel]
-    warmup: int = 0
-    engine: str = "builtin"
+    warmup: int = 0  # of those that learn
+    thin: int = 1
+    is_slow: bool = False  # it draws chains one after another
 
     def size(self, num: int) -> int:
-        """How many chains where the built-in engine gets ``num``: hamiltorch draws them one after another."""
-        return num if self.engine == "builtin" else max(4, num // 50)
+        """How many chains where the others get ``num``."""
+        return max(4, num // 50) if self.is_slow else num
 
     def draw(self, posterior: Posterior, covariance: Tensor, num_samples: int, num_chains: int, **arguments) -> Chain:
         """Through the front door."""
@@ -38,9 +39,9 @@ class Sampler(NamedTuple):
             num_samples,
             self.size(num_chains),
             self.warmup,
-            engine=self.engine,
             progress=False,
             compile=False,
+            thin=self.thin,
             **arguments,
         )
 
@@ -49,12 +50,8 @@ class Sampler(NamedTuple):
         kernel = self.kernel(covariance)
         if not self.warmup:
             return kernel
-        stream, posterior = generator(99), with_moments(torch.zeros(len(covariance)).double(), covariance)
-        start = posterior.sample_prior(64, stream)
-        with torch.inference_mode():
-            transitions = ENGINES[self.engine](kernel, posterior, start, stream, False, self.warmup)
-            *_, last = islice(transitions, self.warmup + 1)
-        return last.kernel
+        posterior = with_moments(torch.zeros(len(covariance)).double(), covariance)
+        return sample(posterior, kernel, 1, 64, self.warmup, seed=99, progress=False, compile=False).kernel
 
 
 def hmc(mass: str) -> Callable[[Tensor], HMC]:
@@ -73,6 +70,16 @@ def hmc(mass: str) -> Callable[[Tensor], HMC]:
     return build
 
 
+def hamiltorch_hmc(covariance: Tensor) -> Hamiltorch:
+    kernel = hmc("dense")(covariance)
+    return Hamiltorch(kernel.step_size, kernel.num_steps, kernel.inv_mass)
+
+
+def walk(covariance: Tensor) -> Tensor:
+    """From noise to steps that are accepted more often than not, in all directions alike (Roberts et al. 1997)."""
+    return 1.5 / len(covariance) ** 0.5 * torch.linalg.cholesky(covariance)
+
+
 SAMPLERS = {
     "identity mass": Sampler(hmc("identity")),
     "diagonal mass": Sampler(hmc("diagonal")),
@@ -80,19 +87,33 @@ SAMPLERS = {
     "adapted": Sampler(lambda covariance: HMC(0.1, 4), warmup=300),
     "ChEES": Sampler(lambda covariance: ChEES(), warmup=300),
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),
-    "hamiltorch": Sampler(hmc("dense"), engine="hamiltorch"),
+    "hamiltorch": Sampler(hamiltorch_hmc, is_slow=True),
+    # They need about as many steps for a draw as there are parameters.
+    "random walk": Sampler(lambda covariance: RandomWalk(walk(covariance)), thin=20),
+    "adapting walk": Sampler(lambda covariance: AdaptingWalk(walk(covariance), 10.0), warmup=300, thin=20),
+    "many at once": Sampler(lambda covariance: ManyAtOnce(walk(covariance)), thin=20),
 }
+WALKS = ("random walk", "adapting walk", "many at once")
 
 
 # For the network's posterior, which is no Gaussian: with these widths a third to a half of all proposals is rejected.
 ROUGHLY = rotated(spread(0.3, 0.9, 20), 2)
 
 
-def placed(kernel: ReplicaExchange, likelihood: Target, lanes: Tensor) -> ExchangeState:
+def placed(kernel: ReplicaExchange, density: Density, lanes: Tensor, num_warmup: int = 0) -> ExchangeState:
     """The state with every lane at a place of its own, ``(C K, D)``."""
-    log_likelihood, grad = likelihood.log_prob_and_grad(lanes)
-    state = kernel.init(likelihood, lanes[:: kernel.num_temperatures])
+    log_likelihood, grad = density.likelihood.log_prob_and_grad(lanes)
+    state = kernel.init(density, lanes[:: kernel.num_temperatures], num_warmup)
     return state._replace(theta=lanes, log_likelihood=log_likelihood, grad_likelihood=grad)
+
+
+def swap_rates(before: ExchangeState) -> Tensor:
+    """Probabilities of the swaps that a transition from a state proposes, ``(C, K - 1)``."""
+    log_likelihood = before.log_likelihood.view(before.replica.shape)
+    return (-before.ladder.inverse_temperatures.diff() * log_likelihood.diff()).clamp(max=0).exp()
+
+
+needs_hamiltorch = pytest.mark.skipif(not hamiltorch.is_installed(), reason="hamiltorch is not installed")
 
 
 def each_sampler(*but: str) -> pytest.MarkDecorator:
@@ -100,13 +121,7 @@ def each_sampler(*but: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "sampler",
         [
-            pytest.param(
-                sampler,
-                id=name,
-                marks=pytest.mark.skipif(
-                    sampler.engine not in available(), reason=f"{sampler.engine} is not installed"
-                ),
-            )
+            pytest.param(sampler, id=name, marks=[needs_hamiltorch] if name == "hamiltorch" else [])
             for name, sampler in SAMPLERS.items()
             if name not in but
         ],

@@ -1,12 +1,14 @@
 """Random numbers of the tests, and posteriors whose answers are known."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 from scipy.integrate import cumulative_trapezoid
 from torch import nn
 
 from bnn_utils import Data, Likelihood, NormalPrior, Posterior
+from bnn_utils.gradients import LogDensity
 
 FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
 
@@ -21,6 +23,11 @@ def normal(*shape, seed=0):
 
 def vector(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def density_of(log_prob_and_grad, grad=None):
+    """A function of one's own as kernels take a density."""
+    return SimpleNamespace(joint=LogDensity(log_prob_and_grad, grad or (lambda theta: log_prob_and_grad(theta)[1])))
 
 
 # --- a normal prior and normal targets: Gaussian at every temperature -------------------------------------------------

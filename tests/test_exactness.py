@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samplers import ROUGHLY, each_sampler, placed
+from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
 from scipy.stats import chi2, norm
 from targets import (
     FALSE_ALARM,
@@ -153,7 +153,7 @@ def test_detailed_balance(sampler):
     posterior, covariance, stream = double_well(), vector(0.5).square()[:, None], generator(3)
     start = exact_draws(posterior, sampler.size(200_000), stream)
     kernel = sampler.tuned(covariance)
-    chain = sample(posterior, kernel, 1, init=start, seed=stream, engine=sampler.engine, progress=False)
+    chain = sample(posterior, kernel, 1, init=start, seed=stream, progress=False)
     assert 0.02 < 1 - chain.stats["is_accept"].double().mean() < 0.5
     edges = start.flatten().quantile(torch.linspace(0, 1, 9, dtype=torch.float64)[1:-1])
     assert_balanced(*(torch.bucketize(x.flatten(), edges) for x in (start, chain.draws)), cells=8)
@@ -166,11 +166,11 @@ def test_detailed_balance_of_swaps():
     """
     posterior, num, stream = double_well(), 200_000, generator(4)
     kernel = ReplicaExchange(HMC(1e-9, 1), 2, vector(0, 1))
-    prior, likelihood = posterior.split_target(2 * num)
+    density = posterior.density(2 * num)
     pairs = torch.stack([exact_draws(posterior, num, stream, beta) for beta in (0.0, 1.0)], dim=1)
-    state = placed(kernel, likelihood, pairs.view(-1, 1))
-    after, info = kernel.build_kernel(prior, likelihood, pairs[:, 0])(stream, state)
-    assert 0.2 < info.swap_rate.mean() < 0.9
+    state = placed(kernel, density, pairs.view(-1, 1))
+    after, _ = kernel.step(density, stream, state)
+    assert 0.2 < swap_rates(state).mean() < 0.9
     edges = vector(-1.0, 0.0, 1.0)
     cells = [
         torch.bucketize(theta.view(num, 2).contiguous(), edges) @ torch.tensor([4, 1])
@@ -192,15 +192,13 @@ def finer(kernel, halvings):
     return replace(kernel, step_size=kernel.step_size / 2**halvings, num_steps=kernel.num_steps * 2**halvings)
 
 
-@each_sampler()
+@each_sampler(*WALKS)
 def test_energy_error_is_proportional_to_the_step_squared(sampler, posterior):
     """The slope of a line through four step sizes, on log scales. Fails when a half step is left out or made whole."""
     start = normal(sampler.size(200), 20) / 2
     kernel = sampler.tuned(ROUGHLY)
     kernels = [finer(kernel, halvings) for halvings in range(4, 8)]
-    chains = [
-        sample(posterior, kernel, 1, init=start, seed=5, engine=sampler.engine, progress=False) for kernel in kernels
-    ]
+    chains = [sample(posterior, kernel, 1, init=start, seed=5, progress=False) for kernel in kernels]
     errors = [chain.stats["energy_error"].abs().median().log2().item() for chain in chains]
     steps = [chain.stats["step_size"].mean().log2().item() for chain in chains]
     assert np.polyfit(steps, errors, 1)[0] == pytest.approx(2, abs=0.1)
@@ -214,10 +212,7 @@ def test_lanes_do_not_influence_each_other(sampler, gradient, make_posterior, th
     moved, others = theta.clone(), [0, 1, 3, 4]
     moved[2] += 1
     kernel = sampler.tuned(ROUGHLY)
-    one, other = (
-        sample(posterior, kernel, 30, init=start, seed=3, engine=sampler.engine, progress=False)
-        for start in (theta, moved)
-    )
+    one, other = (sample(posterior, kernel, 30, init=start, seed=3, progress=False) for start in (theta, moved))
     assert torch.equal(one.draws[others], other.draws[others])
     for name, values in one.stats.items():
         assert torch.equal(values[others], other.stats[name][others])

@@ -1,40 +1,81 @@
 """The script that plants faults: that each of them can still be planted, and that it tells seen from unseen."""
 
+import ast
 import shutil
 
 import pytest
 from faults import FAULTS, INSTRUMENTS, ROOT, Fault, caught, plant, table
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_fault_can_be_planted(fault, tmp_path):
-    """Fails when a module has changed so that its fault would have to change with it."""
+@pytest.fixture
+def copied(tmp_path):
     shutil.copytree(ROOT / "bnn_utils", tmp_path / "bnn_utils", ignore=shutil.ignore_patterns("__pycache__"))
-    plant(fault, tmp_path)
-    planted = (tmp_path / "bnn_utils" / fault.module).read_text()
-    assert planted != (ROOT / "bnn_utils" / fault.module).read_text()
-    compile(planted, fault.module, "exec")
+    return tmp_path
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_fault_can_be_planted(fault, copied):
+    """It changes one function. Fails when a module has changed so that its fault would have to change with it."""
+    before, path = functions(ROOT / "bnn_utils" / fault.module), copied / "bnn_utils" / fault.module
+    plant(fault, copied)
+    compile(path.read_text(), fault.module, "exec")
+    after = functions(path)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == [fault.function]
+
+
+def functions(path):
+    """What the functions and methods of a file say, however it is laid out."""
+    tree = ast.parse(path.read_text())
+    owners = [("", tree), *((f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+    return {
+        owner + node.name: ast.unparse(node)
+        for owner, body in owners
+        for node in body.body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS[:3], ids=lambda fault: fault.what)
+def test_layout_does_not_matter(fault, copied):
+    """Fails when a fault depends on how the formatter breaks lines, on quotes or on comments."""
+    path = copied / "bnn_utils" / fault.module
+    plant(fault, copied)
+    expected = path.read_text()
+    path.write_text(ast.unparse(ast.parse((ROOT / "bnn_utils" / fault.module).read_text())))
+    plant(fault, copied)
+    assert path.read_text() == expected
 
 
 @pytest.mark.slow
 def test_seen_and_unseen():
-    harmless = Fault("a comment", "hmc.py", "strictly: u may be 0", "u may be 0: strictly")
+    half = "_step(p, start.grad, {})"
+    harmless = Fault(
+        "the same", "kernels/hmc.py", "leapfrog", half.format("step_size / 2"), half.format("step_size * 0.5")
+    )
     assert caught(harmless, "energy") == ""
     name = "test_energy_error_is_proportional_to_the_step_squared[identity mass]"
     assert caught(next(fault for fault in FAULTS if "half step made whole" in fault.what), "energy") == name
 
 
-def test_a_fault_that_does_not_fit(tmp_path):
-    shutil.copytree(ROOT / "bnn_utils", tmp_path / "bnn_utils")
-    with pytest.raises(ValueError, match=r"gone: 'no such line' is in hmc\.py 0 times"):
-        plant(Fault("gone", "hmc.py", "no such line", ""), tmp_path)
+@pytest.mark.parametrize(
+    ("function", "old", "message"),
+    [
+        ("leapfrog", "no_such_name", r"gone: 'no_such_name' is in leapfrog of kernels/hmc\.py 0 times, not once"),
+        ("leapfrog", "step_size / 2", "2 times, not once"),
+        ("HMC.leap", "step_size", r"there is no HMC\.leap"),
+    ],
+)
+def test_a_fault_that_does_not_fit(copied, function, old, message):
+    with pytest.raises(ValueError, match=message):
+        plant(Fault("gone", "kernels/hmc.py", function, old, "0"), copied)
 
 
 def test_table():
     some = [FAULTS[0], FAULTS[1]]
-    header, _, seen, unseen = table(some, [["", "test_a", "test_b", "", "", "", ""], [""] * 7]).splitlines()
+    header, _, seen, unseen = table(some, [["", "test_a", "test_b", *5 * [""]], [""] * 8]).splitlines()
     assert header.count("|") == len(INSTRUMENTS) + 3
-    assert seen == f"| {some[0].what} | - | x | x | - | - | - | - | `test_a` |"
+    assert seen == f"| {some[0].what} | - | x | x | - | - | - | - | - | `test_a` |"
     assert unseen.endswith("| **unseen** |")
 
 

@@ -1,4 +1,4 @@
-"""The hamiltorch engine against the real hamiltorch; the reference chains are in test_reference_chains.py."""
+"""The kernel Hamiltorch against the real hamiltorch; the reference chains are in test_reference_chains.py."""
 
 import random
 import subprocess
@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from samplers import needs_hamiltorch
 from torch import nn
 
-from bnn_utils import HMC, Data, Likelihood, NormalPrior, Posterior, sample
-from bnn_utils.engines import hamiltorch as engine
+from bnn_utils import HMC, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, sample
+from bnn_utils.kernels import hamiltorch as ours
 
-pytestmark = pytest.mark.skipif(not engine.is_installed(), reason="hamiltorch is not installed")
+pytestmark = needs_hamiltorch
 
 
 class UnitNoise(Likelihood):
@@ -27,13 +28,12 @@ class UnitNoise(Likelihood):
 
 
 def draw(posterior, num_samples, kernel=None, seed=0, **kwargs):
-    kernel = kernel or HMC(0.05, 4)
-    return sample(posterior, kernel, num_samples, seed=seed, engine="hamiltorch", progress=False, **kwargs)
+    return sample(posterior, kernel or Hamiltorch(0.05, 4), num_samples, seed=seed, progress=False, **kwargs)
 
 
 @pytest.fixture
 def hamiltorch():
-    return engine._import_quietly()
+    return ours._import_quietly()
 
 
 def test_import_seeds_nothing():
@@ -42,7 +42,7 @@ import random, numpy, torch
 states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
 expected = random.random(), numpy.random.random(), torch.rand(1).item()
 random.setstate(states[0]); numpy.random.set_state(states[1]); torch.set_rng_state(states[2])
-from bnn_utils.engines import hamiltorch
+from bnn_utils.kernels import hamiltorch
 hamiltorch._import_quietly()
 assert (random.random(), numpy.random.random(), torch.rand(1).item()) == expected
 """
@@ -59,29 +59,28 @@ def test_global_states_are_left_alone_and_nothing_is_printed(posterior, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_same_draws_and_statistics_as_the_builtin_engine(posterior):
-    theirs = draw(posterior, 50, kernel=HMC(0.1, 4), seed=3)
-    ours = sample(posterior, HMC(0.1, 4), 50, seed=3, progress=False)
-    assert 0 < ours.stats["is_accept"].sum() < 50, "the comparison needs both outcomes"
-    torch.testing.assert_close(theirs.draws, ours.draws, rtol=0, atol=1e-8)
-    assert list(theirs.stats) == list(ours.stats)
-    for name, value in ours.stats.items():
+def test_same_draws_and_statistics_as_hmc(posterior):
+    theirs = draw(posterior, 50, kernel=Hamiltorch(0.1, 4), seed=3)
+    mine = sample(posterior, HMC(0.1, 4), 50, seed=3, progress=False)
+    assert 0 < mine.stats["is_accept"].sum() < 50, "the comparison needs both outcomes"
+    torch.testing.assert_close(theirs.draws, mine.draws, rtol=0, atol=1e-8)
+    assert list(theirs.stats) == list(mine.stats)
+    for name, value in mine.stats.items():
         torch.testing.assert_close(theirs.stats[name], value, rtol=0, atol=1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
-def test_same_warmup_as_the_builtin_engine():
+def test_same_warmup_as_hmc():
     """On a Gaussian, where rounding grows slowly: step sizes, mass and draws agree to many digits."""
     x = torch.tensor([[1.0, 0.0], [0.0, 30.0], [2.0, 1.0]], dtype=torch.float64)
     posterior = Posterior(nn.Linear(2, 1, bias=False), Data(x, x[:, 0]), NormalPrior(1.0), UnitNoise())
-    theirs, ours = (
-        sample(posterior, HMC(0.05, 2), 20, warmup=60, seed=3, engine=name, progress=False)
-        for name in ("hamiltorch", "builtin")
+    theirs, mine = (
+        sample(posterior, make(0.05, 2), 20, warmup=60, seed=3, progress=False) for make in (Hamiltorch, HMC)
     )
-    assert theirs.kernel == ours.kernel
-    assert "inv_mass=diagonal" in ours.kernel
-    torch.testing.assert_close(theirs.draws, ours.draws, rtol=0, atol=1e-6)
-    torch.testing.assert_close(theirs.stats["step_size"], ours.stats["step_size"], rtol=1e-6, atol=0)
+    assert repr(theirs.kernel) == repr(mine.kernel).replace("HMC", "Hamiltorch")
+    assert "inv_mass=diagonal" in repr(mine.kernel)
+    torch.testing.assert_close(theirs.draws, mine.draws, rtol=0, atol=1e-6)
+    torch.testing.assert_close(theirs.stats["step_size"], mine.stats["step_size"], rtol=1e-6, atol=0)
 
 
 def test_several_chains(posterior):
@@ -92,7 +91,7 @@ def test_several_chains(posterior):
 
 def test_divergences_are_rejected_and_flagged(posterior, capsys):
     init = torch.ones(20, dtype=torch.float64)
-    chain = draw(posterior, 5, kernel=HMC(1e200, 3), init=init)
+    chain = draw(posterior, 5, kernel=Hamiltorch(1e200, 3), init=init)
     assert chain.stats["diverging"].all()
     assert not chain.stats["is_accept"].any()
     assert torch.equal(chain.draws[0, -1], init)
@@ -101,7 +100,7 @@ def test_divergences_are_rejected_and_flagged(posterior, capsys):
 
 def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
     whole = draw(posterior, 9, num_chains=2)
-    original, rounds = engine._transition, 0
+    original, rounds = ours._transition, 0
 
     def stopping(*args):
         nonlocal rounds
@@ -110,7 +109,7 @@ def test_interruption_returns_the_draws_so_far(posterior, monkeypatch):
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(engine, "_transition", stopping)
+    monkeypatch.setattr(ours, "_transition", stopping)
     with pytest.warns(RuntimeWarning, match="holds the 4 draws made so far, of 9"):
         chain = draw(posterior, 9, num_chains=2)
     assert torch.equal(chain.draws, whole.draws[:, :4])
@@ -131,10 +130,10 @@ def test_threads_take_turns(posterior, capsys):
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_burn_in_is_not_thrown_back(posterior, hamiltorch, golden):
     """hamiltorch's own burn-in can end where it began: a rejection right after it restores the starting point."""
-    start, kernel, seeds = golden["tutorial_f64"][0], HMC(0.15, 4), range(12)
+    start, kernel, seeds = golden["tutorial_f64"][0], Hamiltorch(0.15, 4), range(12)
     thrown_back = 0
     for seed in seeds:
-        with engine._global_stream(torch.Generator().manual_seed(seed)):
+        with ours._global_stream(torch.Generator().manual_seed(seed)):
             kept = hamiltorch.sample(
                 posterior.log_prob,
                 start,
@@ -147,4 +146,4 @@ def test_burn_in_is_not_thrown_back(posterior, hamiltorch, golden):
         thrown_back += torch.equal(kept[1], start)
         chain = draw(posterior, 1, kernel=kernel, init=start, warmup=50, seed=seed)
         assert not torch.equal(chain.draws[0, 0], start)
-    assert thrown_back > 0, "hamiltorch no longer has the defect that this engine works around"
+    assert thrown_back > 0, "hamiltorch no longer has the defect that this kernel works around"

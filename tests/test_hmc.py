@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from scipy.stats import binom, norm
-from targets import FALSE_ALARM, generator, normal
+from targets import FALSE_ALARM, density_of, generator, normal
 
 from bnn_utils import HMC
-from bnn_utils.hmc import MAX_ENERGY_ERROR, HMCInfo, HMCState, leapfrog, metric
+from bnn_utils.kernels.base import MAX_ENERGY_ERROR, Info
+from bnn_utils.kernels.hmc import Position, leapfrog, metric
 
 # Standard deviations 6, 1 and 0.5 along rotated axes: a condition number of 144.
 ROTATION = torch.linalg.qr(normal(3, 3, seed=1))[0]
@@ -28,13 +29,12 @@ KERNELS = {
 kernels = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 
-def run(kernel, log_prob_and_grad, theta, num, seed=0):
-    """State and info after each of ``num`` transitions."""
-    transition, stream = kernel.build_kernel(log_prob_and_grad), generator(seed)
-    state = kernel.init(log_prob_and_grad, theta)
+def run(kernel, density, theta, num, seed=0):
+    """Position and statistics, ``(C,)`` each, after each of ``num`` transitions."""
+    stream, state = generator(seed), kernel.init(density, theta, 0)
     for _ in range(num):
-        state, info = transition(stream, state)
-        yield state, info
+        state, info = kernel.step(density, stream, state)
+        yield state.position, {name: values[:, 0] for name, values in Info.stack([info]).stats.items()}
 
 
 # --- the integrator ---------------------------------------------------------------------------------------------------
@@ -60,9 +60,9 @@ geometries = pytest.mark.parametrize(
 @geometries
 def test_leapfrog_is_reversible(posterior, make, dim, step_size, mass):
     """Forward, momentum turned round, forward: back at the start. Fails when a half step is left out or made whole."""
-    density, velocity = make(posterior), metric(masses(dim)[mass]).velocity
     theta, p = normal(5, dim), normal(5, dim, seed=1)
-    start = HMCState(theta, *density(theta))
+    density, velocity = make(posterior), metric(masses(dim)[mass], theta).velocity
+    start = Position(theta, *density(theta))
     end, p_end = leapfrog(start, p, density, step_size, 20, velocity)
     back, p_back = leapfrog(end, -p_end, density, step_size, 20, velocity)
     assert (end.theta - start.theta).abs().min() > 1e-4
@@ -75,11 +75,11 @@ def test_leapfrog_is_reversible(posterior, make, dim, step_size, mass):
 @geometries
 def test_leapfrog_preserves_volume(posterior, make, dim, step_size, mass):
     """A trajectory's Jacobian, by autograd, has determinant 1. Fails when position and momentum move at once."""
-    density, velocity = make(posterior), metric(masses(dim)[mass]).velocity
+    density, velocity = make(posterior), metric(masses(dim)[mass], normal(1, dim)).velocity
 
     def trajectory(together):
         theta, p = together.view(2, 1, dim)
-        end, p_end = leapfrog(HMCState(theta, *density(theta)), p, density, step_size, 5, velocity)
+        end, p_end = leapfrog(Position(theta, *density(theta)), p, density, step_size, 5, velocity)
         return torch.cat([end.theta, p_end]).flatten()
 
     jacobian = torch.func.jacrev(trajectory)(normal(2 * dim))
@@ -92,8 +92,9 @@ def test_leapfrog_preserves_volume(posterior, make, dim, step_size, mass):
 @kernels
 def test_each_lane_may_have_a_step_of_its_own(kernel):
     """As if it went alone."""
-    velocity, sizes = metric(kernel.inv_mass).velocity, torch.linspace(0.02, 0.3, 5, dtype=torch.float64)
-    start, p = kernel.init(bumpy, normal(5, 3)), normal(5, 3, seed=1)
+    theta, p = normal(5, 3), normal(5, 3, seed=1)
+    velocity, sizes = metric(kernel.inv_mass, theta).velocity, torch.linspace(0.02, 0.3, 5, dtype=torch.float64)
+    start = Position(theta, *bumpy(theta))
     end, p_end = leapfrog(start, p, bumpy, sizes[:, None], 20, velocity)
     for lane, size in enumerate(sizes.tolist()):
         alone, p_alone = leapfrog(start, p, bumpy, size, 20, velocity)
@@ -104,7 +105,8 @@ def test_each_lane_may_have_a_step_of_its_own(kernel):
 
 @kernels
 def test_mass_and_velocity_are_inverse(kernel):
-    kinetic, p = metric(kernel.inv_mass), normal(5, 3)
+    p = normal(5, 3)
+    kinetic = metric(kernel.inv_mass, p)
     torch.testing.assert_close(kinetic.mass(kinetic.velocity(p)), p)
 
 
@@ -115,7 +117,7 @@ def test_a_step_costs_one_gradient():
         calls.append(len(theta))
         return bumpy(theta)
 
-    list(run(HMC(0.1, 7), counted, normal(4, 3), 10))
+    list(run(HMC(0.1, 7), density_of(counted), normal(4, 3), 10))
     assert calls == [4] * (1 + 10 * 7)
 
 
@@ -131,11 +133,10 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
         alone.append(1)
         return posterior.log_prob_and_grad(theta)[1]
 
-    transition = HMC(0.1, 7).build_kernel(log_prob_and_grad, grad)
-    state, _ = transition(generator(), HMC(0.1, 7).init(log_prob_and_grad, theta))
-    ((expected, _),) = run(HMC(0.1, 7), posterior.log_prob_and_grad, theta, 1)
+    ((position, _),) = run(HMC(0.1, 7), density_of(log_prob_and_grad, grad), theta, 1)
+    ((expected, _),) = run(HMC(0.1, 7), density_of(posterior.log_prob_and_grad), theta, 1)
     assert (len(both), len(alone)) == (1 + 1, 6)
-    assert all(torch.equal(mine, other) for mine, other in zip(state, expected, strict=True))
+    assert all(torch.equal(mine, other) for mine, other in zip(position, expected, strict=True))
 
 
 # --- what a transition keeps and says ---------------------------------------------------------------------------------
@@ -145,8 +146,8 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
 def test_rejection_keeps_state_and_gradient(posterior, theta):
     """Fails when a rejected lane keeps the gradient or the density of its proposal."""
     before, rejected = theta, 0
-    for state, info in run(HMC(0.12, 10), posterior.log_prob_and_grad, theta, 40):
-        stays = ~info.is_accept
+    for state, stats in run(HMC(0.12, 10), posterior.density(5), theta, 40):
+        stays = ~stats["is_accept"]
         assert torch.equal(state.theta[stays], before[stays])
         assert not (state.theta == before)[~stays].any()
         log_prob, grad = posterior.log_prob_and_grad(state.theta)
@@ -160,16 +161,16 @@ def test_rejection_keeps_state_and_gradient(posterior, theta):
 def test_info_is_about_this_transition(posterior, theta):
     """The energy is that of the state that was kept, which for a rejected lane is the one that it started with."""
     stream, before, accepted = generator(), posterior.log_prob(theta), 0
-    for state, info in run(HMC(0.12, 6), posterior.log_prob_and_grad, theta, 20):
-        statistics = HMCInfo.stack([info]).statistics()
-        assert statistics["n_steps"].tolist() == [[6]] * 5
-        assert statistics["step_size"].tolist() == [[0.12]] * 5
+    for state, stats in run(HMC(0.12, 6), posterior.density(5), theta, 20):
+        assert stats["n_steps"].tolist() == [6] * 5
+        assert stats["step_size"].tolist() == [0.12] * 5
         p = torch.randn(5, 20, dtype=torch.float64, generator=stream)
         torch.rand(5, dtype=torch.float64, generator=stream)
         start = p.square().sum(-1) / 2 - before
-        torch.testing.assert_close(info.energy, torch.where(info.is_accept, start + info.energy_error, start))
-        torch.testing.assert_close(info.acceptance_rate, (-info.energy_error).exp().clamp(max=1))
-        before, accepted = state.log_prob, accepted + int(info.is_accept.sum())
+        kept = torch.where(stats["is_accept"], start + stats["energy_error"], start)
+        torch.testing.assert_close(stats["energy"], kept)
+        torch.testing.assert_close(stats["acceptance_rate"], (-stats["energy_error"]).exp().clamp(max=1))
+        before, accepted = state.log_prob, accepted + int(stats["is_accept"].sum())
     assert 10 < accepted < 90
 
 
@@ -178,8 +179,8 @@ def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
     """Even over its range: mean and variance of a uniform; and the energies are those of just these trajectories."""
     lanes, stream, jitter = 400, generator(), 0.3
     start, kernel = posterior.sample_prior(lanes, generator(1)), HMC(0.01, 3, jitter=jitter)
-    pairs = list(run(kernel, posterior.log_prob_and_grad, start, 10))
-    sizes = torch.stack([info.step_size for _, info in pairs])
+    found = [stats for _, stats in run(kernel, posterior.density(lanes), start, 10)]
+    sizes = torch.stack([stats["step_size"] for stats in found])
     u = (sizes / 0.01 - 1) / jitter
     assert u.abs().max() < 1
     assert u.unique().numel() == u.numel()
@@ -187,10 +188,10 @@ def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
     assert (u.square().mean() - 1 / 3).abs() < norm.isf(FALSE_ALARM / 4) * (4 / 45 / u.numel()) ** 0.5
     torch.rand(lanes, 1, dtype=torch.float64, generator=stream)  # of which the first sizes were made
     p = torch.randn(start.shape, dtype=torch.float64, generator=stream)
-    state = HMCState(start, *posterior.log_prob_and_grad(start))
+    state = Position(start, *posterior.log_prob_and_grad(start))
     end, p_end = leapfrog(state, p, posterior.log_prob_and_grad, sizes[0][:, None], 3)
-    energy = p_end.square().sum(-1) / 2 - end.log_prob
-    torch.testing.assert_close(pairs[0][1].end_energy, energy)
+    error = (p_end.square() - p.square()).sum(-1) / 2 - end.log_prob + state.log_prob
+    torch.testing.assert_close(found[0]["energy_error"], error)
 
 
 # --- lanes ------------------------------------------------------------------------------------------------------------
@@ -204,9 +205,9 @@ def test_each_lane_tosses_its_own_coin():
     def halves(theta):
         return torch.full((len(theta),), next(heights), dtype=theta.dtype), torch.zeros_like(theta)
 
-    ((_, info),) = run(HMC(0.1, 1), halves, normal(lanes, 2), 1)
-    torch.testing.assert_close(info.acceptance_rate, torch.full((lanes,), 0.5, dtype=torch.float64))
-    accepted = int(info.is_accept.sum())
+    ((_, stats),) = run(HMC(0.1, 1), density_of(halves), normal(lanes, 2), 1)
+    torch.testing.assert_close(stats["acceptance_rate"], torch.full((lanes,), 0.5, dtype=torch.float64))
+    accepted = int(stats["is_accept"].sum())
     assert binom.ppf(FALSE_ALARM / 2, lanes, 0.5) <= accepted <= binom.isf(FALSE_ALARM / 2, lanes, 0.5)
 
 
@@ -222,10 +223,10 @@ def test_divergence_is_flagged_and_rejected(value):
         return torch.tensor(next(values), dtype=theta.dtype), torch.zeros_like(theta)
 
     start = normal(2, 3)
-    ((state, info),) = run(HMC(0.1, 1), cliff, start, 1)
-    assert info.diverging.tolist() == [True, False]
-    assert info.is_accept.tolist() == [False, True]
-    assert info.acceptance_rate.tolist() == [0, 1]
+    ((state, stats),) = run(HMC(0.1, 1), density_of(cliff), start, 1)
+    assert stats["diverging"].tolist() == [True, False]
+    assert stats["is_accept"].tolist() == [False, True]
+    assert stats["acceptance_rate"].tolist() == [0, 1]
     assert state.log_prob.tolist() == [0, 0]
     assert torch.equal(state.theta[0], start[0])
 
@@ -235,8 +236,8 @@ def test_gradient_that_is_not_a_number():
         return torch.zeros(len(theta), dtype=theta.dtype), torch.where(theta.abs() > 1, math.nan, 0 * theta)
 
     start = torch.zeros(3, 2, dtype=torch.float64)
-    ((state, info),) = run(HMC(10.0, 2), cliff, start, 1)
-    assert info.diverging.all()
+    ((state, stats),) = run(HMC(10.0, 2), density_of(cliff), start, 1)
+    assert stats["diverging"].all()
     assert torch.equal(state.theta, start)
     assert torch.equal(state.grad, torch.zeros_like(start))
 
@@ -248,8 +249,8 @@ def test_limit_of_the_energy_error(drop, diverges):
     def cliff(theta):
         return torch.tensor([next(values)], dtype=theta.dtype), torch.zeros_like(theta)
 
-    ((_, info),) = run(HMC(0.1, 1), cliff, normal(1, 3), 1)
-    assert info.diverging.item() is diverges
+    ((_, stats),) = run(HMC(0.1, 1), density_of(cliff), normal(1, 3), 1)
+    assert stats["diverging"].item() is diverges
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

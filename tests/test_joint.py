@@ -12,7 +12,6 @@ from scipy.stats import chi2, ks_2samp, norm
 from targets import FALSE_ALARM, generator, vector
 
 from bnn_utils import HMC, ReplicaExchange, boxes, sample
-from bnn_utils.engines import ENGINES
 from bnn_utils.sbc import Calibration, ranks, simulation_based_calibration
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
@@ -56,8 +55,9 @@ def test_labels_and_parameters_in_turn(sampler, model):
     theta = model.sample_prior(lanes, stream)
     for _ in range(100):
         y = model.simulate(theta, stream)
-        given = model.with_targets(y)
-        theta = next(ENGINES[sampler.engine](kernel, given, theta, stream, False, 0)).theta
+        density = model.with_targets(y).density(lanes)
+        _, info = kernel.step(density, stream, kernel.init(density, theta, 0))
+        theta = info.theta
     assert_same_joint_distribution(model, theta, y, stream)
 
 
@@ -68,10 +68,9 @@ def test_labels_and_parameters_in_turn_at_two_temperatures(model):
     theta, swaps = model.sample_prior(2 * lanes, stream), 0
     for _ in range(100):
         y = model.simulate(theta[1::2], stream)
-        prior, likelihood = model.with_targets(y).split_target(2 * lanes)
-        transition = kernel.build_kernel(prior, likelihood, theta[::2])
-        state, info = transition(stream, placed(kernel, likelihood, theta))
-        theta, swaps = state.theta, swaps + (info.replica[:, 0] == 1).double().mean().item()
+        density = model.with_targets(y).density(2 * lanes)
+        state, _ = kernel.step(density, stream, placed(kernel, density, theta))
+        theta, swaps = state.theta, swaps + (state.replica[:, 0] == 1).double().mean().item()
     assert swaps > 3, "every place is to change hands some times"
     assert_same_joint_distribution(model, theta[1::2], y, stream)
 
@@ -88,12 +87,12 @@ def test_simulation_based_calibration(sampler, model):
         "how sure": lambda theta: (model.predict(theta, PLACES) - 0.5).abs().mean(-1),
     }
     sizes = {"num_datasets": 640, "num_draws": 15, "thin": 20}
-    if sampler.engine == "hamiltorch":
+    if sampler.is_slow:
         sizes = {"num_datasets": 320, "num_draws": 15, "thin": 2}
     elif sampler.kernel(ROUGHLY).lanes_per_chain > 1:  # its draws have to be independent
         sizes = {"num_datasets": 640, "num_draws": 7, "thin": 50, "warmup": 300}
     calibration = simulation_based_calibration(
-        model, sampler.tuned(ROUGHLY), quantities, **sizes, seed=9, engine=sampler.engine, progress=False
+        model, sampler.tuned(ROUGHLY), quantities, **sizes, seed=9, progress=False
     )
     assert calibration.is_calibrated, calibration.verdict
 

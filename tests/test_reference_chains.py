@@ -1,6 +1,6 @@
 """Chains that the real hamiltorch drew, drawn again, draw by draw.
 
-The dynamics amplify rounding, so a chain computed in another order of operations, by another engine, gradient or
+The dynamics amplify rounding, so a chain computed in another order of operations, by another kernel, gradient or
 processor, follows for a while and then leaves. For how long it has to follow is measured, by twins: the same chain,
 whose every position is moved by as much as one rounding may move it, at random. The largest distance of 200 twins from
 the reference grows, in digits a draw (the slope of its median's logarithm, until 1e-4), and stays below a third of a
@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from samplers import needs_hamiltorch
 
-from bnn_utils import HMC, boxes, sample
-from bnn_utils.engines import ENGINES, available
-from bnn_utils.hmc import metric
+from bnn_utils import HMC, Hamiltorch, boxes, sample
+from bnn_utils.kernels.hmc import metric
 
 
 class Recorded(NamedTuple):
@@ -46,26 +46,17 @@ CHAINS = {
 }
 
 each_chain = pytest.mark.parametrize("name", CHAINS)
-engines = pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(name, marks=pytest.mark.skipif(name not in available(), reason=f"{name} is not installed"))
-        for name in ENGINES
-    ],
-)
 
 
-@engines
+@pytest.mark.parametrize("make", [HMC, pytest.param(Hamiltorch, marks=needs_hamiltorch)])
 @pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
 @each_chain
-def test_reference_chain(make_posterior, golden, name, gradient, engine):
-    kernel, inv_mass, seed, limits = CHAINS[name]
-    reference = golden[name]
-    if inv_mass is not None:
-        kernel = HMC(kernel.step_size, kernel.num_steps, golden[inv_mass])
+def test_reference_chain(make_posterior, golden, name, gradient, make):
+    (recorded, inv_mass, seed, limits), reference = CHAINS[name], golden[name]
+    kernel = make(recorded.step_size, recorded.num_steps, None if inv_mass is None else golden[inv_mass])
     posterior = make_posterior(data=boxes().to(reference.dtype), gradient=gradient)
     longest = max(draws for draws, _ in limits)
-    chain = sample(posterior, kernel, longest, init=reference[0], seed=seed + 1, engine=engine, progress=False)
+    chain = sample(posterior, kernel, longest, init=reference[0], seed=seed + 1, progress=False)
     assert chain.draws.dtype == reference.dtype
     distance = (chain.draws[0] - reference[1 : longest + 1]).abs().amax(1)
     for draws, tolerance in limits:
@@ -81,7 +72,7 @@ def twins(posterior, recorded, inv_mass, start, num_draws, num_twins=200):
     """
     step_size, num_steps = recorded.kernel.step_size, recorded.kernel.num_steps
     generator, dice = torch.Generator().manual_seed(recorded.seed + 1), torch.Generator().manual_seed(0)
-    mass = metric(inv_mass)
+    mass = metric(inv_mass, start[None])
 
     def moved(theta):
         shift = torch.rand(theta.shape, generator=dice, dtype=theta.dtype) - 0.5

@@ -11,7 +11,7 @@ from scipy.stats import binom, kstest, multinomial
 from targets import FALSE_ALARM, generator, normal, regression
 
 from bnn_utils import HMC, Posterior, ReplicaExchange, sbc
-from bnn_utils.hmc import metric, propose
+from bnn_utils.kernels.hmc import propose, recorded
 from bnn_utils.priors import DiagonalNormal
 from bnn_utils.sbc import around, chi_square, counts, ecdf, ecdf_band, ranks, simulation_based_calibration
 
@@ -20,15 +20,11 @@ from bnn_utils.sbc import around, chi_square, counts, ecdf, ecdf_band, ranks, si
 class NeverRejects(HMC):
     """HMC without its last step: every proposal is taken."""
 
-    def build_kernel(self, log_prob_and_grad, grad=None):
-        kinetic = metric(self.inv_mass)
-
-        def transition(stream, state):
-            proposal = propose(stream, state, log_prob_and_grad, self.step_size, self.num_steps, kinetic, grad)
-            accepted = torch.ones(len(state.theta), dtype=torch.bool)
-            return proposal.state, self.info(proposal.start_energy, proposal.end_energy, accepted)
-
-        return transition
+    def step(self, density, generator, state):
+        proposal = propose(generator, state.position, density.joint, self.step_size, self.num_steps, state.metric)
+        accepted = torch.ones(len(state.position.theta), dtype=torch.bool)
+        info = recorded(proposal.position, proposal, accepted, self.num_steps, self.step_size)
+        return state._replace(position=proposal.position), info
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from bnn_utils import (
     Posterior,
     ReplicaExchange,
     boxes,
+    density,
     sample,
 )
-from bnn_utils import posterior as posterior_module
 from bnn_utils.diagnostics import convergence
 from bnn_utils.likelihoods import _unchecked
 from bnn_utils.plots import Figure
@@ -316,9 +316,9 @@ def test_a_gradient_is_compiled_once(monkeypatch):
         time.sleep(0.01)
         compiled.append(threading.get_ident())
 
-    monkeypatch.setattr(posterior_module, "compile_likelihood", compile_likelihood)
+    monkeypatch.setattr(density, "compile_likelihood", compile_likelihood)
     posterior = MODELS["closed form"]()
-    at_once(*NUM_THREADS * [lambda: posterior.compile(3)])
+    at_once(*NUM_THREADS * [lambda: posterior.density(3, compile=True)])
     assert len(compiled) == 1
 
 
@@ -330,7 +330,7 @@ def test_compiled_gradients():
         return lambda: sample(posterior, HMC(0.1, 2), 50, 3, seed=seed, progress=False, compile=True)
 
     check(*[draw(seed) for seed in range(NUM_THREADS)])
-    assert draw(0)().engine == "builtin, compiled"
+    assert draw(0)().gradient == "closed-form, compiled"
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

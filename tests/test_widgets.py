@@ -10,6 +10,7 @@ import torch
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 
 from bnn_utils import HMC, Data, boxes, plots, sample, square_grid, widgets
+from bnn_utils.kernels.base import Info
 from bnn_utils.predict import predictive_mean, split_uncertainty
 from bnn_utils.widgets import data as of_data
 from bnn_utils.widgets import explorer as of_explorer
@@ -196,9 +197,10 @@ def test_paths_are_those_of_the_sampler(posterior):
     start = posterior.sample_prior(1, torch.Generator().manual_seed(3))[0]
     paths = of_sampler.roll(posterior, start, 0.01, 5, seed=7)
     kernel = HMC(0.01, 5)
-    state = kernel.init(posterior.log_prob_and_grad, start.repeat(of_sampler.NUM_PATHS, 1))
-    _, info = kernel.build_kernel(posterior.log_prob_and_grad)(torch.Generator().manual_seed(7), state)
-    torch.testing.assert_close(paths.energy_error[:, -1], info.energy_error)
+    density = posterior.density(of_sampler.NUM_PATHS)
+    state = kernel.init(density, start.repeat(of_sampler.NUM_PATHS, 1), 0)
+    _, info = kernel.step(density, torch.Generator().manual_seed(7), state)
+    torch.testing.assert_close(paths.energy_error[:, -1], Info.stack([info]).stats["energy_error"][:, 0])
     assert paths.theta.shape == (4, 6, 20)
     assert (paths.theta[:, 0] == start).all()
 

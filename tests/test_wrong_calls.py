@@ -140,7 +140,7 @@ posterior.log_prob_and_grad(chain)                | theta must be a torch.Tensor
 posterior.outputs(None, x)                        | theta must be a torch.Tensor, got None
 posterior.outputs(theta, x.numpy())               | x must be a torch.Tensor, got an array
 posterior.outputs(theta, None)                    | x must be a torch.Tensor, got None
-posterior.target("2")                             | num_lanes must be a whole number of at least 1, got '2'
+posterior.density("2")                            | num_lanes must be a whole number of at least 1, got '2'
 flat.ravel({name: None for name in flat.shapes})  | params\['0.weight'\] must be a torch.Tensor, got None
 data.to("float64")                                | data.to takes a dtype, such as torch.float32, .* got 'float64'
 data.to([1])                                      | data.to takes a dtype, .* got an object of type list
@@ -435,9 +435,6 @@ sample(posterior, hmc, 3, num_chains=0)           | num_chains must be a whole n
 sample(posterior, hmc, 3, warmup=-1)              | warmup must be a whole number of at least 0, got -1
 sample(posterior, hmc, 3, batch_size=0)           | batch_size must be a whole number of at least 1, got 0
 sample(posterior, hmc, 3, workers=0)              | workers must be a whole number of at least 1, got 0
-sample(posterior, hmc, 3, engine="numpyro")       | unknown engine 'numpyro'; there are 'builtin', 'hamiltorch'
-sample(posterior, hmc, 3, engine=None)            | unknown engine None
-sample(posterior, hmc, 3, engine=["builtin"])     | unknown engine \['builtin'\]
 sample(posterior, hmc, 3, compile="yes")          | compile must be True, False or 'auto', got 'yes'
 sample(posterior, hmc, 3, compile=1)              | compile must be True, False or 'auto', got 1
 sample(posterior, hmc, 3, compile=None)           | compile must be True, False or 'auto', got None

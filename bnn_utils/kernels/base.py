@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 # Energy error at which a trajectory counts as divergent, as in Stan (Betancourt 2017, section 6.2).
 MAX_ENERGY_ERROR = 1000.0
 
+# What statistics can't be called: draws and log densities have these names in a chain, and what begins like this is of
+# all temperatures.
+TAKEN = ("draws", "lp")
+LADDER = "tempering_"
+
 S = TypeVar("S")
 
 
@@ -74,6 +79,12 @@ class Info(NamedTuple):
 
         columns = {name: column([info.stats[name] for info in infos]) for name in infos[0].stats}
         return cls(torch.stack([info.theta for info in infos], dim=1), log_prob, statistics(columns))
+
+    def at(self, places: Sequence[int]) -> Info:
+        """Of many transitions those at some places."""
+        if len(places) == self.log_prob.shape[1]:
+            return self
+        return Info(self.theta[:, places], self.log_prob[:, places], {k: v[:, places] for k, v in self.stats.items()})
 
 
 def statistics(columns: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,7 +117,8 @@ class Kernel(Protocol[S]):
     """A frozen description of an algorithm. It has these three, and may have the two that follow.
 
     ``steps(density, generator, state, num) -> (state, info)``, many transitions at once, stacked, where that is cheaper
-    than a loop over ``step``.
+    than a loop over ``step``. State, info and generator are to be those of such a loop, to the bit: how many at once is
+    decided by the clock.
 
     ``adapted(state) -> Kernel``, the kernel as a warm-up left it, which samples further without one.
 
@@ -129,8 +141,8 @@ class Kernel(Protocol[S]):
 
 
 PROTOCOL = (
-    "HMC, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an object "
-    "with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, state) -> "
+    "HMC, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an "
+    "object with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, state) -> "
     "(state, Info); bnn_utils.kernels.base shows one"
 )
 
@@ -141,6 +153,32 @@ def check_kernel(kernel: object) -> None:
     if not is_kernel:
         raise TypeError(f"kernel must be {PROTOCOL}; got {_check.told(kernel)}")
     _check.whole(f"lanes_per_chain of {type(kernel).__name__}", getattr(kernel, "lanes_per_chain", None), 1)
+
+
+def check_info(kernel: Kernel, info: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise unless this is what can be recorded of transitions whose positions have this shape, ``(C, ..., D)``."""
+    who = f"{type(kernel).__name__} must return (state, Info) from each step"
+    if not isinstance(info, Info):
+        raise TypeError(f"{who}, as in bnn_utils.kernels.base; in place of the Info came {_check.told(info)}")
+    of_each = shape[:-1]
+    for name, values, expected in (("theta", info.theta, shape), ("log_prob", info.log_prob, of_each)):
+        if not isinstance(values, Tensor) or (tuple(values.shape), values.dtype) != (expected, dtype):
+            raise ValueError(f"{who}, with a {name} of shape {expected} and {dtype}; it is {_check.told(values)}")
+    for name, values in info.stats.items():
+        if name in TAKEN or (name.startswith(LADDER) and kernel.lanes_per_chain == 1):
+            raise ValueError(f"{who}, and a statistic can't be called {name!r}, which means something else in a chain")
+        begins = tuple(values.shape[: len(of_each)]) if isinstance(values, Tensor) else None
+        if begins != of_each and not isinstance(values, int | float):
+            raise ValueError(
+                f"{who}, and a statistic is one number or a tensor of shape {(*of_each, '...')}; {name!r} is "
+                f"{_check.told(values)}"
+            )
+
+
+def first_lost(info: Info) -> int | None:
+    """The first of many transitions after which a chain is at no place; None for none."""
+    is_lost = ~info.theta.isfinite().all(-1) | info.log_prob.isnan()
+    return int(is_lost.any(0).nonzero()[0]) if is_lost.any() else None
 
 
 def adapted(kernel: Kernel[S], state: S) -> Kernel:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from bnn_utils.data import Data
-from bnn_utils.hmc import MAX_ENERGY_ERROR
+from bnn_utils.kernels.base import MAX_ENERGY_ERROR
 from bnn_utils.plots.style import (
     BLUE,
     CHAIN_COLOURS,

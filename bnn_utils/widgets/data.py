@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from bnn_utils import _check
-from bnn_utils.data import Data, boxes, square_grid
+from bnn_utils.data import Data, square_grid
 from bnn_utils.diagnostics import rhat
-from bnn_utils.hmc import HMC
+from bnn_utils.kernels.hmc import HMC
 from bnn_utils.likelihoods import Bernoulli
 from bnn_utils.plots import Figure, mean_and_disagreement
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import NormalPrior
 from bnn_utils.sampling import sample
+from bnn_utils.tutorial import boxes
 from bnn_utils.widgets.explorer import Explorer
 from bnn_utils.widgets.points import Point, PointPad
 

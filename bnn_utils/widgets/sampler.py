@@ -11,7 +11,7 @@ from torch import Tensor
 from bnn_utils import _check
 from bnn_utils.chain import Chain
 from bnn_utils.diagnostics import ess
-from bnn_utils.hmc import HMC, HMCState, leapfrog
+from bnn_utils.kernels.hmc import HMC, Position, leapfrog
 from bnn_utils.plots import Figure, trajectories
 from bnn_utils.posterior import Posterior
 from bnn_utils.sampling import sample
@@ -94,12 +94,12 @@ def roll(posterior: Posterior, start: Tensor, step_size: float, num_steps: int, 
     """Every step of some leapfrog trajectories from ``start``, ``(D,)``, with momenta that depend on the seed alone."""
     generator = torch.Generator(start.device).manual_seed(seed)
     p = torch.randn(NUM_PATHS, len(start), generator=generator, dtype=start.dtype, device=start.device)
-    target = posterior.target(NUM_PATHS)
+    joint = posterior.density(NUM_PATHS).joint
     theta = start.repeat(NUM_PATHS, 1)
-    state = HMCState(theta, *target.log_prob_and_grad(theta))
+    state = Position(theta, *joint.log_prob_and_grad(theta))
     thetas, energies = [theta], [p.square().sum(-1) / 2 - state.log_prob]
     for _ in range(num_steps):
-        state, p = leapfrog(state, p, target.log_prob_and_grad, step_size, 1)
+        state, p = leapfrog(state, p, joint.log_prob_and_grad, step_size, 1)
         thetas.append(state.theta)
         energies.append(p.square().sum(-1) / 2 - state.log_prob)
     energy = torch.stack(energies, dim=1)

@@ -1,4 +1,4 @@
-"""hamiltorch (Cobb, Baydin, Markham and Roberts 2019) as an engine.
+"""hamiltorch (Cobb, Baydin, Markham and Roberts 2019) as a kernel.
 
 Written for version 0.4.1 at commit 19b627b. Its `sample` is called for one transition at a time: all it knows between
 transitions is the position, so the draws are the same as in one call, and that way an interruption loses nothing and
@@ -18,19 +18,23 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from itertools import count
+from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnn_utils import _check
 from bnn_utils.adaptation import Warmup
-from bnn_utils.engines.transition import Transition
-from bnn_utils.hmc import HMC
-from bnn_utils.posterior import Posterior
+from bnn_utils.kernels.base import Info, acceptance_rate
+from bnn_utils.kernels.hmc import HMC, Metric, begin, jittered, learned, mass_of
+
+if TYPE_CHECKING:
+    from bnn_utils.density import Density
+    from bnn_utils.posterior import Posterior
 
 INSTALL = (
     "pip install 'hamiltorch @ git+https://github.com/AdamCobb/hamiltorch@19b627b2aabc77c1b4b78db0f860372eb1bf9778'"
@@ -44,40 +48,90 @@ def is_installed() -> bool:
     return importlib.util.find_spec("hamiltorch") is not None
 
 
-def transitions(
-    kernel: HMC, posterior: Posterior, theta: Tensor, generator: torch.Generator, compile: bool = False, warmup: int = 0
-) -> Iterator[Transition]:
-    """Transitions of all chains from theta ``(C, D)``, one chain after the other; see `bnn_utils.engines`.
+class HamiltorchState(NamedTuple):
+    """Where the lanes are, with what they move, and what a warm-up has learned so far."""
+
+    theta: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    step_size: float
+    jitter: float
+    metric: Metric
+    warmup: Warmup | None
+
+
+@dataclass(frozen=True, eq=False)
+class Hamiltorch:
+    """HMC by hamiltorch, one chain after the other; arguments and draws as of `HMC`.
+
+    With one chain and the same seed, both consume the same random numbers. (After a transition whose energy is not
+    finite, hamiltorch skips the uniform, and the two part.)
 
     Raises:
-        ModuleNotFoundError: if hamiltorch is not installed.
+        TypeError, ValueError: as `HMC`.
+        ModuleNotFoundError: when it is to sample and hamiltorch is not installed; the message says how to get it.
     """
-    hamiltorch = _import_quietly()
-    log_prob = posterior.log_prob(theta).detach()
-    chains_per_dataset = len(theta) // posterior.num_datasets
-    posteriors = [posterior.dataset(chain // chains_per_dataset) for chain in range(len(theta))]
-    learning = Warmup(kernel, warmup)
-    for done in count(1):
-        kernel = learning.kernel
+
+    step_size: float
+    num_steps: int
+    inv_mass: Tensor | None = None
+    jitter: float | None = None
+    dense_mass: bool = False
+
+    lanes_per_chain: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check.settle(self, **vars(self._as_hmc()))
+
+    def init(self, density: Density, theta: Tensor, num_warmup: int) -> HamiltorchState:
+        """The state of lanes at theta, shape ``(C, D)``."""
+        _import_quietly()
+        return HamiltorchState(theta, density.posterior.log_prob(theta).detach(), *begin(self, theta, num_warmup))
+
+    def step(
+        self, density: Density, generator: torch.Generator, state: HamiltorchState
+    ) -> tuple[HamiltorchState, Info]:
+        """One transition of each lane."""
+        hamiltorch, posterior = _import_quietly(), density.posterior
+        lanes_per_dataset = len(state.theta) // posterior.num_datasets
         with torch.inference_mode(False), torch.enable_grad():  # it needs autograd, which the caller may do without
-            steps = []
-            sizes = kernel.draw_step_sizes(generator, theta)
-            per_chain = sizes.flatten().tolist() if isinstance(sizes, Tensor) else [sizes] * len(theta)
-            for own, row, size in zip(posteriors, theta, per_chain, strict=True):
-                with TURN, _global_stream(generator), _default_dtype(theta.dtype), redirect_stdout(io.StringIO()):
-                    steps.append(_transition(hamiltorch, own, replace(kernel, step_size=size), row))
+            before, steps = state.theta.clone(), []
+            sizes = jittered(state.step_size, state.jitter, generator, before)
+            per_lane = sizes.flatten().tolist() if isinstance(sizes, Tensor) else [sizes] * len(before)
+            inv_mass = None if state.metric.inv_mass is None else state.metric.inv_mass.clone()
+            for lane, (row, size) in enumerate(zip(before, per_lane, strict=True)):
+                own = posterior.dataset(lane // lanes_per_dataset)
+                with TURN, _global_stream(generator), _default_dtype(row.dtype), redirect_stdout(io.StringIO()):
+                    steps.append(_transition(hamiltorch, own, self, size, inv_mass, row))
             theta = torch.stack([end for end, _, _ in steps])
             start_energy, end_energy = theta.new_tensor([energies for _, energies, _ in steps]).unbind(-1)
             is_accept = torch.tensor([accepted for _, _, accepted in steps], device=theta.device)
-            log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), log_prob)
-        info = kernel.info(start_energy, end_energy, is_accept, sizes)
-        yield Transition(theta, log_prob, info, kernel)
-        if done <= warmup:
-            learning.update(theta, info.acceptance_rate.mean())
+            log_prob = torch.where(is_accept, posterior.log_prob(theta).detach(), state.log_prob.clone())
+        step_size = sizes.squeeze(-1) if isinstance(sizes, Tensor) else sizes
+        energies = {"start_energy": start_energy, "end_energy": end_energy}
+        stats = {"is_accept": is_accept, "n_steps": self.num_steps, "step_size": step_size, **energies}
+        state = state._replace(theta=theta, log_prob=log_prob)
+        if state.warmup is not None:
+            state = state._replace(**learned(state, theta, acceptance_rate(start_energy, end_energy)))
+        return state, Info(theta, log_prob, stats)
+
+    def adapted(self, state: HamiltorchState) -> Hamiltorch:
+        """The kernel with the step size, the jitter and the mass of a state."""
+        return replace(self, step_size=state.step_size, jitter=state.jitter or self.jitter, **mass_of(self, state))
+
+    def __repr__(self) -> str:
+        return repr(self._as_hmc()).replace("HMC", "Hamiltorch")
+
+    def _as_hmc(self) -> HMC:
+        return HMC(self.step_size, self.num_steps, self.inv_mass, self.jitter, self.dense_mass)
 
 
 def _transition(
-    hamiltorch: ModuleType, posterior: Posterior, kernel: HMC, theta: Tensor
+    hamiltorch: ModuleType,
+    posterior: Posterior,
+    kernel: Hamiltorch,
+    step_size: float,
+    inv_mass: Tensor | None,
+    theta: Tensor,
 ) -> tuple[Tensor, tuple[float, float], bool]:
     """One transition from theta ``(D,)``: where it ends, the energies at its two ends, and whether it was accepted."""
     energies: list[float] = []
@@ -94,9 +148,9 @@ def _transition(
             log_prob_func=posterior.log_prob,
             params_init=theta,
             num_samples=1,
-            num_steps_per_sample=int(kernel.num_steps),
-            step_size=kernel.step_size,
-            inv_mass=kernel.inv_mass,
+            num_steps_per_sample=kernel.num_steps,
+            step_size=step_size,
+            inv_mass=inv_mass,
             burn=-1,
             verbose=False,
         )
@@ -116,8 +170,8 @@ def _import_quietly() -> ModuleType:
             if error.name != "hamiltorch":
                 raise
             raise ModuleNotFoundError(
-                f"engine='hamiltorch' needs hamiltorch, which is not installed; get it with: {INSTALL}\n"
-                "or leave engine='builtin', which draws from the same distribution",
+                f"the kernel Hamiltorch needs hamiltorch, which is not installed; get it with: {INSTALL}\n"
+                "or take the kernel HMC, which draws from the same distribution",
                 name="hamiltorch",
             ) from error
         finally:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samplers import placed
+from samplers import placed, swap_rates
 from scipy.stats import chi2, kstest, norm
 from targets import (
     FALSE_ALARM,
@@ -27,7 +27,7 @@ from test_compiled import needs_compiler
 from torch import nn
 
 from bnn_utils import HMC, NormalPrior, Posterior, ReplicaExchange, sample
-from bnn_utils.tempering import equal_rejection, rounds
+from bnn_utils.kernels.replica_exchange import equal_rejection, rounds
 
 
 class Near(Noisy):
@@ -52,12 +52,13 @@ class LaplacePrior:
 
 
 def travel(kernel, posterior, theta, num, seed=0):
-    """State and info after each of ``num`` transitions."""
-    stream, (prior, likelihood) = generator(seed), posterior.split_target(len(theta) * kernel.num_temperatures)
-    transition, state = kernel.build_kernel(prior, likelihood, theta), kernel.init(likelihood, theta)
+    """The state before, the state after and the info of each of ``num`` transitions."""
+    stream, density = generator(seed), posterior.density(len(theta) * kernel.num_temperatures)
+    state = kernel.init(density, theta, 0)
     for _ in range(num):
-        state, info = transition(stream, state)
-        yield state, info
+        before = state
+        state, info = kernel.step(density, stream, before)
+        yield before, state, info
 
 
 # --- the draws at all temperatures ------------------------------------------------------------------------------------
@@ -74,8 +75,8 @@ def test_gaussian_at_every_temperature():
     chains, posterior, ladder = 2000, regression(), vector(0, 0.02, 0.2, 1)
     kernel = ReplicaExchange(HMC(0.1, 3), 4, ladder, vector(2.6, 1.1, 0.35, 0.17))
     start = torch.zeros(chains, 3, dtype=torch.float64)
-    *_, (state, info) = travel(kernel, posterior, start, 40)
-    for rates in (info.swap_rate.mean(0), info.acceptance_rate.mean(0)):
+    *_, (before, state, info) = travel(kernel, posterior, start, 40)
+    for rates in (swap_rates(before).mean(0), info.stats["tempering_acceptance_rate"].mean(0)):
         assert rates.min() > 0.1
         assert rates.max() < 0.9
     one_test = FALSE_ALARM / (2 * 4 * 3)
@@ -107,7 +108,7 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     """
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
-    *_, (state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
+    *_, (_, state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
     for beta, places in zip(ladder, state.theta.view(1000, 4).T.numpy(), strict=True):
         theta, below = distribution_function(posterior, beta.item())
         assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
@@ -117,15 +118,16 @@ def test_state_and_info_belong_together(posterior, theta):
     """Fails when likelihood or gradient stay behind in a swap, or are those of a proposal that was rejected."""
     kernel = ReplicaExchange(HMC(0.1, 4), 4, vector(0, 0.1, 0.4, 1))
     moved = swapped = 0
-    for state, info in travel(kernel, posterior, theta, 30):
-        log_likelihood, grad = posterior.split_target(20)[1].log_prob_and_grad(state.theta)
+    for _, state, info in travel(kernel, posterior, theta, 30):
+        log_likelihood, grad = posterior.density(20).likelihood.log_prob_and_grad(state.theta)
         torch.testing.assert_close(state.log_likelihood, log_likelihood, rtol=1e-12, atol=0)
         torch.testing.assert_close(state.grad_likelihood, grad, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(info.log_likelihood.flatten(), log_likelihood, rtol=1e-12, atol=0)
+        recorded = info.stats["tempering_log_likelihood"].flatten()
+        torch.testing.assert_close(recorded, log_likelihood, rtol=1e-12, atol=0)
         assert torch.equal(info.theta, state.theta[3::4])
         torch.testing.assert_close(info.log_prob, posterior.log_prob(info.theta), rtol=1e-12, atol=0)
-        moved += int(info.cold.is_accept.sum())
-        swapped += int((info.replica != torch.arange(4)).sum())
+        moved += int(info.stats["is_accept"].sum())
+        swapped += int((info.stats["tempering_replica"] != torch.arange(4)).sum())
     assert 15 < moved < 135
     assert swapped > 0
 
@@ -138,15 +140,13 @@ def test_replicas_follow_their_positions_and_swap_in_turn():
     """With steps of almost nothing a position is a mark. Even pairs are due in even transitions, odd ones in odd."""
     chains, num, posterior = 6, 7, regression()
     kernel = ReplicaExchange(HMC(1e-9, 1), num, torch.linspace(0, 1, num, dtype=torch.float64))
-    _, likelihood = targets = posterior.split_target(chains * num)
+    density = posterior.density(chains * num)
     marks = normal(chains * num, 3) / 3
-    like = marks[:chains]
-    state = placed(kernel, likelihood, marks)
-    transition, stream, swaps = kernel.build_kernel(*targets, like), generator(), [0, 0]
+    state, stream, swaps = placed(kernel, density, marks), generator(), [0, 0]
     for count in range(60):
-        before, (state, info) = state.replica, transition(stream, state)
+        before, (state, info) = state.replica, kernel.step(density, stream, state)
         assert (state.replica.sort(1).values == torch.arange(num)).all()
-        assert torch.equal(state.replica, info.replica)
+        assert torch.equal(state.replica, info.stats["tempering_replica"])
         place = torch.arange(chains)[:, None] * num + state.replica
         torch.testing.assert_close(state.theta, marks[place.flatten()], rtol=0, atol=1e-6)
         for chain, k in itertools.product(range(chains), range(num)):
@@ -160,17 +160,20 @@ def test_replicas_follow_their_positions_and_swap_in_turn():
 
 @pytest.mark.statistical
 def test_swap_rates_are_those_of_the_swaps():
-    """Of 3,000 chains that stand still, as many swap as their rates say; fails on any other rule of acceptance."""
+    """Of 3,000 chains that stand still, as many swap as their rates say; fails on any other rule of acceptance.
+
+    A warm-up learns from these rates.
+    """
     posterior, chains = regression(), 3000
     kernel = ReplicaExchange(HMC(1e-9, 1), 2, vector(0, 1))
-    prior, likelihood = posterior.split_target(2 * chains)
+    density = posterior.density(2 * chains)
     theta = exact(posterior, 1)[0] + 0.3 * normal(2 * chains, 3)
-    state = placed(kernel, likelihood, theta)
+    state = placed(kernel, density, theta, num_warmup=30)
     hot, cold = state.log_likelihood.view(chains, 2).T
-    state, info = kernel.build_kernel(prior, likelihood, theta[:chains])(generator(), state)
+    after, _ = kernel.step(density, generator(), state)
     rate = torch.exp(0 * cold + 1 * hot - 0 * hot - 1 * cold).clamp(max=1)
-    torch.testing.assert_close(info.swap_rate[:, 0], rate)
-    swapped = (state.replica[:, 0] == 1).double()
+    torch.testing.assert_close(after.warmup.swap_rates, rate.mean(0, keepdim=True))
+    swapped = (after.replica[:, 0] == 1).double()
     z = (swapped - rate).sum() / (rate * (1 - rate)).sum().sqrt()
     assert 0.2 < rate.mean() < 0.8
     assert z.abs() < norm.isf(FALSE_ALARM / 2)
@@ -194,7 +197,7 @@ def test_compiled_chains(posterior):
     arguments = {"num_samples": 10, "num_chains": 3, "seed": 1, "progress": False}
     kernel = ReplicaExchange(HMC(0.05, 4), 4)
     compiled, plain = (sample(posterior, kernel, compile=flag, **arguments) for flag in (True, False))
-    assert (compiled.engine, plain.engine) == ("builtin, compiled", "builtin")
+    assert (compiled.gradient, plain.gradient) == ("closed-form, compiled", "closed-form")
     torch.testing.assert_close(compiled.draws, plain.draws, rtol=0, atol=1e-9)
     torch.testing.assert_close(compiled.tempering.log_likelihood, plain.tempering.log_likelihood, rtol=1e-9, atol=1e-9)
 

@@ -1,0 +1,385 @@
+"""Hamiltonian Monte Carlo on a flat parameter vector, many lanes at once: integrator, state, kernel, warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from bnn_utils import _check
+from bnn_utils.adaptation import Warmup
+from bnn_utils.kernels.base import Info, acceptance_rate, log_ratio
+
+if TYPE_CHECKING:
+    from bnn_utils.density import Density, LogDensity
+    from bnn_utils.kernels.chees import ChEES, ChEESState
+    from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
+
+# By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
+# energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
+# and draws hardly move. Step sizes spread evenly from one half to three halves turn a whole period into anything from
+# half a period to one and a half: a whole turn, evenly, so that the end says nothing of the start. And they turn half a
+# period, after which distances from the mean repeat, into half a turn, evenly (Mackenzie 1989; Neal 2011, 5.3.2).
+ADAPTED_JITTER = 0.5
+
+# Mean acceptance rate of trajectories of fixed length: the default of Stan, within the range that Betancourt, Byrne and
+# Girolami (2014) found best.
+TARGET_ACCEPTANCE = 0.8
+# Of single leapfrog steps, which are proposals of the Langevin algorithm (Roberts and Rosenthal 1998).
+LANGEVIN_TARGET_ACCEPTANCE = 0.574
+
+LARGEST_ROUNDING = 0.01  # of the variance of momenta, relative to what their energy says
+
+
+# --- mechanics --------------------------------------------------------------------------------------------------------
+
+
+class Position(NamedTuple):
+    """Where each lane is. The gradient is kept so that no transition computes it twice."""
+
+    theta: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    grad: Tensor  # (C, D), gradient of log_prob at theta
+
+
+P = TypeVar("P", bound=Position)  # or any NamedTuple of tensors that begins with its three fields
+
+
+class Metric(NamedTuple):
+    """The kinetic energy ``p' M^-1 p / 2`` by its uses: p ~ Normal(0, M), the velocity M^-1 p, and back again."""
+
+    inv_mass: Tensor | None  # M^-1: None for the identity, (D,) for its diagonal, or (D, D)
+    factor: Tensor | None  # L with L L' = M: None, (D,) or (D, D)
+
+    def momentum(self, noise: Tensor) -> Tensor:
+        """Standard normal noise ``(C, D)`` to momenta."""
+        if self.factor is None:
+            return noise
+        return noise * self.factor if self.factor.ndim == 1 else noise @ self.factor.mT
+
+    def velocity(self, p: Tensor) -> Tensor:
+        """Momenta ``(C, D)`` to velocities."""
+        if self.inv_mass is None:
+            return p
+        return self.inv_mass * p if self.inv_mass.ndim == 1 else p @ self.inv_mass
+
+    def mass(self, v: Tensor) -> Tensor:
+        """Velocities ``(C, D)`` to momenta."""
+        if self.inv_mass is None:
+            return v
+        return v / self.inv_mass if self.inv_mass.ndim == 1 else v @ self.factor @ self.factor.mT
+
+
+def metric(inv_mass: Tensor | None, theta: Tensor) -> Metric:
+    """The metric of an inverse mass: None (identity), ``(D,)`` or ``(D, D)``, for lanes at theta ``(C, D)``.
+
+    Raises:
+        ValueError: if it is of another number of parameters, or theta's precision too low for it.
+    """
+    if inv_mass is None:
+        return Metric(None, None)
+    if inv_mass.shape[0] != theta.shape[-1]:
+        raise ValueError(
+            f"inv_mass has shape {tuple(inv_mass.shape)}, but the posterior has {theta.shape[-1]} parameters"
+        )
+    rounded = inv_mass.to(theta)
+    if inv_mass.ndim == 1:
+        return Metric(rounded, rounded.rsqrt())
+    # In float64: a matrix of single precision may be positive definite, and its rounded inverse not.
+    precise = (inv_mass.cpu() if theta.device.type == "mps" else inv_mass.to(theta.device)).double()
+    factor = torch.linalg.cholesky(torch.linalg.inv(precise)).to(theta)
+    # Momenta are drawn by the factor and have the energy of the inverse: where these differ, draws would be wrong.
+    error = (factor.mT @ rounded @ factor - torch.eye(len(factor)).to(theta)).abs().max().item()
+    if not error < LARGEST_ROUNDING:
+        raise ValueError(
+            f"a dense inv_mass with condition number {torch.linalg.cond(precise).item():.2g} is too much for "
+            f"{theta.dtype}: rounding changes it by {error:.1%}; compute in float64, or take a diagonal mass"
+        )
+    return Metric(rounded, factor)
+
+
+def leapfrog(
+    start: P,
+    p: Tensor,
+    log_prob_and_grad: Callable[[Tensor], tuple[Tensor, ...]],
+    step_size: float | Tensor,
+    num_steps: int,
+    velocity: Callable[[Tensor], Tensor] = lambda p: p,
+    grad: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[P, Tensor]:
+    r"""Integrate Hamilton's equations for ``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``.
+
+    One step: p <- p + eps/2 grad;  theta <- theta + eps M^-1 p;  p <- p + eps/2 grad   (Neal 2011, eq. 5.18-5.20)
+
+    The two half steps between neighbouring positions are one full step, so ``num_steps`` steps cost ``num_steps``
+    gradients. The density itself is needed at the end only.
+
+    Args:
+        start: where the lanes are, with the gradient there.
+        p: momentum, shape ``(C, D)``.
+        log_prob_and_grad: what a position holds beside theta; the gradient is the second of it.
+        step_size: one number for all, or ``(C, 1)``.
+        grad: the gradient alone, ``(C, D) -> (C, D)``, where that is cheaper.
+
+    Returns:
+        the position and the momentum at the end of the trajectory.
+    """
+    theta = start.theta
+    p = _step(p, start.grad, step_size / 2)
+    for _ in range(num_steps - 1):
+        theta = _step(theta, velocity(p), step_size)
+        force = log_prob_and_grad(theta)[1] if grad is None else grad(theta)
+        p = _step(p, force, step_size)
+    theta = _step(theta, velocity(p), step_size)
+    end = type(start)(theta, *log_prob_and_grad(theta))
+    return end, _step(p, end.grad, step_size / 2)
+
+
+class Proposal(NamedTuple):
+    """Where a trajectory ends, and the energies at its two ends."""
+
+    position: Position
+    p: Tensor  # (C, D)
+    start_energy: Tensor  # (C,)
+    end_energy: Tensor  # (C,)
+
+
+def propose(
+    generator: torch.Generator,
+    start: P,
+    density: LogDensity,
+    step_size: float | Tensor,
+    num_steps: int,
+    metric: Metric,
+) -> Proposal:
+    """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
+    noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
+    p = metric.momentum(noise)
+    end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
+    return Proposal(end, p_end, _energy(start, p, metric.velocity), _energy(end, p_end, metric.velocity))
+
+
+def accept(generator: torch.Generator, start: P, proposal: Proposal) -> tuple[P, Tensor]:
+    """The proposal with probability ``min(1, exp(H - H*))``, lane by lane, and which lanes took it, ``(C,)``."""
+    before, after = proposal.start_energy, proposal.end_energy
+    u = torch.rand(before.shape, generator=generator, dtype=before.dtype, device=before.device)
+    is_accept = log_ratio(before, after) > u.log()  # strictly: u may be 0, and -inf must never win
+    return _where(is_accept, proposal.position, start), is_accept
+
+
+def recorded(
+    position: Position, proposal: Proposal, is_accept: Tensor, num_steps: int, step_size: float | Tensor
+) -> Info:
+    """What HMC records of a transition that ended at a position."""
+    size = step_size.squeeze(-1) if isinstance(step_size, Tensor) else step_size
+    energies = {"start_energy": proposal.start_energy, "end_energy": proposal.end_energy}
+    stats = {"is_accept": is_accept, "n_steps": num_steps, "step_size": size, **energies}
+    return Info(position.theta, position.log_prob, stats)
+
+
+def jittered(step_size: float | Tensor, jitter: float, generator: torch.Generator, theta: Tensor) -> float | Tensor:
+    """Step sizes of the next trajectories of lanes at theta ``(C, D)``: one number for all, or with jitter ``(C, 1)``.
+
+    Each is drawn evenly within the fraction ``jitter`` up and down.
+    """
+    if not jitter:
+        return step_size
+    u = torch.rand(len(theta), 1, generator=generator, dtype=theta.dtype, device=theta.device)
+    return step_size * (1 + jitter * (2 * u - 1))
+
+
+def _step(start: Tensor, slope: Tensor, size: float | Tensor) -> Tensor:
+    """``start + size * slope``"""
+    if isinstance(size, Tensor):
+        return torch.addcmul(start, slope, size)
+    return torch.add(start, slope, alpha=size)
+
+
+def _energy(position: Position, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.add(-position.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
+
+
+def _where(condition: Tensor, a: P, b: P) -> P:
+    """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
+    rows = condition.unsqueeze(-1)
+    fields = zip(a, b, strict=True)
+    return type(a)(*(torch.where(condition if x.ndim == 1 else rows, x, y) for x, y in fields))
+
+
+# --- the kernel -------------------------------------------------------------------------------------------------------
+
+
+class HMCState(NamedTuple):
+    """Where the lanes are, with what they move, and what a warm-up has learned so far."""
+
+    position: Position
+    step_size: float  # around which step sizes vary
+    jitter: float
+    metric: Metric
+    warmup: Warmup | None  # None where nothing adapts, and when it has ended
+
+
+@dataclass(frozen=True, eq=False)
+class HMC:
+    """Hamiltonian Monte Carlo with a fixed number of steps (Neal 2011).
+
+    One transition leaves ``exp(log_prob)`` invariant:
+
+    p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p);  accept with probability min(1, exp(H - H*))
+
+    It draws, from the generator, a uniform ``(C, 1)`` for step sizes if there is jitter, then a normal ``(C, D)`` and a
+    uniform ``(C,)``.
+
+    Args:
+        step_size: leapfrog step, in units of theta where the mass is the identity.
+        num_steps: leapfrog steps in one transition.
+        inv_mass: inverse mass: None for the identity, ``(D,)`` for its diagonal, or ``(D, D)``; best near the
+            posterior's covariance. A warm-up replaces None by the mass that it learns, and keeps what is given.
+        jitter: each lane's trajectory has a step size of its own, drawn evenly within this fraction of ``step_size`` up
+            and down, so that no trajectory comes full circle for long (Mackenzie 1989; Neal 2011, section 5.3.2; Stan's
+            ``stepsize_jitter``). None, the default, is 0 for a kernel that is used as given, and 0.5 once a warm-up
+            adapts one of several steps, during the warm-up and afterwards.
+        dense_mass: a warm-up learns the whole covariance and not just its diagonal, for parameters that are strongly
+            correlated. It takes more positions than there are parameters, better ten times as many, and D^2 numbers of
+            memory and D^2 operations in every step.
+
+    Raises:
+        TypeError: if one of them is no number.
+        ValueError: if a step size or number of steps is not positive, ``inv_mass`` is not positive definite or given
+            although a dense one is to be learned, or ``jitter`` is not in [0, 1).
+    """
+
+    step_size: float
+    num_steps: int
+    inv_mass: Tensor | None = None
+    jitter: float | None = None
+    dense_mass: bool = False
+
+    lanes_per_chain: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _check.settle(
+            self,
+            step_size=_check.positive("step_size", self.step_size),
+            num_steps=_check.whole("num_steps", self.num_steps, 1),
+            inv_mass=as_inv_mass(self.inv_mass),
+            jitter=None if self.jitter is None else _check.number("jitter", self.jitter, "a fraction"),
+            dense_mass=_check.flag("dense_mass", self.dense_mass),
+        )
+        check_one_mass(self.inv_mass, self.dense_mass)
+        if self.jitter is not None and not 0 <= self.jitter < 1:
+            raise ValueError(
+                f"jitter must be a fraction, 0 or more and less than 1, got {self.jitter}; "
+                "with 0.2, step sizes vary by a fifth up and down"
+            )
+
+    def init(self, density: Density, theta: Tensor, num_warmup: int) -> HMCState:
+        """The state of lanes at theta, shape ``(C, D)``.
+
+        Raises:
+            ValueError: if the mass is of another number of parameters.
+        """
+        return HMCState(Position(theta, *density.joint.log_prob_and_grad(theta)), *begin(self, theta, num_warmup))
+
+    def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
+        """One transition of all lanes."""
+        size = jittered(state.step_size, state.jitter, generator, state.position.theta)
+        proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
+        position, is_accept = accept(generator, state.position, proposal)
+        info = recorded(position, proposal, is_accept, self.num_steps, size)
+        state = state._replace(position=position)
+        if state.warmup is not None:
+            rates = acceptance_rate(proposal.start_energy, proposal.end_energy)
+            state = state._replace(**learned(state, position.theta, rates))
+        return state, info
+
+    def adapted(self, state: HMCState) -> HMC:
+        """The kernel with the step size, the jitter and the mass of a state."""
+        return replace(self, step_size=state.step_size, jitter=state.jitter or self.jitter, **mass_of(self, state))
+
+    def __repr__(self) -> str:
+        jitter = f", jitter={self.jitter:g}" if self.jitter else ""
+        return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{told_mass(self)}{jitter})"
+
+
+def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:
+    """Step size, jitter, metric and warm-up with which lanes at theta ``(C, D)`` set out."""
+    check_step_size(kernel.step_size, theta)
+    jitter = kernel.jitter
+    if jitter is None:  # a single step cannot come full circle
+        jitter = ADAPTED_JITTER if num_warmup and kernel.num_steps > 1 else 0.0
+    target = LANGEVIN_TARGET_ACCEPTANCE if kernel.num_steps == 1 else TARGET_ACCEPTANCE
+    warmup = Warmup.start(num_warmup, theta, kernel.step_size, target, kernel.inv_mass is None, kernel.dense_mass)
+    return kernel.step_size, jitter, metric(kernel.inv_mass, theta), warmup
+
+
+def learned(state: HMCState, theta: Tensor, rates: Tensor) -> dict[str, Any]:
+    """Fields of a state that a transition has changed: it ended at theta ``(C, D)``, with acceptance rates ``(C,)``."""
+    warmup, step_size, inv_mass = state.warmup.update(theta, rates)
+    changed = {"step_size": step_size, "warmup": warmup}
+    return changed if inv_mass is None else changed | {"metric": metric(inv_mass, theta)}
+
+
+def check_step_size(step_size: float, theta: Tensor) -> None:
+    """Raise where a step size is no positive and finite number in the dtype of theta."""
+    limits = torch.finfo(theta.dtype)
+    if not limits.tiny <= step_size <= limits.max:
+        raise ValueError(
+            f"step_size is {step_size:g}, but numbers in {theta.dtype} lie between {limits.tiny:.2g} and "
+            f"{limits.max:.2g}: take a step size near the scale of the parameters"
+        )
+
+
+# --- masses -----------------------------------------------------------------------------------------------------------
+
+
+def check_one_mass(inv_mass: Tensor | None, dense_mass: bool) -> None:
+    if dense_mass and inv_mass is not None:
+        raise ValueError("a given inv_mass is kept, so that dense_mass=True has nothing to learn: pass one of the two")
+
+
+def mass_of(kernel: HMC | ChEES | Hamiltorch, state: HMCState | ChEESState | HamiltorchState) -> dict[str, Any]:
+    """Fields of the kernel that a warm-up leaves: a mass that was learned is given from then on."""
+    inv_mass = state.metric.inv_mass
+    return {"inv_mass": inv_mass, "dense_mass": kernel.dense_mass and inv_mass is None}
+
+
+def told_mass(kernel: HMC | ChEES) -> str:
+    if kernel.inv_mass is None:
+        return ", dense_mass=True" * kernel.dense_mass
+    return f", inv_mass={'diagonal' if kernel.inv_mass.ndim == 1 else 'dense'}"
+
+
+def as_inv_mass(value: Tensor | None) -> Tensor | None:
+    """An inverse mass as a tensor of floats, None for the identity.
+
+    Raises:
+        ValueError: if it is neither a vector nor a matrix, or not positive definite.
+    """
+    if value is None:
+        return None
+    inv_mass = _check.tensor("inv_mass", value)
+    if inv_mass.requires_grad or not inv_mass.is_floating_point():
+        inv_mass = inv_mass.detach().double()
+    check_inv_mass(inv_mass)
+    return inv_mass
+
+
+def check_inv_mass(inv_mass: Tensor) -> None:
+    if inv_mass.ndim not in (1, 2):
+        raise ValueError(f"inv_mass must be None or a tensor of shape (D,) or (D, D), got {tuple(inv_mass.shape)}")
+    bad = inv_mass[~inv_mass.isfinite() | ((inv_mass <= 0) & (inv_mass.ndim == 1))]
+    if len(bad):
+        raise ValueError(
+            f"inv_mass must be {'positive and ' * (inv_mass.ndim == 1)}finite, but it holds {bad[0].item():g}"
+        )
+    if inv_mass.ndim == 1:
+        return
+    if inv_mass.shape[0] != inv_mass.shape[1] or not torch.allclose(inv_mass, inv_mass.mT):
+        raise ValueError(f"a dense inv_mass must be a symmetric matrix, got shape {tuple(inv_mass.shape)}")
+    if torch.linalg.cholesky_ex(inv_mass).info:
+        lowest = torch.linalg.eigvalsh(inv_mass)[0].item()
+        raise ValueError(f"a dense inv_mass must be positive definite, but its smallest eigenvalue is {lowest:g}")
