@@ -5,21 +5,23 @@ from __future__ import annotations
 import html
 import math
 import os
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bnn_utils import _check, diagnostics, files
+from bnn_utils import _check, advice, diagnostics, files
 from bnn_utils._arviz import arviz
 from bnn_utils.coupling import copies, coupled, named
-from bnn_utils.evidence import Tempering
+from bnn_utils.evidence import LADDER, Tempering, ladder_of
 from bnn_utils.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
     from arviz import InferenceData
     from numpy.typing import ArrayLike
 
+    from bnn_utils.batches import Batches
+    from bnn_utils.kernels.base import Info, Kernel
+
 COLUMN_ELEMENTS = 2**20  # of draws that tables copy at once: eight megabytes
+LINE = 110  # characters of a warning in a line of the repr
 QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
 
 
@@ -40,23 +46,30 @@ class Chain:
         stats: ArviZ name -> values of shape ``(chains, draws)``: lp, acceptance_rate, is_accept, n_steps, step_size,
             energy, energy_error, diverging; of draws from elsewhere, lp and what came with them.
         names: label of each parameter, D of them.
-        kernel: the sampler and its settings, in words.
-        engine: which engine drew, and whether compiled.
+        kernel: what drew them, as its warm-up left it: ``sample(posterior, chain.kernel, ...)`` draws on without one.
+            Batches adapt each on their own, and of several this is the kernel of the first. In words (a str) where
+            draws come from elsewhere or from a file, or runs of different kernels were merged.
+        gradient: how the gradient was computed: "closed-form", "closed-form, compiled" or "autograd"; "elsewhere" for
+            draws from elsewhere.
         device: where it drew, such as "cpu".
         seed: seed of the run, with which it can be made again; None if a generator was passed, the draws come from
             elsewhere, or runs were merged.
-        warmup: transitions per chain that were thrown away before the first draw.
+        warmup: transitions per chain in which the kernel adapted, and which were thrown away.
         wall_time: seconds from the call of `sample` to its return; NaN where it is not known.
         compile_time: seconds of it spent on compilation.
-        sampling_time: seconds of it spent on the transitions that were kept; NaN where it is not known.
+        sampling_time: seconds of it that the draws took, by which ESS per second is computed: with the transitions that
+            thinning left out, without the warm-up and those that were dropped; NaN where it is not known.
         tempering: of replica exchange, what happened at all temperatures; the draws are those of the posterior.
+        thinning: transitions from one draw to the next. Statistics are those of the one that led to the draw.
+        dropped: transitions per chain after the warm-up that `drop` threw away too.
+        run: what `extend` goes on with; None for draws from elsewhere or from a file, thinned, dropped or merged.
     """
 
     draws: Tensor
     stats: dict[str, Tensor]
     names: list[str]
-    kernel: str
-    engine: str
+    kernel: Kernel | str
+    gradient: str
     device: str
     seed: int | None
     warmup: int
@@ -64,6 +77,34 @@ class Chain:
     compile_time: float
     sampling_time: float
     tempering: Tempering | None = None
+    thinning: int = 1
+    dropped: int = 0
+    run: Batches | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"run": None}  # which may hold processes
+
+    @classmethod
+    def of_run(
+        cls,
+        info: Info,
+        ladders: Sequence[tuple[Tensor, Tensor] | None],
+        sizes: Sequence[int],
+        *,
+        thinning: int,
+        **facts: Any,
+    ) -> Chain:
+        """What a run has recorded, ``(chains, draws, ...)``, as a chain.
+
+        Args:
+            ladders: for each batch its temperatures and step sizes, None where there are none.
+            sizes: how many chains each batch has.
+            facts: the other attributes.
+        """
+        stats = {name: values for name, values in info.stats.items() if not name.startswith(LADDER)}
+        tempering = Tempering.of_run(info.stats, ladders, sizes, thinning) if len(stats) < len(info.stats) else None
+        stats = {"lp": info.log_prob, **stats}
+        return cls(info.theta, stats, tempering=tempering, thinning=thinning, **facts)
 
     @classmethod
     def from_draws(
@@ -123,7 +164,7 @@ class Chain:
             stats=known | {"lp": lp},
             names=posterior.flat.names,
             kernel=sampler,
-            engine="elsewhere",
+            gradient="elsewhere",
             device=str(draws.device),
             seed=None,
             warmup=0,
@@ -169,12 +210,12 @@ class Chain:
     def merge(cls, chains: Sequence[Chain]) -> Chain:
         """Runs of the same posterior as one chain: theirs, one after the other, with the statistics that all have.
 
-        Times are sums, as of runs one after the other; samplers, engines and devices that differ are listed.
+        Times are sums, as of runs one after the other; kernels, gradients and devices that differ are listed, in words.
 
         Raises:
-            ValueError: if there is none; if they differ in their parameters, dtype, device, number of draws or warm-up,
-                or some have `tempering` and others none, or another number of temperatures; if two have the same seed,
-                or chains are copies of each other.
+            ValueError: if there is none; if they differ in their parameters, dtype, device, number of draws, warm-up,
+                draws that were dropped or thinning, or some have `tempering` and others none, or another number of
+                temperatures; if two have the same seed, or chains are copies of each other.
         """
         if not chains:
             raise ValueError("there is nothing to merge: pass a list of chains")
@@ -191,6 +232,8 @@ class Chain:
             "the device of their draws": lambda chain: chain.draws.device,
             "the number of draws": lambda chain: chain.num_draws,
             "warmup": lambda chain: chain.warmup,
+            "the transitions that were dropped": lambda chain: chain.dropped,
+            "thinning": lambda chain: chain.thinning,
             "the number of temperatures": lambda chain: chain.tempering and chain.tempering.replica.shape[-1],
         }.items():
             values = [of(chain) for chain in chains]
@@ -212,17 +255,26 @@ class Chain:
         tempering = None
         if first.tempering is not None:
             ladders = [{name: values for name, _, values in chain.tempering.items()} for chain in chains]
-            tempering = Tempering(**{name: torch.cat([ladder[name] for ladder in ladders]) for name in ladders[0]})
+            together = {name: torch.cat([ladder[name] for ladder in ladders]) for name in ladders[0]}
+            tempering = Tempering(**together, thinning=first.thinning)
         shared = [name for name in first.stats if all(name in chain.stats for chain in chains)]
-        facts, times = ("kernel", "engine", "device"), ("wall_time", "compile_time", "sampling_time")
+        is_one_kernel = all(chain.kernel is first.kernel for chain in chains)
+        facts, times = ("gradient", "device"), ("wall_time", "compile_time", "sampling_time")
+
+        def listed(name: str) -> str:
+            return "; ".join(dict.fromkeys(str(getattr(chain, name)) for chain in chains))
+
         return cls(
             draws=draws,
             stats={name: torch.cat([chain.stats[name] for chain in chains]) for name in shared},
             names=first.names,
+            kernel=first.kernel if is_one_kernel else listed("kernel"),
             seed=first.seed if len(chains) == 1 else None,
             warmup=first.warmup,
             tempering=tempering,
-            **{name: "; ".join(dict.fromkeys(getattr(chain, name) for chain in chains)) for name in facts},
+            thinning=first.thinning,
+            dropped=first.dropped,
+            **{name: listed(name) for name in facts},
             **{name: sum(getattr(chain, name) for chain in chains) for name in times},
         )
 
@@ -238,6 +290,82 @@ class Chain:
     @property
     def dim(self) -> int:
         return self.draws.shape[2]
+
+    def extend(self, num: int, progress: bool = True) -> Chain:
+        """With ``num`` more draws per chain, which are to the bit those that a longer run would have made.
+
+        This chain stays as it is, and may be extended again, with the same result. One that was interrupted goes on
+        from its last draw.
+
+        Args:
+            num: draws per chain, at least 1.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: if it is not known how the chain goes on: of draws from elsewhere or from a file, and of chains
+                that were thinned, dropped or merged.
+        """
+        num, progress = _check.whole("num", num, 1), _check.flag("progress", progress)
+        if self.run is None:
+            raise ValueError(
+                "it is not known how this chain goes on: only what sample returns can be extended, in the same process "
+                "and before it is thinned, dropped from or merged; start another run at its last draws, "
+                "init=chain.draws[:, -1], with chain.kernel"
+            )
+        return self.run.extend(num, progress)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What to know before believing the chain: short sentences, each on what was seen and what to do about it.
+
+        They are about divergences, acceptance, energies, step sizes, the warm-up, temperatures, and R-hat and ESS of
+        ``lp``; see `bnn_utils.advice` for the limits and their sources. Parameters are not looked at, for which
+        `summary` is, nor predictions, for which `diagnostics.convergence` is: an empty list is no proof.
+
+        They are computed once, when first asked for or shown.
+        """
+        return advice.warnings(self)
+
+    def thin(self, k: int) -> Chain:
+        """Every k-th draw, the last of each k: draws k, 2k, ..., as a run that was thinned from the start keeps them.
+
+        The statistics are those of the transitions that are kept: ``n_steps`` tells nothing of the steps in between,
+        ``diverging`` nothing of their divergences. ``sampling_time`` stays, as those in between had to be made too.
+
+        Raises:
+            TypeError: if k is no whole number.
+            ValueError: if it is less than 1, or larger than the number of draws, which leaves none.
+        """
+        k = _check.whole("k", k, 1)
+        if k > self.num_draws:
+            raise ValueError(f"thin({k}) leaves none of {self.num_draws} draws: k may be at most {self.num_draws}")
+        return self._part(slice(k - 1, None, k))
+
+    def drop(self, n: int) -> Chain:
+        """Without the first n draws of each chain, which adds ``n * thinning`` transitions to `dropped`.
+
+        ``sampling_time`` is that of the draws which are left: their share, as if all had taken equally long.
+
+        Raises:
+            TypeError: if n is no whole number.
+            ValueError: if it is negative, or leaves no draw.
+        """
+        n = _check.whole("n", n, 0)
+        if n >= self.num_draws:
+            raise ValueError(f"drop({n}) leaves none of {self.num_draws} draws: n may be at most {self.num_draws - 1}")
+        time = self.sampling_time * (self.num_draws - n) / self.num_draws
+        return replace(self._part(slice(n, None, 1)), dropped=self.dropped + n * self.thinning, sampling_time=time)
+
+    def _part(self, part: slice) -> Chain:
+        """Some of the draws, with what belongs to them; copies, so that the others need no memory."""
+        thinning, tempering = part.step * self.thinning, self.tempering
+        if tempering is not None:
+            of_draws = {name: values for name, dims, values in tempering.items() if "draw" in dims}
+            kept = {name: values[:, part].clone() for name, values in of_draws.items()}
+            tempering = replace(tempering, thinning=thinning, **kept)
+        stats = {name: values[:, part].clone() for name, values in self.stats.items()}
+        draws = self.draws[:, part].clone()
+        return replace(self, draws=draws, stats=stats, thinning=thinning, tempering=tempering, run=None)
 
     def best_draw(self) -> tuple[int, int]:
         """(chain, draw) of the highest log density; ``chain.draws[chain.best_draw()]`` is its theta."""
@@ -330,7 +458,7 @@ class Chain:
         if self.tempering is not None:
             # Their names have a beginning of their own, because acceptance_rate is also a statistic of the chain.
             data["sample_stats"] = data["sample_stats"].assign(
-                {f"{files.LADDER}{name}": (dims, files.array(value)) for name, dims, value in self.tempering.items()}
+                {f"{LADDER}{name}": (dims, files.array(value)) for name, dims, value in self.tempering.items()}
             )
         return data
 
@@ -353,18 +481,51 @@ class Chain:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Chain:
-        """Read a chain that `save` wrote; its draws are on the CPU.
+        """Read a chain that `save` wrote, or the draws so far of a run into a folder, ``sample(..., store=path)``.
+
+        Its draws are on the CPU. A run may go on meanwhile, in another process too: what is read is all up to its last
+        checkpoint.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is none of `save`'s, or was changed or damaged since. What another program wrote
-                comes home by ``Chain.from_arviz(arviz.from_netcdf(path), posterior)``.
+            FileNotFoundError: if there is no such file or folder.
+            ValueError: if the file is none of `save`'s or the folder no store, if it was changed or damaged since, or
+                if a run has no draws yet. What another program wrote comes home by
+                ``Chain.from_arviz(arviz.from_netcdf(path), posterior)``.
         """
+        if os.path.isdir(files.to_path(path)):
+            return cls._load_folder(path)
         chain = cls(**files.load(path))
         problem = files.problem(chain)
         if problem:
             raise ValueError(f"{os.fspath(path)!r} {files.NOT_OURS}: {problem}")
         return chain
+
+    @classmethod
+    def _load_folder(cls, path: str | PathLike[str]) -> Chain:
+        from bnn_utils.stores import open_for_reading
+
+        store = open_for_reading(path)
+        facts, batches = store.facts, range(len(store.sizes))
+        states = [store.checkpoint(batch) and store.checkpoint(batch).state for batch in batches]
+        sampling_time, wall_time = (
+            max((getattr(state, name) for state in states if state is not None), default=math.nan)
+            for name in ("sampling_time", "wall_time")
+        )
+        return cls.of_run(
+            store.read(),
+            [ladder_of(state and state.state) for state in states],
+            store.sizes,
+            names=facts["names"],
+            kernel=facts["sampler"] + f", adapted in {facts['warmup']:,} transitions" * bool(facts["warmup"]),
+            gradient=facts["gradient"],
+            device=facts["device"],
+            seed=int(facts["seed"]) if facts["seed"].lstrip("-").isdigit() else None,
+            warmup=facts["warmup"],
+            wall_time=wall_time,
+            compile_time=0.0,
+            sampling_time=sampling_time,
+            thinning=facts["thin"],
+        )
 
     def _facts(self) -> dict[str, str]:
         chains, draws, dim = self.draws.shape
@@ -374,12 +535,14 @@ class Chain:
         }
         acceptance = ", ".join(tell(self.stats[name]) for name, tell in known.items() if name in self.stats)
         compiling = f"compiling {self.compile_time:.2f} s, " if self.compile_time else ""
+        thinned = f", one of {self.thinning:,} transitions each," if self.thinning > 1 else ""
+        dropped = f" and {self.dropped:,} that were dropped" if self.dropped else ""
         duration = f"{self.wall_time:.2f} s, {compiling}sampling {self.sampling_time:.2f} s"
         facts = {
-            "sampler": self.kernel,
-            "engine": f"{self.engine}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
+            "sampler": str(self.kernel),
+            "gradient": f"{self.gradient}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
             "chains": f"{chains}",
-            "draws per chain": f"{draws:,} after {self.warmup:,} of warmup",
+            "draws per chain": f"{draws:,}{thinned} after {self.warmup:,} of warmup{dropped}",
             "wall duration": "not known" if math.isnan(self.wall_time) else duration,
             "acceptance rate": acceptance or "not known",
             "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
@@ -393,12 +556,21 @@ class Chain:
     def __repr__(self) -> str:
         facts = self._facts()
         width = max(map(len, facts))
-        return "Chain\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+        lines = ["Chain", *(f"  {name:<{width}}  {value}" for name, value in facts.items())]
+        for number, warning in enumerate(self.warnings):
+            lines += [] if number else ["  warnings"]
+            lines += textwrap.wrap(
+                warning, LINE, initial_indent="    - ", subsequent_indent="      ", max_lines=3, placeholder=" ..."
+            )
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        facts = {name: html.escape(value) for name, value in self._facts().items()}
+        if self.warnings:
+            facts["warnings"] = "<br>".join(map(html.escape, self.warnings))
         rows = "".join(
-            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{html.escape(value)}</td></tr>'
-            for name, value in self._facts().items()
+            f'<tr><th style="text-align:left">{name}</th><td style="text-align:left">{value}</td></tr>'
+            for name, value in facts.items()
         )
         return f"<table><caption>Chain</caption><tbody>{rows}</tbody></table>"
 

@@ -155,6 +155,8 @@ class Convergence:
             ``mcse`` is that of the mean prediction; it is reported and not judged.
         dependent: pairs of chains that are copies of each other, or move together as with the same random numbers:
             then the numbers above are wrong. Independent chains are named with a probability of at most 1e-6.
+        stuck: chains whose prediction never changed at any place, while others did: among many chains one that never
+            moved changes R-hat by little.
     """
 
     places: Tensor
@@ -164,6 +166,7 @@ class Convergence:
     ess_tail: Tensor
     mcse: Tensor
     dependent: Pairs = field(default_factory=list)
+    stuck: list[int] = field(default_factory=list)
 
     @property
     def ess_limit(self) -> int:
@@ -172,10 +175,10 @@ class Convergence:
 
     @property
     def is_converged(self) -> bool:
-        """R-hat at most 1.01, both ESS at least 100 per chain, wherever the prediction changed; chains independent."""
+        """R-hat at most 1.01, both ESS at least 100 per chain, wherever it changed; no chain stuck, none dependent."""
         failed = (self.r_hat > RHAT_LIMIT) | (self.ess_bulk < self.ess_limit) | (self.ess_tail < self.ess_limit)
         # Where it never changed nothing failed and nothing passed: a sampler that is stuck must not pass everywhere.
-        return not failed.any() and not self.r_hat.isnan().all() and not self.dependent
+        return not failed.any() and not self.r_hat.isnan().all() and not self.dependent and not self.stuck
 
     @property
     def verdict(self) -> str:
@@ -185,6 +188,7 @@ class Convergence:
             return f"nothing to judge: the prediction never changed in any chain, at {self._count(unmoved)}"
         clauses = [
             *([self._dependence_clause()] if self.dependent else []),
+            *([self._stuck_clause()] if self.stuck else []),
             self._rhat_clause(),
             self._ess_clause("bulk", self.ess_bulk),
             self._ess_clause("tail", self.ess_tail),
@@ -205,6 +209,10 @@ class Convergence:
             f"{named(self.dependent)} are not independent: they hold the same predictions, or move together as runs "
             "with the same random numbers do; give each run a seed of its own, or none"
         )
+
+    def _stuck_clause(self) -> str:
+        chains = enumerated(self.stuck, self.num_chains)
+        return f"the prediction of {chains} never changed at any place (saturated or stuck)"
 
     def _rhat_clause(self) -> str:
         worst, high = worst_place(self.r_hat), self.r_hat > RHAT_LIMIT
@@ -235,6 +243,16 @@ class Convergence:
         return f"({', '.join(str(round(x, 3)) for x in place)})" if len(place) <= 4 else f"place {int(index)}"
 
 
+def enumerated(chains: list[int], of: int) -> str:
+    """Some of all chains, in words: ``chains 0, 2 and 5``, ``12 of 64 chains (0, 3, 4, ...)``, ``all 4 chains``."""
+    if len(chains) == of:
+        return {1: "the chain", 2: "both chains"}.get(of, f"all {of:,} chains")
+    if len(chains) > 4:
+        return f"{len(chains):,} of {of:,} chains ({', '.join(map(str, chains[:3]))}, ...)"
+    *most, last = map(str, chains)
+    return f"chains {', '.join(most)} and {last}" if most else f"chain {last}"
+
+
 def worst_place(badness: Tensor) -> Tensor:
     """Index of the largest of ``(M,)`` values, leaving out those that are NaN."""
     return badness.nan_to_num(nan=-torch.inf).argmax()
@@ -263,4 +281,6 @@ def convergence(predictions: Tensor, places: Tensor) -> Convergence:
             "pass posterior.predict(chain.draws, grid) and grid, and of several outputs one at a time"
         )
     dependent = sorted({*copies(predictions, FEWEST_SHARED), *coupled(predictions)})
-    return Convergence(places.detach().cpu(), len(predictions), *diagnose(predictions), dependent)
+    is_stuck = (predictions == predictions[:, :1]).flatten(1).all(1)
+    stuck = [] if is_stuck.all() else is_stuck.nonzero().flatten().tolist()
+    return Convergence(places.detach().cpu(), len(predictions), *diagnose(predictions), dependent, stuck)

@@ -436,6 +436,23 @@ def test_stuck_everywhere_is_not_converged():
     assert found.verdict == "nothing to judge: the prediction never changed in any chain, at 4 of 4 places"
 
 
+def test_a_stuck_chain_among_many():
+    """It hardly changes R-hat where it is stuck in the midst of the others, and would pass."""
+    predictions = iid(64, 400, 4)
+    assert convergence(predictions, PLACES).is_converged
+    predictions[5] = 0.67
+    found = convergence(predictions, PLACES)
+    assert found.r_hat.max() < 1.01
+    assert found.stuck == [5]
+    assert not found.is_converged
+    words = (
+        "not converged: the prediction of chain 5 never changed at any place (saturated or stuck); R-hat at most 1.00"
+    )
+    assert found.verdict.startswith(words)
+    predictions[5, 0, 3] = 0
+    assert convergence(predictions, PLACES).stuck == []
+
+
 def test_places_of_many_features_go_by_number():
     values = torch.tensor([900.0, 900.0, 300.0])
     assert (
