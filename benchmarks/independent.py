@@ -22,9 +22,8 @@ import torch
 from blackjax.base import SamplingAlgorithm
 from blackjax.mcmc.hmc import HMCState
 from blackjax.smc.resampling import systematic
-from torch import nn
 
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, boxes, diagnostics, sample, square_grid
+from bnn_utils import HMC, ReplicaExchange, boxes, diagnostics, sample, square_grid, tutorial
 from problem import DIM, EXCHANGE_STEPS, PRECISION, STEP_SIZE
 from programs import jax_density
 from report import lines
@@ -107,8 +106,7 @@ def main() -> None:
 
 
 def replica_exchange(grid: np.ndarray, num_draws: int) -> Result:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
-    posterior = Posterior(net, boxes(), prior=NormalPrior(precision=PRECISION), likelihood=Bernoulli())
+    posterior = tutorial.posterior()
     kernel = ReplicaExchange(HMC(STEP_SIZE, EXCHANGE_STEPS), NUM_TEMPERATURES)
     chain = sample(posterior, kernel, num_draws, num_chains=NUM_CHAINS, warmup=WARMUP, seed=1, progress=False)
     probabilities = posterior.predict(chain.draws, torch.from_numpy(grid))

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, NormalPrior, Posterior, boxes, sample
-from bnn_utils.backprop import Target
+from bnn_utils.gradients import LogDensity
 from problem import CURVES, NUM_STEPS, PRECISION, PROFILED, STEP_SIZE, Setting, network_name
 
 FEWEST, MOST, WARMUP = 3, 1_000, 2  # transitions
@@ -82,21 +83,22 @@ def profile(lanes: int) -> list[dict[str, Any]]:
     posterior, kernel = build(Setting(lanes), "closed-form"), HMC(STEP_SIZE, NUM_STEPS)
     stream = torch.Generator().manual_seed(0)
     theta = posterior.sample_prior(lanes, stream)
-    many, one = posterior.target(lanes, compile=True), posterior.target(1, compile=True)
+    many, one = (posterior.density(num, compile=True) for num in (lanes, 1))
     with torch.inference_mode():
-        state = kernel.init(many.log_prob_and_grad, theta)
-        without_gradients = kernel.build_kernel(lambda _: state[1:], lambda _: state.grad)
+        state = kernel.init(many, theta, num_warmup=0)
+        known = LogDensity(lambda _: state.position[1:], lambda _: state.position.grad)
+        without_gradients = SimpleNamespace(joint=known)
         parts = {
-            "all gradients": gradients(many, theta),
-            "calling them (1 chain)": gradients(one, theta[:1]),
-            "everything else": once(lambda: without_gradients(stream, state)),
+            "all gradients": gradients(many.joint, theta),
+            "calling them (1 chain)": gradients(one.joint, theta[:1]),
+            "everything else": once(lambda: kernel.step(without_gradients, stream, state)),
         }
     return [{"chains": lanes, "library": part, "value": value} for part, value in parts.items()]
 
 
-def gradients(target: Target, theta: torch.Tensor) -> float:
+def gradients(density: LogDensity, theta: torch.Tensor) -> float:
     """Milliseconds for the gradients of one transition: the last one brings the density along."""
-    inner, last = once(lambda: target.grad(theta)), once(lambda: target.log_prob_and_grad(theta))
+    inner, last = once(lambda: density.grad(theta)), once(lambda: density.log_prob_and_grad(theta))
     return (NUM_STEPS - 1) * inner + last
 
 

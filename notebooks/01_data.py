@@ -26,7 +26,7 @@
 import torch
 
 from bnn_utils import Data, boxes, default_device, plots
-from bnn_utils.data import BOX_CORNERS, BOX_SIDE
+from bnn_utils.tutorial import BOX_CORNERS, BOX_SIDE
 
 # %% [markdown]
 # ## The data

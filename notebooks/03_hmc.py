@@ -28,11 +28,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, default_device
-from bnn_utils import plots, published_summary, sample
-from bnn_utils.engines import available
-from bnn_utils.engines.hamiltorch import INSTALL
-from bnn_utils.hmc import HMCState, leapfrog
+from bnn_utils import HMC, Bernoulli, Hamiltorch, NormalPrior, Posterior, boxes
+from bnn_utils import default_device, plots, published_summary, sample
+from bnn_utils.kernels.hamiltorch import INSTALL, is_installed
+from bnn_utils.kernels.hmc import Position, leapfrog
 
 torch.set_num_threads(1)  # rows of 20 numbers are not worth sharing between cores
 device = default_device()
@@ -84,7 +83,7 @@ pushes = torch.randn(starts.shape, generator=generator, dtype=starts.dtype, devi
 step_sizes = (0.05, 0.025, 0.0125, 0.00625)
 runs = {step: roll(starts, pushes, step, num_steps=round(2.4 / step)) for step in step_sizes}
 
-lanes = HMCState(starts, *posterior.log_prob_and_grad(starts))
+lanes = Position(starts, *posterior.log_prob_and_grad(starts))
 end, _ = leapfrog(lanes, pushes, posterior.log_prob_and_grad, step_size=0.05, num_steps=4)
 torch.testing.assert_close(end.theta, runs[0.05][0][4])
 
@@ -141,21 +140,18 @@ print("more; once the steps are small, about three quarters")
 # algorithm.
 #
 # ## 5,000 draws
-# The settings are those of the original tutorial.
-# [hamiltorch](https://github.com/AdamCobb/hamiltorch) draws the chain where it is installed;
-# otherwise the built-in engine does, on the same random numbers. The line below the bar says
-# which one ran, and where.
+# The settings are those of the original tutorial. A **kernel** is a description of what one
+# transition does; `sample` makes as many as we ask for. Where
+# [hamiltorch](https://github.com/AdamCobb/hamiltorch) is installed, the kernel is `Hamiltorch`,
+# which leaves each transition to that package; otherwise it is `HMC`, on the same random
+# numbers. The line below the bar says which one ran, and where.
 
 # %% tags=["nbval-ignore-output"]
-engine = "hamiltorch" if "hamiltorch" in available() else "builtin"
-chain = sample(
-    posterior, HMC(step_size=0.05, num_steps=4), num_samples=5000, seed=1, engine=engine
-)
+by = Hamiltorch if is_installed() else HMC
+chain = sample(posterior, by(step_size=0.05, num_steps=4), num_samples=5000, seed=1)
 
-other = (
-    "the other one is engine='builtin'" if engine == "hamiltorch" else f"hamiltorch: {INSTALL}"
-)
-print(f"drawn by {chain.engine} on {chain.device}; {other}")
+other = "the other one is HMC" if is_installed() else f"hamiltorch: {INSTALL}"
+print(f"drawn by {chain.kernel} on {chain.device}; {other}")
 
 # %% [markdown]
 # The chain describes itself. Look at the **acceptance rate**: how probable it was, on average,
@@ -222,9 +218,9 @@ print(f"5,000 draws that all resemble the next 250: an ESS of about {5000 / (2 *
 # ## Why it takes seconds
 # One gradient of this network is little arithmetic. Most programs spend far longer on going
 # about it: every operation on a small array has a price of its own, whatever its size, and
-# automatic differentiation adds its bookkeeping. The built-in engine therefore
-# - writes the gradient out (`bnn_utils.backprop`) instead of recording the operations for
-#   automatic differentiation, with a bias as one more column of the weights;
+# automatic differentiation adds its bookkeeping. The library therefore
+# - writes the gradient out (`bnn_utils.gradients.backprop`) instead of recording the operations
+#   for automatic differentiation, with a bias as one more column of the weights;
 # - computes the density only at the end of a path, where the decision needs it;
 # - moves all chains as rows of one batch, so that they share the price of each operation;
 # - can compile the gradient into one loop (`sample(..., compile="auto")` does so where it saves

@@ -24,14 +24,15 @@
 # - how two runs that start a hair's breadth apart part, and what a seed is worth.
 
 # %%
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, boxes
 from bnn_utils import default_device, plots, sample
-from bnn_utils.hmc import leapfrog, metric, propose
+from bnn_utils.kernels.base import Info
+from bnn_utils.kernels.hmc import Position, leapfrog, metric, propose
 from bnn_utils.sbc import Calibration, ranks, simulation_based_calibration
 
 torch.set_num_threads(1)  # rows of 20 numbers are not worth sharing between cores
@@ -54,7 +55,7 @@ posterior = Posterior(net, data, NormalPrior(precision=0.09), Bernoulli())
 start = sample(
     posterior, HMC(step_size=0.05, num_steps=4), num_samples=1500, num_chains=256, seed=1
 ).draws[:, -1]
-state = HMC(0.05, 4).init(posterior.log_prob_and_grad, start)
+state = Position(start, *posterior.log_prob_and_grad(start))
 generator = torch.Generator(start.device).manual_seed(0)
 p = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=start.device)
 
@@ -124,23 +125,26 @@ print("slopes:", {name: round(slope) for name, slope in slopes.items()})
 # its rank is uniform even if the chain hardly moves.
 #
 # Now break the sampler. Hamiltonian Monte Carlo ends each trajectory by a decision to accept or
-# to reject. Ours does not bother:
+# to reject. Ours does not bother. A **kernel** for `sample` is two functions: the state with
+# which a chain sets out, and one transition, which returns the next state and what is to be
+# kept of it.
 
 
 # %%
-@dataclass(frozen=True, eq=False, repr=False)
-class NeverRejects(HMC):
+class NeverRejects(NamedTuple):
     """HMC that believes every proposal."""
 
-    def build_kernel(self, log_prob_and_grad, grad=None):
-        kinetic, settings = metric(None), (self.step_size, self.num_steps)
+    step_size: float
+    num_steps: int
+    lanes_per_chain = 1
 
-        def transition(generator, state):
-            end = propose(generator, state, log_prob_and_grad, *settings, kinetic, grad)
-            always = torch.ones_like(end.end_energy, dtype=torch.bool)
-            return end.state, self.info(end.start_energy, end.end_energy, always)
+    def init(self, density, theta, num_warmup):
+        return Position(theta, *density.joint.log_prob_and_grad(theta))
 
-        return transition
+    def step(self, density, generator, state):
+        settings = self.step_size, self.num_steps, metric(inv_mass=None)
+        end = propose(generator, state, density.joint, *settings).position
+        return end, Info(end.theta, end.log_prob)
 
 
 # %% [markdown]

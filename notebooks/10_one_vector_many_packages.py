@@ -41,10 +41,10 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange
-from bnn_utils import boxes, plots, reference, sample, widgets
-from bnn_utils.backprop import Target
+from bnn_utils import HMC, Bernoulli, Chain, ChEES, Hamiltorch, NormalPrior, Posterior
+from bnn_utils import ReplicaExchange, boxes, plots, reference, sample, widgets
 from bnn_utils.diagnostics import convergence, rhat
+from bnn_utils.gradients import LogDensity
 from bnn_utils.symmetry import fold
 
 torch.set_num_threads(1)
@@ -80,7 +80,8 @@ else:
 # Seconds depend on the machine, and on how far the way is to PyTorch and back. So we also count
 # *evaluations*: at how many vectors the density was asked for, with its gradient or without. A
 # batch of 64 vectors counts 64. The counter sits inside the posterior, where nobody gets past
-# it: `target` is what every door and every kernel of this library goes through.
+# it: every door and every kernel of this library asks for its `density`, and the joint density
+# of this posterior is its likelihood, which we count, and its prior.
 
 
 # %%
@@ -93,22 +94,17 @@ class Counted(Posterior):
         self.evaluations += theta.numel() // self.dim
         return super().log_prob(theta)
 
-    def target(self, num_lanes, compile=False):
-        return self.counting(super().target(num_lanes, compile))
+    def density(self, num_lanes, compile=False):
+        density = super().density(num_lanes, compile)
+        density.likelihood = LogDensity(*map(self.counting, density.likelihood))
+        return density
 
-    def split_target(self, num_lanes, compile=False):
-        prior, likelihood = super().split_target(num_lanes, compile)
-        return prior, self.counting(likelihood)
+    def counting(self, function):
+        def call(theta):
+            self.evaluations += len(theta)
+            return function(theta)
 
-    def counting(self, target):
-        def counted(function):
-            def call(theta):
-                self.evaluations += len(theta)
-                return function(theta)
-
-            return call
-
-        return Target(*map(counted, target))
+        return call
 
 
 # %%
@@ -278,16 +274,15 @@ def sequential(model):
 
 # %% [markdown]
 # ## The table
-# Our own samplers are one line each, and hamiltorch, if it is there, is one of their engines.
+# Our own samplers are one line each, and hamiltorch, if it is there, is a kernel among them.
 # Each row of `METHODS` is a name, what has to be installed, and a function that takes a
 # posterior and brings home a `Chain`.
 
 
 # %%
-def ours(kernel, num_samples, num_chains, warmup, engine="builtin"):
-    return lambda model: sample(
-        model, kernel, num_samples, num_chains, warmup, seed=1, engine=engine, progress=False
-    )
+def ours(kernel, *numbers):
+    """A sampler of ours, with its numbers of draws, chains, and transitions that adapt it."""
+    return lambda model: sample(model, kernel, *numbers, seed=1, progress=False)
 
 
 # %%
@@ -298,7 +293,7 @@ METHODS = {
     "ensemble (emcee)": ("emcee", ensemble),
     "NUTS (NumPyro)": ("numpyro", nuts_numpyro),
     "NUTS (nutpie)": ("nutpie", nuts_nutpie),
-    "HMC (hamiltorch)": ("hamiltorch", ours(HMC(0.05, 8), 300, 4, 100, "hamiltorch")),
+    "HMC (hamiltorch)": ("hamiltorch", ours(Hamiltorch(0.05, 8), 300, 4, 100)),
     "HMC": ("bnn_utils", ours(HMC(0.05, 64), 500, 64, 300)),
     "ChEES": ("bnn_utils", ours(ChEES(), 150, 64, 150)),
     "SMC (BlackJAX)": ("blackjax", sequential),
@@ -649,5 +644,4 @@ explorer.figure(run="the guest", view="epistemic", draw=99)
 # - Where a barrier is, change the algorithm, not the package. Handed over in batches, even a
 #   density of Python's is fast.
 #
-# **Next:** start over with [1. Four boxes of points](01_data.ipynb), now that you know where
-# the vector leads
+# **Next:** [12. Long runs](12_long_runs.ipynb)

@@ -119,6 +119,10 @@ FIGURES = {
         ["AND", "OR"],
         title="finding",
     ),
+    "watched": lambda chain, grid, p, posterior: plots.watched([0.0, 1.0], [0, 40], p[..., 0], "p", title="finding"),
+    "thinning": lambda chain, grid, p, posterior: plots.thinning(
+        [1, 10], {"a": torch.tensor([1, 0.9])}, title="finding"
+    ),
     "evidence": lambda chain, grid, p, posterior: plots.evidence(
         pd.DataFrame(
             {"network": ["a", "a", "b"], "precision": [0.1, 1, 1], "log_evidence": [-3, -4, -5], "se": [0.1, 0.2, 0.3]}
@@ -190,6 +194,23 @@ def test_answers_stand_below_their_images():
     for number, (image, chart) in enumerate(zip(axes[:2], axes[2:], strict=True)):
         np.testing.assert_array_equal(image.images[0].get_array(), images[number].numpy())
         assert [line.get_ydata().argmax() for line in chart.lines] == [number, number + 2]
+
+
+def test_watched_draws_what_was_seen():
+    """Counts hold until the next look; long traces keep the numbers of their draws."""
+    values = torch.arange(10_000.0).expand(2, -1)
+    left, right = plots.watched([0, 1, 2], [0, 0, 7], values, "p").axes
+    assert left.lines[0].get_ydata().tolist() == [0, 0, 7]
+    assert left.lines[0].get_drawstyle() == "steps-post"
+    assert len(right.lines) == 2
+    assert len(right.lines[0].get_xdata()) == 2000
+    np.testing.assert_array_equal(*right.lines[0].get_data())
+
+
+def test_thinning_draws_the_memory_beside_what_draws_are_worth():
+    first, memory = plots.thinning([1, 10], {"typical": torch.tensor([1, 0.9])}).axes[0].lines
+    np.testing.assert_allclose(first.get_ydata(), [1, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(memory.get_ydata(), [1, 0.1])
 
 
 def test_partings_draw_the_median():

@@ -14,19 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn_utils import (
     HMC,
-    Bernoulli,
     Chain,
-    NormalPrior,
     Posterior,
     ReplicaExchange,
-    boxes,
     reference,
     sample,
     square_grid,
+    tutorial,
 )
 from bnn_utils.diagnostics import convergence, mcse
 from bnn_utils.evidence import Evidence
@@ -119,8 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
-    posterior = Posterior(net, boxes(), NormalPrior(precision=0.09), Bernoulli())
+    posterior = tutorial.posterior()
     chain = draw(posterior, 2_000, 1_000, seed=1) if check else draw(posterior, DRAWS, WARMUP, seed=0)
     found = findings(posterior, chain)
     print(f"{chain}\n{found.quality}; by place {found.coverage.min():.1%} to {found.coverage.max():.1%}")

@@ -13,6 +13,7 @@ from bnn_utils.plots.predictions import (
     uncertainty_maps,
 )
 from bnn_utils.plots.regression import predictive_bands
+from bnn_utils.plots.runs import thinning, watched
 from bnn_utils.plots.scores import answers, scores
 from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
 from bnn_utils.plots.tempering import evidence, kinds, ladder
@@ -49,9 +50,11 @@ __all__ = [
     "scatter",
     "scores",
     "speed",
+    "thinning",
     "traces",
     "trajectories",
     "trajectory",
     "uncertainty_map",
     "uncertainty_maps",
+    "watched",
 ]
