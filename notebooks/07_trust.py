@@ -32,7 +32,7 @@ from torch import nn
 from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, boxes
 from bnn_utils import default_device, plots, sample
 from bnn_utils.kernels.base import Info
-from bnn_utils.kernels.hmc import Position, leapfrog, metric, propose
+from bnn_utils.kernels.hmc import Metric, Position, leapfrog, propose
 from bnn_utils.sbc import Calibration, ranks, simulation_based_calibration
 
 torch.set_num_threads(1)  # rows of 20 numbers are not worth sharing between cores
@@ -142,7 +142,7 @@ class NeverRejects(NamedTuple):
         return Position(theta, *density.joint.log_prob_and_grad(theta))
 
     def step(self, density, generator, state):
-        settings = self.step_size, self.num_steps, metric(inv_mass=None)
+        settings = self.step_size, self.num_steps, Metric(None, None)
         end = propose(generator, state, density.joint, *settings).position
         return end, Info(end.theta, end.log_prob)
 
