@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import erfc
 from scipy.stats import qmc
-from targets import generator, normal, regression, rotated, spread, with_moments
+from targets import generator, normal, regression, rotated, spread
 from torch import nn
 
 from bnn_utils import HMC, ChEES, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
@@ -145,7 +145,7 @@ def test_step_sizes_stay_positive_and_finite(dtype):
     """However long all is rejected, or accepted. Fails without the clamp: a float32 of e^-104 is 0."""
     for error, side in ((0.8, -1), (-0.2, 1)):
         steps = DualAveraging.start(torch.tensor([1.0, 1e-30, 1e30], dtype=torch.float64))
-        for _ in range(20_000):
+        for _ in range(2_000):
             steps = steps.update(torch.full((3,), error, dtype=torch.float64))
         for size in (steps.step_size.to(dtype), steps.final.to(dtype)):
             assert (size / 2 > 0).all()
@@ -312,24 +312,41 @@ def test_dense_moments_are_those_of_all_batches_together(dtype):
 CORRELATED = rotated(spread(0.01, 1.0, 10), seed=3)
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.01, 8, dense_mass=True), ChEES(dense_mass=True)], ids=["HMC", "ChEES"])
+def run_density(kernel, log_prob_and_grad, theta, warmup, draws, seed=0):
+    """As `run`, on a log density itself: the state at the end, and what is recorded after the warm-up."""
+    joint = LogDensity(log_prob_and_grad, lambda theta: log_prob_and_grad(theta)[1])
+    density, stream, infos = SimpleNamespace(joint=joint), generator(seed), []
+    with torch.inference_mode():
+        state = kernel.init(density, theta, warmup)
+        for _ in range(warmup + draws):
+            state, info = kernel.step(density, stream, state)
+            infos.append(info)
+    return state, Info.stack(infos[warmup:])
+
+
+@pytest.mark.parametrize("kernel", [HMC(0.01, 3, dense_mass=True), ChEES(dense_mass=True)], ids=["HMC", "ChEES"])
 @pytest.mark.statistical
 def test_a_dense_mass_is_the_covariance(kernel):
     """Standard deviations of 0.01 to 1 along oblique axes. In coordinates of the learned mass all are near 1.
 
-    The last window has 250 transitions of 8 lanes. Over 20 seeds the variances were between 0.70 and 1.33; a diagonal
-    mass leaves them between 0.0003 and 5. And draws are worth more than 1.2 independent ones for each lane and two
-    transitions, against 1 in 170. Fails when mass and inverse are mixed up, and when the factor is not of the mass.
+    Over 20 seeds the variances were between 0.81 and 1.24, and the draws worth 6700 ± 800 (HMC) and 1600 ± 200 (ChEES,
+    with 1.6 steps for one transition). A diagonal mass leaves variances of 0.2 and 1100, an ESS of 18, and ChEES with
+    67 steps. Fails when mass and inverse are mixed up, and when moments are not of all pairs.
     """
-    posterior = with_moments(torch.zeros(10).double(), CORRELATED)
-    chain = sample(posterior, kernel, 300, num_chains=8, warmup=500, seed=0, progress=False, compile=False)
-    learned, factor = chain.kernel.inv_mass, torch.linalg.cholesky(CORRELATED)
-    white = torch.linalg.solve(factor, torch.linalg.solve(factor, learned).mT)
-    variances = torch.linalg.eigvalsh(white)
-    assert variances[0] > 0.5
-    assert variances[-1] < 2
-    assert ess(chain.draws).min() > 600
-    assert repr(chain.kernel).count("inv_mass=dense") == 1
+    precision = torch.linalg.inv(CORRELATED)
+
+    def log_prob_and_grad(theta):
+        grad = -theta @ precision
+        return (theta * grad).sum(-1) / 2, grad
+
+    theta = normal(16, 10, seed=1) @ torch.linalg.cholesky(CORRELATED).mT
+    state, info = run_density(kernel, log_prob_and_grad, theta, 400, 200)
+    variances = torch.linalg.eigvals(precision @ state.metric.inv_mass).real
+    assert variances.min() > 0.6
+    assert variances.max() < 1.6
+    assert ess(info.theta).min() > 600
+    assert info.stats["n_steps"].double().mean() <= 3
+    assert "inv_mass=dense" in repr(kernel.adapted(state))
 
 
 @pytest.mark.parametrize("before", ["identity", "diagonal", "dense"])
@@ -445,7 +462,7 @@ def test_a_stuck_chain_is_none_of_the_moments():
 def test_one_stuck_chain_leaves_the_others_alone():
     """Through the front door. Where it teaches: a step size of 1e-5, and variances a million million times too large.
 
-    Over 20 seeds, acceptance of the others was 0.86 ± 0.02, and ten times as far away are the limits.
+    Over 20 seeds, acceptance of the others was 0.83 ± 0.024, and the largest variance 1.2 ± 0.08 times the right one.
     """
     init = ILL_SCALED * normal(4, 10, seed=3)
     init[0] = Walled.SPIKE * ILL_SCALED
@@ -453,7 +470,7 @@ def test_one_stuck_chain_leaves_the_others_alone():
     assert (chain.draws[0] == init[0]).all()
     assert not chain.stats["is_accept"][0].any()
     assert 0.7 < chain.stats["acceptance_rate"][1:].mean() < 0.97
-    assert (chain.kernel.inv_mass / ILL_SCALED**2).max() < 10
+    assert (chain.kernel.inv_mass / ILL_SCALED**2).max() < 3
 
 
 class Stuck:
@@ -533,13 +550,11 @@ def test_a_narrow_mode_is_learned_from(kernel):
     """Of two chains, one in a mode 10 times as narrow: it moves, at a rate of 0.62 ± 0.10 (HMC)
     and 0.83 ± 0.03 (ChEES) over 20 seeds. Fails for ChEES when one that rejects is soon left out."""
     precision = torch.tensor([[100.0], [1.0]], dtype=torch.float64)
-    joint = LogDensity(lambda theta: ((-precision * theta**2).sum(-1) / 2, -precision * theta), None)
-    density, stream = SimpleNamespace(joint=joint), generator()
-    state, infos = kernel.init(density, normal(2, 5, seed=1) / precision.sqrt(), 300), []
-    for _ in range(400):
-        state, info = kernel.step(density, stream, state)
-        infos.append(info)
-    assert Info.stack(infos).stats["is_accept"][0, 300:].double().mean() > 0.1
+    theta = normal(2, 5, seed=1) / precision.sqrt()
+    _, info = run_density(
+        kernel, lambda theta: (-(precision * theta**2).sum(-1) / 2, -precision * theta), theta, 300, 100
+    )
+    assert info.stats["is_accept"][0].double().mean() > 0.1
 
 
 # --- what a warm-up is and is not -------------------------------------------------------------------------------------
