@@ -88,25 +88,25 @@ class Batches:
         """That all chains have."""
         return min(self.num_samples, *map(self.store.count, range(len(self.plans))))
 
-    def go(self, progress: bool, called: float) -> Chain:
+    def go(self, progress: bool, called: float, interrupts: Interrupts) -> Chain:
         """Run to the end, or to an interruption, and return what has been drawn.
 
         Args:
             called: when the reader asked for it, by `time.perf_counter`.
+            interrupts: looked at between segments. They are noted until the chain is made: a second one loses nothing.
         """
         self._called, self._clock, self._before = called, None, self.sampling_time
-        with noted() as interrupts:  # until the chain is made: a second Ctrl-C loses nothing
+        try:
             try:
-                try:
-                    self._go(progress, interrupts)
-                finally:
-                    self.wall_time += time.perf_counter() - called
-            except BaseException as error:
-                if self.num_draws:
-                    error.chain = self.chain()
-                    error.add_note(f"The {self.num_draws:,} draws made before this error are in its attribute 'chain'.")
-                raise
-            chain = self.chain()
+                self._go(progress, interrupts)
+            finally:
+                self.wall_time += time.perf_counter() - called
+        except BaseException as error:
+            if self.num_draws:
+                error.chain = self.chain()
+                error.add_note(f"The {self.num_draws:,} draws made before this error are in its attribute 'chain'.")
+            raise
+        chain = self.chain()
         if is_shown(progress):
             for text in chain.warnings:
                 tqdm.write(f"- {text}", file=sys.stderr)
@@ -261,7 +261,8 @@ class Batches:
         run = Batches(self.plans, list(self.checkpoints), store, num_draws, self.thin, self.seed, self.where)
         run.is_compiled, run.compile_time = self.is_compiled, self.compile_time
         run.sampling_time, run.wall_time = self.sampling_time, self.wall_time
-        return run.go(progress, called)
+        with noted() as interrupts:
+            return run.go(progress, called, interrupts)
 
 
 def is_shown(progress: bool) -> bool:

@@ -103,7 +103,7 @@ class Elsewhere:
         Raises:
             KeyboardInterrupt: after a signal; segments that are on their way are given up.
             RuntimeError: where the executor refuses a segment, or one is lost again and again.
-            Exception: that a segment raised. All others have then been taken as far as they came.
+            Exception: that a segment raised. The other batches have then come at least as far as the one that failed.
         """
         pending: dict[Future, _Sent] = {}
         lengths, losses = [1] * num_batches, [0] * num_batches
@@ -111,9 +111,11 @@ class Elsewhere:
         # the segments of many, and so the one that kills is found, and the others go on.
         lost: list[int] = []
         failure: Exception | None = None
+        failed: set[int] = set()
+        goal: int | None = None  # after a failure: the transition that the other batches still go to
 
         def send(sent: _Sent, with_plan: bool = False) -> None:
-            nonlocal failure
+            nonlocal failure, goal
             payload = cloudpickle.dumps(sent.plan) if with_plan else None
             arguments = losses[sent.batch], self._digest(sent.plan), payload, cloudpickle.dumps(sent.start), sent.num
             try:
@@ -122,14 +124,17 @@ class Elsewhere:
             except Exception as error:
                 failure = RuntimeError(f"the executor takes no more segments: {_told(error)}")
                 failure.__cause__ = error
+                goal = 0
             else:
                 pending[future] = sent
 
         def send_next(batch: int) -> None:
-            found = following(batch)
+            found = None if batch in failed else following(batch)
             if found is not None:
                 plan, start, left = found
-                send(_Sent(batch, plan, start, min(left, lengths[batch])))
+                left = left if goal is None else min(left, goal - start.done)
+                if left > 0:
+                    send(_Sent(batch, plan, start, min(left, lengths[batch])))
 
         try:
             for batch in range(num_batches):
@@ -146,6 +151,7 @@ class Elsewhere:
                         lengths[batch] = 1  # what comes before the transition that kills is not lost again
                         if losses[batch] > MOST_LOSSES:
                             failure = failure or _given_up(sent, losses[batch], loss)
+                            goal = 0
                         lost.append(batch)
                     elif (content := future.result()) is None:
                         asked = True
@@ -154,9 +160,13 @@ class Elsewhere:
                         take(batch, made)
                         losses[batch] = 0
                         lengths[batch] = next_length(sent.num, made.seconds, SECONDS_OF_TRAVELLING_SEGMENT)
-                        failure = failure or made.error
+                        if made.error is not None:
+                            failed.add(batch)
+                            failure = failure or made.error
+                            came_to = sent.start.done + (0 if made.info is None else made.info.log_prob.shape[1])
+                            goal = came_to if goal is None else min(goal, came_to)
                     # What is ready is taken, also at the end.
-                    if loss is None and failure is None and not interrupts.came:
+                    if loss is None and goal != 0 and not interrupts.came:
                         send(sent, with_plan=True) if asked else send_next(batch)
                 if lost and failure is None and not any(losses[sent.batch] for sent in pending.values()):
                     send_next(lost.pop(0))

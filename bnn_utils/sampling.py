@@ -17,6 +17,7 @@ from bnn_utils.chain import Chain
 from bnn_utils.density import check_can_compile, compilation_pays
 from bnn_utils.facts import facts_of
 from bnn_utils.files import to_path
+from bnn_utils.interrupts import noted
 from bnn_utils.kernels.base import Kernel, check_kernel
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.posterior import Posterior
@@ -128,41 +129,47 @@ def sample(
             f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "
             f"add batch_size={-(-num_chains // workers)}" + (" and more chains" if num_chains == 1 else "")
         )
-    before = _facts_of_store(store)
-    if before and compile == "auto":  # whatever is predicted to pay off for so many draws more
-        compile = before["gradient"].endswith("compiled")
-    compile = _will_compile(
-        compile, posterior, kernel, num_chains, (warmup + thin * num_samples) * getattr(kernel, "num_steps", 1)
-    )
-    if seed is None:
-        seed = int(before["seed"]) if before and before["seed"].lstrip("-").isdigit() else fresh_seed()
-    facts = facts_of(posterior, kernel, seed, init, warmup, thin, compile) if store is not None else {}
-    streams = [as_generator(seed, posterior.device)]
-    if len(sizes) > 1:
-        streams = spawn(seed, len(sizes), posterior.device)
-    starts = [None] * len(sizes) if init is None else init.split(batch_size)
-    starts = [
-        draw_starts(posterior, size, stream) if start is None else start
-        for size, start, stream in zip(sizes, starts, streams, strict=True)
-    ]
-    if init is not None:
-        check_starts(posterior, torch.cat(starts))
-    if store is None:
-        draws = MemoryStore(sizes, num_samples)
-    else:
-        draws = ZarrStore.open(store, facts, sizes, num_samples, device=posterior.device)
-    one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
-    plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
-    run = Batches(
-        [plans[size] for size in sizes],
-        [begin(plans[size], start, stream) for size, start, stream in zip(sizes, starts, streams, strict=True)],
-        draws,
-        num_samples,
-        thin,
-        None if isinstance(seed, torch.Generator) else _check.seed(seed),
-        (workers, executor),
-    )
-    chain = run.go(progress, called)
+    with noted() as interrupts:
+        with interrupts.breakable():
+            before = _facts_of_store(store)
+            if before and compile == "auto":  # whatever is predicted to pay off for so many draws more
+                compile = before["gradient"].endswith("compiled")
+            compile = _will_compile(
+                compile, posterior, kernel, num_chains, (warmup + thin * num_samples) * getattr(kernel, "num_steps", 1)
+            )
+            if seed is None:
+                seed = int(before["seed"]) if before and before["seed"].lstrip("-").isdigit() else fresh_seed()
+            facts = facts_of(posterior, kernel, seed, init, warmup, thin, compile) if store is not None else {}
+            streams = [as_generator(seed, posterior.device)]
+            if len(sizes) > 1:
+                streams = spawn(seed, len(sizes), posterior.device)
+            starts = [None] * len(sizes) if init is None else init.split(batch_size)
+            starts = [
+                draw_starts(posterior, size, stream) if start is None else start
+                for size, start, stream in zip(sizes, starts, streams, strict=True)
+            ]
+            if init is not None:
+                check_starts(posterior, torch.cat(starts))
+            one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
+            plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
+            checkpoints = [
+                begin(plans[size], start, stream) for size, start, stream in zip(sizes, starts, streams, strict=True)
+            ]
+            # A folder is made last, when it is clear that the run can begin.
+            if store is None:
+                draws = MemoryStore(sizes, num_samples)
+            else:
+                draws = ZarrStore.open(store, facts, sizes, num_samples, device=posterior.device)
+            run = Batches(
+                [plans[size] for size in sizes],
+                checkpoints,
+                draws,
+                num_samples,
+                thin,
+                None if isinstance(seed, torch.Generator) else _check.seed(seed),
+                (workers, executor),
+            )
+        chain = run.go(progress, called, interrupts)
     if len(sizes) == 1:
         streams[0].set_state(run.checkpoints[0].rng)  # it is as far as the draws are
     return chain

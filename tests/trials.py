@@ -24,6 +24,7 @@ NET = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.L
 POSTERIOR = Posterior(NET, boxes(), NormalPrior(0.09), Bernoulli())
 DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 WARNING = "RuntimeWarning: interrupted: the chain holds the "
+SECONDS_OF_PATIENCE = 60
 
 
 def draw(num_samples, workers=1):
@@ -58,7 +59,7 @@ def trial(workers: int, rng: random.Random, span: float) -> Trial:
     for _ in range(times):
         (os.killpg if to_all else os.kill)(child, number)  # one that has ended is there until we wait for it
         time.sleep(rng.uniform(0, 0.03))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = _exit_code(child, sent + SECONDS_OF_PATIENCE)
     ended = time.monotonic()
     while (left := alive(child)) and time.monotonic() - ended < 2:
         time.sleep(0.05)
@@ -69,7 +70,9 @@ def trial(workers: int, rng: random.Random, span: float) -> Trial:
     faults = [f"left: {line}" for line in left]
     was_ended = code == -signal.SIGTERM == -number and draws is None and not err  # before the first transition
     if not was_ended:
-        if code:
+        if code is None:
+            faults.append(f"it went on for {SECONDS_OF_PATIENCE} seconds")
+        elif code:
             faults.append(f"it returned {code}: {err}")
         if (draws is None) != (out == "nothing\n"):
             faults.append(f"it printed {out!r}")
@@ -77,6 +80,18 @@ def trial(workers: int, rng: random.Random, span: float) -> Trial:
         if lines and not (len(lines) <= 2 and WARNING in lines[0]):
             faults.append(err)
     return Trial(what, max(0.0, returned - sent), ended - sent, draws, faults)
+
+
+def _exit_code(child: int, until: float) -> int | None:
+    """None for one that was still going on, and is killed."""
+    while time.monotonic() < until:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _start(folder: Path, num_samples: int, workers: int, is_warm: bool) -> int:
@@ -154,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--span", type=float, default=8.0, help="seconds in which the first signal comes")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # a fork has none of the threads that OpenMP has started, and would wait for them
     draw(1)  # so that all is imported
     rng, trials = random.Random(args.seed), []
     for _ in range(args.trials):
