@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,16 @@ def memory(what: str, num_bytes: float, device: torch.device, remedy: str = "ask
         return
     if num_bytes > total:
         raise ValueError(f"{what} would take {_size(num_bytes)}, and {device} has {_size(total)}: {remedy}")
+
+
+def disk(what: str, num_bytes: float, folder: Path, remedy: str) -> None:
+    """Raise where numbers can't be kept in a folder, because its disk has less room than they take."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{what} would take {_size(num_bytes)}, and the disk of {str(folder)!r} has room for {_size(free)}: "
+            f"{remedy}, or make room"
+        )
 
 
 def _size(num_bytes: float) -> str:

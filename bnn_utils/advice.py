@@ -67,7 +67,7 @@ def unmoved(chain: Chain) -> list[int]:
     """Chains that are at the end where they were at the start, and whose log density never changed."""
     if chain.num_draws < FEWEST_TO_MOVE or chain.draws.is_meta:
         return []
-    lp, is_accept = _statistic(chain, "lp"), _statistic(chain, "is_accept")
+    lp, is_accept = statistic(chain, "lp"), statistic(chain, "is_accept")
     if lp is None and is_accept is None:
         return []
     # Replica exchange moves by swaps too, so that lp is asked first.
@@ -78,16 +78,20 @@ def unmoved(chain: Chain) -> list[int]:
 
 def divergences(chain: Chain) -> str | None:
     """Any is too many, as they mark where trajectories cannot follow the posterior (Betancourt 2017, section 6.2)."""
-    diverging = _statistic(chain, "diverging")
-    if diverging is None or not (diverging > 0).any():
+    by_chain, by_draw = torch.zeros(chain.num_chains, dtype=int), torch.zeros(chain.num_draws, dtype=int)
+    for part in chain.parts("diverging"):
+        diverged = part.values > 0
+        by_chain[part.chains] += diverged.sum(1)
+        by_draw[part.draws] += diverged.sum(0)
+    num, of, quarter = int(by_draw.sum()), chain.num_chains * chain.num_draws, chain.num_draws / 4
+    if num == 0:
         return None
-    chains, draws = (diverging > 0).nonzero(as_tuple=True)
-    num, of, time = len(draws), diverging.numel(), (draws.double() + 0.5) / chain.num_draws
-    is_early, is_late = (
-        num >= FEWEST_IN_A_QUARTER and is_then.double().mean() >= MOST for is_then in (time < 1 / 4, time > 3 / 4)
-    )
+    early, late = (int(by_draw[part].sum()) for part in (slice(round(quarter)), slice(round(3 * quarter), None)))
+    is_early, is_late = (num >= FEWEST_IN_A_QUARTER and some >= MOST * num for some in (early, late))
     when = ", nearly all in the first quarter" if is_early else ", nearly all in the last quarter" if is_late else ""
-    where = "" if chain.num_chains == 1 else f", in {enumerated(chains.unique().tolist(), chain.num_chains)}"
+    where = (
+        "" if chain.num_chains == 1 else f", in {enumerated(by_chain.nonzero().flatten().tolist(), chain.num_chains)}"
+    )
     return (
         f"{num:,} of {of:,} transitions diverged ({_percent(num / of)}{where}{when}): they could not follow the "
         "posterior there, which may bias the draws. Take a "
@@ -97,7 +101,7 @@ def divergences(chain: Chain) -> str | None:
 
 def acceptance(chain: Chain) -> str | None:
     """Far from what the warm-up aimed at, or without one, so low that most gradients were in vain."""
-    target, rates = target_acceptance(chain), _statistic(chain, "acceptance_rate")
+    target, rates = target_acceptance(chain), statistic(chain, "acceptance_rate")
     if target is None or rates is None or rates.numel() < FEWEST_FOR_MEANS:
         return None
     stuck = unmoved(chain)
@@ -136,7 +140,7 @@ def target_acceptance(chain: Chain) -> float | None:
 
 def lagging(chain: Chain) -> str | None:
     """Chains that accept far less than the others: steps that suit these are too long where they are."""
-    rates = _statistic(chain, "acceptance_rate")
+    rates = statistic(chain, "acceptance_rate")
     if rates is None or chain.num_chains == 1 or chain.num_draws < FEWEST_FOR_MEANS:
         return None
     rates = rates.mean(1)
@@ -154,17 +158,16 @@ def lagging(chain: Chain) -> str | None:
 
 
 def energy(chain: Chain) -> str | None:
-    """E-BFMI, how much of the energy's spread new momenta bring about at once (Betancourt 2016, equation 12).
+    """Where new momenta bring about little of the energy's spread at once.
 
     It has a meaning where every transition draws all of the momentum anew and nothing else changes the energy: for HMC
     and ChEES, and NUTS elsewhere; not for replica exchange, where swaps do, nor for draws that are not neighbours.
     """
-    values = _statistic(chain, "energy")
-    is_of_momenta = isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, str)) and chain.tempering is None
+    is_of_momenta = isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, str)) and chain.few.tempering is None
     is_meant = is_of_momenta and chain.thinning == 1
-    if values is None or not is_meant or chain.num_draws < FEWEST_FOR_MEANS:
+    if not is_meant or chain.num_draws < FEWEST_FOR_MEANS:
         return None
-    bfmi = values.diff(dim=1).square().mean(1) / values.var(1)
+    bfmi = energy_fractions(chain)
     low = (bfmi < LEAST_BFMI).nonzero().flatten().tolist()
     if not low:
         return None
@@ -173,6 +176,20 @@ def energy(chain: Chain) -> str | None:
         "new momenta change the energy little, so that the way from high densities to low ones takes long. Draw for "
         "longer."
     )
+
+
+def energy_fractions(chain: Chain) -> Tensor:
+    """E-BFMI of each chain (Betancourt 2016, equation 12), ``(chains,)``; NaN where energies are not known."""
+    first, last, jumps, total, square = torch.full((5, chain.num_chains, 1), math.nan, dtype=torch.float64)
+    for chains, draws, values in chain.parts("energy"):
+        if draws.start == 0:  # sums are of differences from the first value, which are small
+            first[chains] = last[chains] = values[:, :1]
+            jumps[chains] = total[chains] = square[chains] = 0
+        jumps[chains] += torch.cat([last[chains], values], 1).diff(dim=1).square().sum(1, keepdim=True)
+        total[chains] += (values - first[chains]).sum(1, keepdim=True)
+        square[chains] += (values - first[chains]).square().sum(1, keepdim=True)
+        last[chains] = values[:, -1:]
+    return (jumps / (square - total.square() / chain.num_draws)).flatten()
 
 
 # --- did its warm-up suffice? -----------------------------------------------------------------------------------------
@@ -200,7 +217,7 @@ def warmup(chain: Chain) -> str | None:
 
 def step_sizes(chain: Chain) -> str | None:
     """Of batches, which adapt each on their own, by orders of magnitude apart."""
-    sizes = _statistic(chain, "step_size")
+    sizes = statistic(chain, "step_size")
     if sizes is None:
         return None
     sizes = sizes.mean(1)  # jitter makes each vary by half
@@ -265,7 +282,7 @@ def round_trips(chain: Chain) -> str | None:
 
 def convergence(chain: Chain) -> str | None:
     """R-hat and ESS of the log density, on which no symmetry of a network has an effect (Vehtari et al. 2021)."""
-    lp = _statistic(chain, "lp")
+    lp = statistic(chain, "lp")
     if lp is None or chain.num_draws < FEWEST_DRAWS:
         return None
     if not lp.isfinite().all():
@@ -306,7 +323,7 @@ CHECKS: tuple[Callable[[Chain], str | None], ...] = (
 )
 
 
-def _statistic(chain: Chain, name: str) -> Tensor | None:
+def statistic(chain: Chain, name: str) -> Tensor | None:
     """In float64 on the CPU, ``(chains, draws)``; None where it is missing or something else."""
     values = chain.stats.get(name)
     is_usual = isinstance(values, Tensor) and values.layout == torch.strided and not values.is_meta

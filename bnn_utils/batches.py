@@ -23,6 +23,7 @@ from bnn_utils.kernels.base import Info, adapted
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.posterior import Posterior
 from bnn_utils.run import Plan, Segment
+from bnn_utils.stored import chain_of
 from bnn_utils.stores import MemoryStore, Store, ZarrStore
 
 # A commit waits for the disk, for up to a tenth of a second; what was not committed is drawn again after a kill.
@@ -184,18 +185,19 @@ class Batches:
         return self.store.count(batch) == made
 
     def _estimate(self, info: Info) -> None:
-        """Once it is known what is recorded: refuse a run whose draws will not fit into memory, and bound segments."""
+        """Once it is known what is recorded: refuse a run whose draws will not fit, and bound segments."""
         recorded = (info.theta, info.log_prob, *info.stats.values())
         per_draw = sum(values.numel() * values.element_size() for values in recorded) / info.log_prob.numel()
         chains = sum(self.store.sizes)
         self._longest = max(1, int(BYTES_OF_SEGMENT / (per_draw * self.store.sizes[0])))
-        # Of a run into a folder too: the chain that comes back is in memory.
-        _check.memory(
-            f"{self.num_samples:,} draws of {chains:,} chains with {per_draw:,.0f} bytes each",
-            chains * self.num_samples * per_draw,
-            info.theta.device,
-            "ask for fewer, or keep one in so many (thin=)",
-        )
+        count = min(map(self.store.count, range(len(self.plans))))
+        what = f"{self.num_samples - count:,} draws of {chains:,} chains with {per_draw:,.0f} bytes each"
+        num_bytes = chains * (self.num_samples - count) * per_draw
+        remedy = "ask for fewer, or keep one in so many (thin=)"
+        if isinstance(self.store, ZarrStore):
+            _check.disk(what, num_bytes, self.store.path, remedy)
+        else:
+            _check.memory(what, num_bytes, info.theta.device, remedy + ", or in a folder (store=)")
 
     def _kept(self, batch: int, info: Info, first: int) -> Info | None:
         """The draws among transitions of which the first came after ``first`` others that don't adapt."""
@@ -220,17 +222,16 @@ class Batches:
 
     def chain(self) -> Chain:
         """What has been drawn."""
-        info = self.store.read(stop=self.num_samples)
         kernels = [
             adapted(plan.kernel, checkpoint.state)
             for plan, checkpoint in zip(self.plans, self.checkpoints, strict=True)
         ]
         posterior = self.posterior
         is_foreign = isinstance(kernels[0], Hamiltorch)
-        return Chain.of_run(
-            info,
+        return chain_of(
+            self.store,
+            self.num_samples,
             [ladder_of(checkpoint.state) for checkpoint in self.checkpoints],
-            self.store.sizes,
             names=posterior.flat.names,
             kernel=kernels[0],
             gradient="autograd" if is_foreign else posterior.gradient + ", compiled" * self.is_compiled,

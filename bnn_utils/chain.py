@@ -7,12 +7,12 @@ import math
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,18 @@ if TYPE_CHECKING:
     from bnn_utils.batches import Batches
     from bnn_utils.kernels.base import Info, Kernel
 
+DRAWS_AT_ONCE = 1024  # to which a function is applied at once
 COLUMN_ELEMENTS = 2**20  # of draws that tables copy at once: eight megabytes
 LINE = 110  # characters of a warning in a line of the repr
 QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
+
+
+class Part(NamedTuple):
+    """Some of a chain's draws, or of a statistic in float64."""
+
+    chains: slice
+    draws: slice
+    values: Tensor  # (chains, draws, ...), on the CPU where it is a statistic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -278,6 +287,40 @@ class Chain:
             **{name: sum(getattr(chain, name) for chain in chains) for name in times},
         )
 
+    def parts(self, name: str) -> Iterator[Part]:
+        """The draws (of the name ``draws``) or a statistic, in parts; none where there is no such statistic."""
+        values = self.draws if name == "draws" else advice.statistic(self, name)
+        if values is not None:
+            yield Part(slice(0, self.num_chains), slice(0, self.num_draws), values)
+
+    def expectation(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean of a function of theta over all draws, some at a time: also of more than memory has room for.
+
+        Args:
+            function: from draws ``(S, D)`` to ``(S, ...)``, such as ``lambda theta: posterior.predict(theta, x)``, of
+                which this is the predictive mean.
+
+        Returns:
+            shape ``(...)``, in the dtype of the function's values.
+
+        Raises:
+            TypeError: if the function is none, or its values are no tensor.
+            ValueError: if it does not return one row for each draw.
+        """
+        if not callable(function):
+            raise TypeError(f"expectation takes a function of theta (S, D), got {_check.told(function)}")
+        total, count = 0.0, 0
+        for part in self.parts("draws"):
+            for theta in part.values.flatten(0, 1).split(DRAWS_AT_ONCE):
+                values = _check.tensor("what the function returns", function(theta)).detach()
+                if values.ndim == 0 or len(values) != len(theta):
+                    raise ValueError(
+                        f"the function made values of shape {tuple(values.shape)} from {len(theta)} draws: it must "
+                        "return one row for each"
+                    )
+                total, count = total + values.double().sum(0), count + len(theta)
+        return (total / count).to(values.dtype if values.is_floating_point() else torch.float64)
+
     @property
     def num_chains(self) -> int:
         return self.draws.shape[0]
@@ -313,6 +356,11 @@ class Chain:
                 "init=chain.draws[:, -1], with chain.kernel"
             )
         return self.run.extend(num, progress)
+
+    @property
+    def few(self) -> Chain:
+        """As many of the draws as tables look at together: all that are in memory."""
+        return self
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -354,9 +402,9 @@ class Chain:
         if n >= self.num_draws:
             raise ValueError(f"drop({n}) leaves none of {self.num_draws} draws: n may be at most {self.num_draws - 1}")
         time = self.sampling_time * (self.num_draws - n) / self.num_draws
-        return replace(self._part(slice(n, None, 1)), dropped=self.dropped + n * self.thinning, sampling_time=time)
+        return self._part(slice(n, None, 1), dropped=self.dropped + n * self.thinning, sampling_time=time)
 
-    def _part(self, part: slice) -> Chain:
+    def _part(self, part: slice, **changes: Any) -> Chain:
         """Some of the draws, with what belongs to them; copies, so that the others need no memory."""
         thinning, tempering = part.step * self.thinning, self.tempering
         if tempering is not None:
@@ -365,7 +413,7 @@ class Chain:
             tempering = replace(tempering, thinning=thinning, **kept)
         stats = {name: values[:, part].clone() for name, values in self.stats.items()}
         draws = self.draws[:, part].clone()
-        return replace(self, draws=draws, stats=stats, thinning=thinning, tempering=tempering, run=None)
+        return replace(self, draws=draws, stats=stats, thinning=thinning, tempering=tempering, run=None, **changes)
 
     def best_draw(self) -> tuple[int, int]:
         """(chain, draw) of the highest log density; ``chain.draws[chain.best_draw()]`` is its theta."""
@@ -502,6 +550,7 @@ class Chain:
 
     @classmethod
     def _load_folder(cls, path: str | PathLike[str]) -> Chain:
+        from bnn_utils.stored import chain_of
         from bnn_utils.stores import open_for_reading
 
         store = open_for_reading(path)
@@ -511,10 +560,10 @@ class Chain:
             max((getattr(state, name) for state in states if state is not None), default=math.nan)
             for name in ("sampling_time", "wall_time")
         )
-        return cls.of_run(
-            store.read(),
+        return chain_of(
+            store,
+            None,
             [ladder_of(state and state.state) for state in states],
-            store.sizes,
             names=facts["names"],
             kernel=facts["sampler"] + f", adapted in {facts['warmup']:,} transitions" * bool(facts["warmup"]),
             gradient=facts["gradient"],
@@ -528,19 +577,20 @@ class Chain:
         )
 
     def _facts(self) -> dict[str, str]:
-        chains, draws, dim = self.draws.shape
+        chains, draws, dim = self.num_chains, self.num_draws, self.dim
         known = {
-            "acceptance_rate": lambda rate: f"{rate.cpu().double().mean():.3f} on average",
-            "diverging": lambda diverging: f"{int(diverging.sum())} divergences",
+            "acceptance_rate": lambda total: f"{total / (chains * draws):.3f} on average",
+            "diverging": lambda total: f"{int(total)} divergences",
         }
-        acceptance = ", ".join(tell(self.stats[name]) for name, tell in known.items() if name in self.stats)
+        totals = {name: [part.values.sum().item() for part in self.parts(name)] for name in known}
+        acceptance = ", ".join(known[name](sum(of_parts)) for name, of_parts in totals.items() if of_parts)
         compiling = f"compiling {self.compile_time:.2f} s, " if self.compile_time else ""
         thinned = f", one of {self.thinning:,} transitions each," if self.thinning > 1 else ""
         dropped = f" and {self.dropped:,} that were dropped" if self.dropped else ""
         duration = f"{self.wall_time:.2f} s, {compiling}sampling {self.sampling_time:.2f} s"
         facts = {
             "sampler": str(self.kernel),
-            "gradient": f"{self.gradient}, {str(self.draws.dtype).removeprefix('torch.')} on {self.device}",
+            "gradient": f"{self.gradient}, {str(self.few.draws.dtype).removeprefix('torch.')} on {self.device}",
             "chains": f"{chains}",
             "draws per chain": f"{draws:,}{thinned} after {self.warmup:,} of warmup{dropped}",
             "wall duration": "not known" if math.isnan(self.wall_time) else duration,
@@ -549,8 +599,8 @@ class Chain:
             "internals": ", ".join(self.stats),
             "seed": "not known: taken from a generator, elsewhere, or several" if self.seed is None else f"{self.seed}",
         }
-        if self.tempering is not None:
-            facts["tempering"] = str(self.tempering)
+        if self.few.tempering is not None:
+            facts["tempering"] = str(self.few.tempering)
         return facts
 
     def __repr__(self) -> str:

@@ -110,11 +110,13 @@ def sample(
     if init is not None:
         init = fit_init(posterior, _check.tensor("init", init), num_chains)
         num_chains = len(init)
-    _check.memory(
-        f"{num_samples=} draws of {num_chains} chains",
-        num_chains * num_samples * posterior.dim * posterior.dtype.itemsize,
-        posterior.device,
-    )
+    if store is None:
+        _check.memory(
+            f"{num_samples=} draws of {num_chains} chains",
+            num_chains * num_samples * posterior.dim * posterior.dtype.itemsize,
+            posterior.device,
+            "ask for fewer, or keep them in a folder (store=)",
+        )
     batch_size = num_chains if batch_size is None else _check.whole("batch_size", batch_size, 1)
     sizes = [len(part) for part in torch.arange(num_chains).split(batch_size)]
     if posterior.num_datasets > 1 and len(sizes) > 1:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NamedTuple
 
 # A worker needs some seconds to start, most of them to import torch. So it waits for the next run for a while: long
 # enough for a program that samples again at once, and too short for a reader to change a module that it has imported.
 SECONDS_OF_IDLENESS = 5.0
 
-# Pools that no run uses now, by process (a fork has none) and number of workers.
-_idle: dict[tuple[int, int], list[Executor]] = {}
+
+class _Idle(NamedTuple):
+    """A pool that no run uses now, and what will end it. (loky's own timeout would warn of workers that it ends.)"""
+
+    pool: Executor
+    timer: threading.Timer
+
+
+# By process (a fork has none) and number of workers.
+_idle: dict[tuple[int, int], list[_Idle]] = {}
+_lock = threading.Lock()
 
 
 class Workers(Executor):
@@ -41,7 +51,7 @@ class Workers(Executor):
         """Leave the processes, which have nothing to do, to the next run."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            _idle.setdefault((os.getpid(), self._num), []).append(pool)
+            _leave((os.getpid(), self._num), pool)
 
     def kill(self) -> None:
         """End the processes, whatever they are doing."""
@@ -51,10 +61,28 @@ class Workers(Executor):
 
 
 def _take_pool(num: int) -> Executor:
-    try:
-        return _idle[os.getpid(), num].pop()
-    except (KeyError, IndexError):
-        return _new_pool(num)
+    with _lock:
+        waiting = _idle.get((os.getpid(), num))
+        if not waiting:
+            return _new_pool(num)
+        found = waiting.pop()
+    found.timer.cancel()
+    return found.pool
+
+
+def _leave(kind: tuple[int, int], pool: Executor) -> None:
+    def end() -> None:
+        with _lock:
+            if idle not in _idle[kind]:  # a run has just taken it
+                return
+            _idle[kind].remove(idle)
+        pool.shutdown(wait=True, kill_workers=True)
+
+    idle = _Idle(pool, threading.Timer(SECONDS_OF_IDLENESS, end))
+    idle.timer.daemon = True
+    with _lock:
+        _idle.setdefault(kind, []).append(idle)
+    idle.timer.start()
 
 
 def _new_pool(num: int) -> Executor:
@@ -64,7 +92,6 @@ def _new_pool(num: int) -> Executor:
     resource_tracker.ensure_running()
     return ProcessPoolExecutor(
         num,
-        timeout=SECONDS_OF_IDLENESS,
         initializer=_start_by_value(),
         initargs=(os.getpid(),),
         # Above this growth loky takes a worker for one that leaks memory, and ends it; a new plan may be that large.

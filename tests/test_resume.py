@@ -1,6 +1,7 @@
 """Runs into folders: the same call goes on, another one is refused, and kills change nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,11 +246,18 @@ def test_kills(workers):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("folder", [None, "run.zarr"])
-def test_what_will_not_fit_is_refused_at_the_first_transition(small, folder, tmp_path):
+def test_what_memory_has_no_room_for_is_refused_at_the_first_transition(small):
     """Theta alone would take half of the memory, and with its statistics more than all: no number of draws is made."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     num = int(total / 2 / small.dim / 8)
-    store = folder and tmp_path / folder
-    with pytest.raises(ValueError, match=r"draws of 1 chains with \d+ bytes each would take .*thin="):
-        sample(small, HMC(0.05, 3), num, seed=1, progress=False, compile=False, store=store)
+    with pytest.raises(ValueError, match=r"draws of 1 chains with \d+ bytes each would take .*thin=.*store="):
+        sample(small, HMC(0.05, 3), num, seed=1, progress=False, compile=False)
+
+
+def test_what_the_disk_has_no_room_for_is_refused_at_the_first_transition(small, tmp_path):
+    """Of draws that are in the folder already nothing is counted."""
+    arguments = {"seed": 1, "progress": False, "compile": False, "store": tmp_path / "run.zarr"}
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(ValueError, match=r"draws of 1 chains with \d+ bytes each would take .* the disk of .*thin="):
+        sample(small, HMC(0.05, 3), free // 8, **arguments)
+    assert sample(small, HMC(0.05, 3), 50, **arguments).num_draws == 50

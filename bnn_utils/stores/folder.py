@@ -31,13 +31,15 @@ from bnn_utils.checkpoints import Checkpoint, Record
 from bnn_utils.kernels.base import Info
 from bnn_utils.stores import layout as zarr
 from bnn_utils.stores import opening
-from bnn_utils.stores.base import arrays_of, as_info, check, columns, rows
+from bnn_utils.stores.base import Array, arrays_of, as_info, check, columns, rows
 from bnn_utils.stores.layout import METADATA, Layout, empty_chunk
 from bnn_utils.stores.opening import BEGINNING, Batch, slot
 
 # Of a chunk of one batch, over all arrays. A checkpoint holds half of one on average, so larger ones make commits
 # dearer; smaller ones make more files, each of which waits for the disk. A short run is content with less.
 CHUNK_BYTES, SHORT_CHUNK_BYTES = 2**23, 2**20
+# Of all batches together: each has a chunk in memory that is not yet full.
+MOST_CHUNK_BYTES = 2**27
 
 
 class ZarrDraws:
@@ -92,10 +94,27 @@ class ZarrDraws:
         for b in chosen:
             chains = slice(all_rows[b].start - first, all_rows[b].stop - first)
             for name in out:
-                for position, inside, outside in pieces(start, stop, layout.draws_per_chunk):
-                    values = self._chunk(b, position, name)[: self.sizes[b], inside]
-                    out[name][chains, outside.start - start : outside.stop - start] = values
+                for draws, values in self.parts(b, name, start, stop):
+                    out[name][chains, draws.start - start : draws.stop - start] = values
         return as_info({name: values.to(self.device) for name, values in out.items()})
+
+    def parts(self, batch: int, name: str, start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+        """An array of a batch by the chunks in which its draws ``start`` to ``stop`` lie, on the CPU: which, and they.
+
+        Raises:
+            ValueError: if a chunk is damaged, which is named.
+        """
+        for position, inside, outside in pieces(start, stop, self._layout.draws_per_chunk):
+            yield outside, self._chunk(batch, position, name)[: self.sizes[batch], inside]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """What is known of draws, log density and statistics, by name; nothing before the first draw."""
+        return self._layout.arrays or {}
+
+    def snapshot(self) -> ZarrDraws:
+        """The draws that are there now, for reading alone."""
+        return ZarrDraws(self.path, self._layout, list(self._batches), self.device)
 
     def _chunk(self, batch: int, position: int, name: str) -> Tensor:
         state, layout = self._batches[batch], self._layout
@@ -329,7 +348,8 @@ def with_arrays(layout: Layout, new: dict[str, Tensor]) -> Layout:
         raise ValueError(f"names of statistics must differ in more than capitals, got {', '.join(arrays)}")
     num_bytes = layout.sizes[0] * sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays.values())
     longest = max(SHORT_CHUNK_BYTES // num_bytes, layout.num_draws)
-    draws_per_chunk = layout.draws_per_chunk or max(1, min(CHUNK_BYTES // num_bytes, longest))
+    chunk_bytes = min(CHUNK_BYTES, MOST_CHUNK_BYTES // len(layout.sizes))
+    draws_per_chunk = layout.draws_per_chunk or max(1, min(chunk_bytes // num_bytes, longest))
     return layout._replace(arrays=arrays, draws_per_chunk=draws_per_chunk)
 
 
