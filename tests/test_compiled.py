@@ -1,6 +1,7 @@
 """The compiled gradient: the same numbers, when it pays, and what happens without a compiler."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -156,6 +157,29 @@ print(torch.equal(plain.draws, one.draws), one.gradient, two.num_chains)
     assert done.stdout == "True closed-form 3\n"
     assert done.stderr.count("RuntimeWarning: could not compile the gradient, so it runs uncompiled and slower") == 1
     assert "install g++" in done.stderr
+
+
+def test_ctrl_c_that_ends_the_compiler_is_none_of_its_failures(tmp_path):
+    """It interrupts the run, and the next one compiles; fails when the gradient is taken for one that can't be."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"""#!/bin/sh
+case "$*" in *header.hpp*) if mkdir {tmp_path}/ended 2>/dev/null; then kill -INT $$; sleep 60; fi;; esac
+exec g++ "$@"
+""")
+    compiler.chmod(0o755)
+    code = """
+from torch import nn
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
+posterior = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), Bernoulli())
+for _ in range(2):
+    try:
+        print(sample(posterior, HMC(0.1, 1), 5, seed=0, compile=True, progress=False).gradient)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    environment = os.environ | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("interrupted\nclosed-form, compiled\n", "")
 
 
 def test_what_can_not_be_compiled(make_posterior):

@@ -7,9 +7,11 @@ The compiler is Inductor, the one behind torch.compile, called directly: what to
 from __future__ import annotations
 
 import functools
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from subprocess import CalledProcessError
 
 import torch
 from torch import Tensor
@@ -69,6 +71,9 @@ def compile_likelihood(
 
     Returns:
         None, with one warning per process, where compilation fails, as it does without a C++ compiler.
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C, which reaches all processes of a terminal or kernel, has ended the compiler.
     """
     theta = x.new_zeros(num_parameters(layers), num_lanes)
     function = functools.partial(unrolled, layers, likelihood)
@@ -77,6 +82,8 @@ def compile_likelihood(
         both = _compile(function, theta, *data)
         alone = _compile(lambda *inputs: function(*inputs)[1:], theta, *data)
     except Exception as error:
+        if _is_interrupted(error):
+            raise KeyboardInterrupt from None
         _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return None
 
@@ -85,6 +92,14 @@ def compile_likelihood(
         return log_prob, grad.mT.contiguous()
 
     return LogDensity(log_prob_and_grad, lambda theta: alone(theta.mT.contiguous(), *data)[0].mT.contiguous())
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, CalledProcessError) and error.returncode == -signal.SIGINT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _compile(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Callable[..., tuple[Tensor, ...]]:
