@@ -81,7 +81,7 @@ def sample(
         store: a folder, such as "run.zarr", for draws and checkpoints. Whatever ends the run, the same call again goes
             on where it ended, or further with more ``num_samples``, and its draws are those of a run that nothing has
             ended. ``Chain.load`` reads the draws so far, also while the run goes on; so does any program that reads
-            Zarr.
+            Zarr. Draws that take more than 64 MB stay there, see `bnn_utils.stored.StoredChain`.
 
     Returns:
         the chain. After an interruption (Ctrl-C, the stop button, SIGTERM) it holds the draws made so far, with a

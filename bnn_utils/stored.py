@@ -69,7 +69,8 @@ class Source(NamedTuple):
         array, lead = self.store.arrays[name], (sum(self.store.sizes), (self.stop - self.start) // step)
         num_bytes = math.prod((*lead, *array.shape)) * array.dtype.itemsize
         remedy = "take one draw in k, chain.thin(k), or all in parts, chain.parts or chain.expectation"
-        _check.memory(f"{name} of {lead[1]:,} draws of {lead[0]:,} chains", num_bytes, self.store.device, remedy)
+        what = f"{'theta' if name == 'draws' else name} at {lead[1]:,} draws of {lead[0]:,} chains"
+        _check.memory(what, num_bytes, self.store.device, remedy)
         out = torch.empty(*lead, *array.shape, dtype=array.dtype)
         for chains, draws, values in self.parts(name):
             chosen = values[:, (step - 1 - draws.start) % step :: step]
@@ -98,7 +99,7 @@ class Statistics(Mapping):
 
 
 class StoredChain(Chain):
-    """A chain whose draws stay in the folder of their run, because they take more than 128 MB.
+    """A chain whose draws stay in the folder of their run, because they take more than 64 MB.
 
     It is used like any other. ``draws`` and each statistic are read from the folder when they are asked for, as far as
     memory has room for them; `expectation` goes through all draws, some at a time, and so does `parts`. What needs all

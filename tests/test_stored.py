@@ -179,6 +179,6 @@ def test_a_folder_that_is_gone_is_named(many, tmp_path):
 def test_what_memory_has_no_room_for_is_refused(many, tmp_path, monkeypatch):
     chain = draw(store=tmp_path / "run.zarr")
     monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 5000)
-    with pytest.raises(ValueError, match=r"draws of 150 draws of 4 chains would take .*chain.thin\(k\).*expectation"):
+    with pytest.raises(ValueError, match=r"theta at 150 draws of 4 chains would take .*chain.thin\(k\).*expectation"):
         _ = chain.draws
     assert chain.thin(10).num_draws == 15
