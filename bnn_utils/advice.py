@@ -45,7 +45,7 @@ LEAST_SWAP_RATE = 0.05
 
 def warnings(chain: Chain) -> list[str]:
     """Of all checks, those that found something."""
-    if chain.draws.numel() == 0:
+    if 0 in chain.draws.shape[:2]:
         return []
     return [said for check in CHECKS if (said := check(chain))]
 

@@ -19,6 +19,7 @@ from bnn_utils.evidence import ladder_of
 from bnn_utils.executors import Elsewhere, Here
 from bnn_utils.gradients.compiled import SECONDS_TO_COMPILE
 from bnn_utils.interrupts import Interrupts, noted
+from bnn_utils.keep import Keep
 from bnn_utils.kernels.base import Info, adapted
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.posterior import Posterior
@@ -56,10 +57,12 @@ class Batches:
         thin: int,
         seed: int | None,
         where: tuple[int, Executor | None],
+        keep: Keep,
     ) -> None:
         self.plans, self.checkpoints, self.store = plans, checkpoints, store
-        self._committed, self._longest = [time.perf_counter()] * len(plans), 1
-        self.num_samples, self.thin, self.seed, self.where = num_samples, thin, seed, where
+        self._committed = [time.perf_counter()] * len(plans)
+        self._longest: int | None = None  # of segments; not known before the first one
+        self.num_samples, self.thin, self.seed, self.where, self.keep = num_samples, thin, seed, where, keep
         self.is_compiled = False
         self.compile_time = self.sampling_time = self.wall_time = 0.0
         for batch in range(len(plans)):  # a run that goes on
@@ -136,7 +139,7 @@ class Batches:
         """What comes next of a batch: warm-up and draws are separate segments."""
         start = self.checkpoints[batch]
         end = self.num_warmup if start.done < self.num_warmup else self.num_transitions
-        left = min(end - start.done, self._longest)
+        left = min(end - start.done, self._longest or 1)
         return (self.plans[batch], start, left) if start.done < self.num_transitions else None
 
     def take(self, batch: int, made: Segment) -> None:
@@ -148,7 +151,7 @@ class Batches:
             self.sampling_time = self._before + now - self._clock
         if made.info is not None:
             self._look(batch, made.info)
-            if self._longest == 1:
+            if self._longest is None:
                 self._estimate(made.info)
             kept = self._kept(batch, made.info, start.done - self.num_warmup)
             if made.end is None:  # what comes now ends at no checkpoint
@@ -186,10 +189,10 @@ class Batches:
 
     def _estimate(self, info: Info) -> None:
         """Once it is known what is recorded: refuse a run whose draws will not fit, and bound segments."""
-        recorded = (info.theta, info.log_prob, *info.stats.values())
-        per_draw = sum(values.numel() * values.element_size() for values in recorded) / info.log_prob.numel()
+        per_draw, of_kernel = _bytes(self.keep(info)), _bytes(info)
         chains = sum(self.store.sizes)
-        self._longest = max(1, int(BYTES_OF_SEGMENT / (per_draw * self.store.sizes[0])))
+        # What keep leaves out is in a segment too.
+        self._longest = max(1, int(BYTES_OF_SEGMENT / (max(per_draw, of_kernel) * self.store.sizes[0])))
         count = min(map(self.store.count, range(len(self.plans))))
         what = f"{self.num_samples - count:,} draws of {chains:,} chains with {per_draw:,.0f} bytes each"
         num_bytes = chains * (self.num_samples - count) * per_draw
@@ -208,7 +211,7 @@ class Batches:
         skipped = count * self.thin - first
         places = range(self.thin - 1 - first % self.thin, length, self.thin)
         places = [place for place in places if place >= skipped]
-        return info.at(places) if places else None
+        return self.keep(info.at(places)) if places else None
 
     def _look(self, batch: int, info: Info) -> None:
         """For the progress bar."""
@@ -259,11 +262,17 @@ class Batches:
             for batch in batches:
                 if self.store.count(batch):
                     store.append(batch, self.store.read(batch))
-        run = Batches(self.plans, list(self.checkpoints), store, num_draws, self.thin, self.seed, self.where)
+        run = Batches(self.plans, list(self.checkpoints), store, num_draws, self.thin, self.seed, self.where, self.keep)
         run.is_compiled, run.compile_time = self.is_compiled, self.compile_time
         run.sampling_time, run.wall_time = self.sampling_time, self.wall_time
         with noted() as interrupts:
             return run.go(progress, called, interrupts)
+
+
+def _bytes(info: Info) -> float:
+    """Per draw."""
+    recorded = (info.theta, info.log_prob, *info.stats.values())
+    return sum(values.numel() * values.element_size() for values in recorded) / info.log_prob.numel()
 
 
 def is_shown(progress: bool) -> bool:

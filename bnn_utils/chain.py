@@ -8,7 +8,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from os import PathLike
@@ -22,6 +22,7 @@ from bnn_utils import _check, advice, diagnostics, files
 from bnn_utils._arviz import arviz
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.evidence import LADDER, Tempering, ladder_of
+from bnn_utils.kernels.base import KEPT
 from bnn_utils.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class Chain:
     """Draws of one run of `sample`, or drawn elsewhere (`from_draws`, `from_arviz`).
 
     Attributes:
-        draws: shape ``(chains, draws, D)``.
+        draws: shape ``(chains, draws, D)``; ``(chains, draws, 0)`` of a run with ``keep_draws=False``.
         stats: ArviZ name -> values of shape ``(chains, draws)``: lp, acceptance_rate, is_accept, n_steps, step_size,
             energy, energy_error, diverging; of draws from elsewhere, lp and what came with them.
-        names: label of each parameter, D of them.
+        names: label of each parameter, D of them; none where theta was not kept.
         kernel: what drew them, as its warm-up left it: ``sample(posterior, chain.kernel, ...)`` draws on without one.
             Batches adapt each on their own, and of several this is the kernel of the first. In words (a str) where
             draws come from elsewhere or from a file, or runs of different kernels were merged.
@@ -67,11 +68,13 @@ class Chain:
         wall_time: seconds from the call of `sample` to its return; NaN where it is not known.
         compile_time: seconds of it spent on compilation.
         sampling_time: seconds of it that the draws took, by which ESS per second is computed: with the transitions that
-            thinning left out, without the warm-up and those that were dropped; NaN where it is not known.
+            thinning left out and what `kept` took, without the warm-up and those that were dropped; NaN where it is not
+            known.
         tempering: of replica exchange, what happened at all temperatures; the draws are those of the posterior.
         thinning: transitions from one draw to the next. Statistics are those of the one that led to the draw.
         dropped: transitions per chain after the warm-up that `drop` threw away too.
         run: what `extend` goes on with; None for draws from elsewhere or from a file, thinned, dropped or merged.
+        kept: values of the functions that `sample` was told to ``keep``, by name, shape ``(chains, draws, ...)``.
     """
 
     draws: Tensor
@@ -89,6 +92,7 @@ class Chain:
     thinning: int = 1
     dropped: int = 0
     run: Batches | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"run": None}  # which may hold processes
@@ -110,10 +114,14 @@ class Chain:
             sizes: how many chains each batch has.
             facts: the other attributes.
         """
-        stats = {name: values for name, values in info.stats.items() if not name.startswith(LADDER)}
-        tempering = Tempering.of_run(info.stats, ladders, sizes, thinning) if len(stats) < len(info.stats) else None
+        kept = {name.removeprefix(KEPT): values for name, values in info.stats.items() if name.startswith(KEPT)}
+        of_kernel = {name: values for name, values in info.stats.items() if not name.startswith(KEPT)}
+        stats = {name: values for name, values in of_kernel.items() if not name.startswith(LADDER)}
+        tempering = Tempering.of_run(of_kernel, ladders, sizes, thinning) if len(stats) < len(of_kernel) else None
         stats = {"lp": info.log_prob, **stats}
-        return cls(info.theta, stats, tempering=tempering, thinning=thinning, **facts)
+        if not info.theta.shape[-1]:
+            facts["names"] = []
+        return cls(info.theta, stats, tempering=tempering, thinning=thinning, kept=kept, **facts)
 
     @classmethod
     def from_draws(
@@ -219,16 +227,22 @@ class Chain:
     def merge(cls, chains: Sequence[Chain]) -> Chain:
         """Runs of the same posterior as one chain: theirs, one after the other, with the statistics that all have.
 
+        So with what was kept of them beside the draws, or in their place.
+
         Times are sums, as of runs one after the other; kernels, gradients and devices that differ are listed, in words.
 
         Raises:
             ValueError: if there is none; if they differ in their parameters, dtype, device, number of draws, warm-up,
-                draws that were dropped or thinning, or some have `tempering` and others none, or another number of
-                temperatures; if two have the same seed, or chains are copies of each other.
+                draws that were dropped or thinning, in the shape of what was kept or in whether theta was, or some have
+                `tempering` and others none, or another number of temperatures; if two have the same seed, or chains are
+                copies of each other.
         """
         if not chains:
             raise ValueError("there is nothing to merge: pass a list of chains")
         first = chains[0]
+        kept = [name for name in first.kept if all(name in chain.kept for chain in chains)]
+        if len({chain.dim == 0 for chain in chains}) > 1:
+            raise ValueError("chains to merge must all have theta, or none: some were drawn with keep_draws=False")
         for other in chains:
             for mine, theirs in zip_longest(first.names, other.names):
                 if mine != theirs:
@@ -244,6 +258,7 @@ class Chain:
             "the transitions that were dropped": lambda chain: chain.dropped,
             "thinning": lambda chain: chain.thinning,
             "the number of temperatures": lambda chain: chain.tempering and chain.tempering.replica.shape[-1],
+            "the shapes of what was kept": lambda chain: {name: (*chain.kept[name].shape[2:],) for name in kept},
         }.items():
             values = [of(chain) for chain in chains]
             other = next((k for k, value in enumerate(values) if value != values[0]), None)
@@ -260,7 +275,7 @@ class Chain:
                 "leave the seed out, or give each run another"
             )
         draws = torch.cat([chain.draws for chain in chains])
-        _check_copies(draws)
+        _check_copies(draws if first.dim else torch.cat([chain.stats["lp"] for chain in chains]))
         tempering = None
         if first.tempering is not None:
             ladders = [{name: values for name, _, values in chain.tempering.items()} for chain in chains]
@@ -283,6 +298,7 @@ class Chain:
             tempering=tempering,
             thinning=first.thinning,
             dropped=first.dropped,
+            kept={name: torch.cat([chain.kept[name] for chain in chains]) for name in kept},
             **{name: listed(name) for name in facts},
             **{name: sum(getattr(chain, name) for chain in chains) for name in times},
         )
@@ -412,8 +428,10 @@ class Chain:
             kept = {name: values[:, part].clone() for name, values in of_draws.items()}
             tempering = replace(tempering, thinning=thinning, **kept)
         stats = {name: values[:, part].clone() for name, values in self.stats.items()}
+        kept = {name: values[:, part].clone() for name, values in self.kept.items()}
         draws = self.draws[:, part].clone()
-        return replace(self, draws=draws, stats=stats, thinning=thinning, tempering=tempering, run=None, **changes)
+        arrays = {"draws": draws, "stats": stats, "kept": kept, "tempering": tempering}
+        return replace(self, **arrays, thinning=thinning, run=None, **changes)
 
     def best_draw(self) -> tuple[int, int]:
         """(chain, draw) of the highest log density; ``chain.draws[chain.best_draw()]`` is its theta."""
@@ -426,9 +444,13 @@ class Chain:
         bulk and tail; Vehtari et al. 2021) and ess_per_sec (bulk ESS per second of sampling).
 
         Warns if chains move together, as runs with the same random numbers do: then all but mean and sd is wrong.
+
+        Raises:
+            ValueError: if theta was not kept.
         """
         import pandas as pd
 
+        self._check_draws()
         together = coupled(self.draws)
         if together:
             warnings.warn(
@@ -455,14 +477,26 @@ class Chain:
         return pd.DataFrame({name: value.cpu().numpy() for name, value in columns.items()}, index=index)
 
     def quantiles(self) -> pd.DataFrame:
-        """Quantiles of every parameter over all chains, one row each, one column per percentage."""
+        """Quantiles of every parameter over all chains, one row each, one column per percentage.
+
+        Raises:
+            ValueError: if theta was not kept.
+        """
         import pandas as pd
 
+        self._check_draws()
         values = np.empty((self.dim, len(QUANTILES)))
         for places, part in self._columns():
             values[places] = np.percentile(part.cpu().numpy(), QUANTILES, axis=0).T
         index = pd.Index(self.names, name="parameter")
         return pd.DataFrame(values, index=index, columns=[f"{q:g}%" for q in QUANTILES])
+
+    def _check_draws(self) -> None:
+        if self.dim == 0:
+            raise ValueError(
+                "theta was not kept (keep_draws=False), and there are no parameters to tell of; for what was kept "
+                f"({', '.join(self.kept)}) there is diagnostics.diagnose(chain.kept[name])"
+            )
 
     def _columns(self) -> Iterator[tuple[slice, Tensor]]:
         """Draws of all chains ``(chains * draws, d)`` in float64, d parameters at a time, in memory that is reused."""
@@ -476,6 +510,7 @@ class Chain:
     def to_arviz(self, log_likelihoods: Tensor | None = None) -> InferenceData:
         """ArviZ's InferenceData: ``theta`` (chain, draw, parameter) in posterior, the statistics in sample_stats.
 
+        What was kept is in posterior too, each under its name, with dimensions chain, draw, <name>_dim_0 and so on.
         Of replica exchange, sample_stats also holds the fields of `Tempering`, with a dimension ``temperature``.
 
         Args:
@@ -492,15 +527,16 @@ class Chain:
                 f"log_likelihoods has shape {tuple(log_likelihoods.shape)}, expected {(*self.draws.shape[:-1], 'N')}: "
                 "pass posterior.log_likelihoods(chain.draws)"
             )
-        problem = files.problem_of_names(self.stats)
+        problem = files.problem_of_names(self.stats) or files.problem_of_names(self.kept, "a function in keep")
         if problem:
             raise ValueError(problem)
+        theta = {"theta": self.draws} if self.dim else {}
         data = arviz().from_dict(
-            posterior={"theta": files.array(self.draws)},
+            posterior={name: files.array(values) for name, values in (theta | self.kept).items()},
             log_likelihood=None if log_likelihoods is None else {"y": files.array(log_likelihoods)},
             sample_stats={name: files.array(value) for name, value in self.stats.items()},
-            coords={"parameter": self.names},
-            dims={"theta": ["parameter"]},
+            coords={"parameter": self.names} if theta else {},
+            dims={"theta": ["parameter"]} if theta else {},
             posterior_attrs=files.attributes(self),
         )
         if self.tempering is not None:
@@ -595,12 +631,16 @@ class Chain:
             "draws per chain": f"{draws:,}{thinned} after {self.warmup:,} of warmup{dropped}",
             "wall duration": "not known" if math.isnan(self.wall_time) else duration,
             "acceptance rate": acceptance or "not known",
-            "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}",
+            "parameters": f"{dim}: {self.names[0]}, ..., {self.names[-1]}" if dim else "not kept",
             "internals": ", ".join(self.stats),
             "seed": "not known: taken from a generator, elsewhere, or several" if self.seed is None else f"{self.seed}",
         }
-        if self.few.tempering is not None:
-            facts["tempering"] = str(self.few.tempering)
+        few = self.few
+        if few.tempering is not None:
+            facts["tempering"] = str(few.tempering)
+        if few.kept:
+            shapes = {name: ["chains", "draws", *map(str, values.shape[2:])] for name, values in few.kept.items()}
+            facts["kept"] = ", ".join(f"{name} ({', '.join(shape)})" for name, shape in shapes.items())
         return facts
 
     def __repr__(self) -> str:

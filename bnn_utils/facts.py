@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn_utils.keep import Keep
 from bnn_utils.kernels.base import Kernel
 from bnn_utils.posterior import Posterior
 
@@ -24,11 +25,13 @@ def facts_of(
     warmup: int,
     thin: int,
     compile: bool,
+    keep: Keep,
 ) -> dict[str, Any]:
-    """All that the draws of a run depend on, but for how many they are and in which batches.
+    """All that the draws of a run depend on, but for how many they are and in which batches; and what is recorded.
 
     A posterior may hold any code. What it is shows in its log densities at some points: another network, other data,
-    another prior or likelihood give other numbers, on each processor the same but for rounding.
+    another prior or likelihood give other numbers, on each processor the same but for rounding. Of the functions in
+    keep only the names are known.
     """
     generator = torch.Generator(posterior.device).manual_seed(0)
     with torch.no_grad():
@@ -49,6 +52,8 @@ def facts_of(
         "thin": thin,
         "gradient": posterior.gradient + ", compiled" * compile,
         "device": posterior.device.type,
+        "keep": sorted(keep.functions),
+        "keep_draws": keep.draws,
     }
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,14 +70,14 @@ def save(chain: Chain, path: str | os.PathLike[str]) -> None:
     if why:
         raise ValueError(f"this chain can't be saved: {why}")
     data = chain.to_arviz()
-    dtypes = {"theta": chain.draws.dtype} | {name: values.dtype for name, values in chain.stats.items()}
+    tensors = {"posterior": {"theta": chain.draws} | chain.kept, "sample_stats": dict(chain.stats)}
     if chain.tempering is not None:
-        dtypes |= {f"{LADDER}{name}": values.dtype for name, _, values in chain.tempering.items()}
+        tensors["sample_stats"] |= {f"{LADDER}{name}": values for name, _, values in chain.tempering.items()}
     content = io.BytesIO()
     for mode, group in zip("wa", GROUPS, strict=True):
         values = data[group]
         for variable in values.data_vars:
-            values[variable].attrs["torch_dtype"] = str(dtypes[variable]).removeprefix("torch.")
+            values[variable].attrs["torch_dtype"] = str(tensors[group][variable].dtype).removeprefix("torch.")
         compressed = {variable: {"zlib": True} for variable in values.data_vars}
         values.to_netcdf(content, mode=mode, group=group, engine="h5netcdf", encoding=compressed)
     write(name, content.getbuffer())
@@ -95,10 +95,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             field = name.removeprefix(LADDER)
             (stats if field == name else ladder)[field] = tensor(values)
         seed = posterior.attrs["seed"]
+        kept = {name: tensor(values) for name, values in posterior.data_vars.items()}
+        has_draws = "theta" in kept
         return {
-            "draws": tensor(posterior["theta"]),
+            "draws": kept.pop("theta") if has_draws else stats["lp"].new_empty(*stats["lp"].shape, 0),
             "stats": stats,
-            "names": posterior["parameter"].to_numpy().tolist(),
+            "kept": kept,
+            "names": posterior["parameter"].to_numpy().tolist() if has_draws else [],
             "seed": None if seed == "None" else int(seed),
             "tempering": Tempering(**ladder, thinning=int(posterior.attrs["thinning"])) if ladder else None,
             **{name: kind(posterior.attrs[name]) for name, kind in ATTRIBUTES.items()},
@@ -109,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def problem(chain: Chain) -> str | None:
     """Why a chain would not come back from a file as it is, in words; None if it would."""
-    tensors = {"draws": chain.draws} | chain.stats
+    tensors = {"draws": chain.draws} | chain.stats | {f"kept[{name!r}]": values for name, values in chain.kept.items()}
     if chain.tempering is not None:
         tensors |= {f"tempering.{name}": values for name, _, values in chain.tempering.items()}
     for name, values in tensors.items():
@@ -117,12 +120,12 @@ def problem(chain: Chain) -> str | None:
             return f"{name} must be a dense tensor with values, got {type(values).__name__}"
         if values.dtype not in DTYPES.values():
             return f"{name} has dtype {values.dtype}, and must have one of {KINDS}"
-    if chain.draws.ndim != 3 or chain.draws.numel() == 0 or not chain.draws.is_floating_point():
+    if chain.draws.ndim != 3 or 0 in chain.draws.shape[: 2 if chain.kept else 3] or not chain.draws.is_floating_point():
         return f"draws have shape {tuple(chain.draws.shape)} and {chain.draws.dtype}, not (chains, draws, D) and floats"
     bad = (~chain.draws.isfinite()).nonzero()
     if len(bad):
         return f"draws hold {len(bad)} NaN or infinite values, the first at {bad[0].tolist()}"
-    why = problem_of_names(chain.stats)
+    why = problem_of_names(chain.stats) or problem_of_names(chain.kept, "a function in keep")
     if why:
         return why
     if "lp" not in chain.stats:
@@ -131,6 +134,9 @@ def problem(chain: Chain) -> str | None:
     for name, values in chain.stats.items():
         if values.shape != lead:
             return f"the statistic {name} has shape {tuple(values.shape)}, expected {lead}"
+    for name, values in chain.kept.items():
+        if values.shape[:2] != lead or values.numel() == 0:
+            return f"kept[{name!r}] has shape {tuple(values.shape)}, expected {(*lead, '...')}"
     if chain.tempering is not None:
         num = tuple(chain.tempering.replica.shape[-1:])
         for name, dims, values in chain.tempering.items():
@@ -151,14 +157,14 @@ def problem(chain: Chain) -> str | None:
     return None
 
 
-def problem_of_names(stats: Mapping[str, Tensor]) -> str | None:
-    """Why a statistic can't go by its name to ArviZ and to a file, in words; None if all can."""
-    for name in stats:
+def problem_of_names(names: Iterable[str], what: str = "a statistic", taken: tuple[str, ...] = TAKEN) -> str | None:
+    """Why a statistic, or what else is named, can't go by its name to ArviZ and to a file; None if all can."""
+    for name in names:
         if not isinstance(name, str) or not name.isidentifier() or unicodedata.normalize("NFC", name) != name:
-            return f"the name of a statistic must be one word of letters, digits and underscores, got {name!r:.80}"
-        if name in TAKEN or name.startswith(LADDER):
+            return f"the name of {what} must be one word of letters, digits and underscores, got {name!r:.80}"
+        if name in taken or name.startswith(LADDER):
             return (
-                f"a statistic can't be called {name}: {', '.join(TAKEN)} and names that begin with {LADDER} mean "
+                f"{what} can't be called {name}: {', '.join(taken)} and names that begin with {LADDER} mean "
                 "something else to ArviZ and in a file; give it another name"
             )
     return None

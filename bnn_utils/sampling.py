@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from bnn_utils.density import check_can_compile, compilation_pays
 from bnn_utils.facts import facts_of
 from bnn_utils.files import to_path
 from bnn_utils.interrupts import noted
+from bnn_utils.keep import check_keep, try_out
 from bnn_utils.kernels.base import Kernel, check_kernel
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.posterior import Posterior
@@ -43,6 +45,8 @@ def sample(
     executor: Executor | None = None,
     thin: int = 1,
     store: str | os.PathLike[str] | None = None,
+    keep: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    keep_draws: bool = True,
 ) -> Chain:
     """Draw chains from a posterior.
 
@@ -81,7 +85,16 @@ def sample(
         store: a folder, such as "run.zarr", for draws and checkpoints. Whatever ends the run, the same call again goes
             on where it ended, or further with more ``num_samples``, and its draws are those of a run that nothing has
             ended. ``Chain.load`` reads the draws so far, also while the run goes on; so does any program that reads
-            Zarr. Draws that take more than 64 MB stay there, see `bnn_utils.stored.StoredChain`.
+            Zarr. It knows the names in ``keep``, and not the functions: the same call is yours to make. Draws that take
+            more than 64 MB stay there, see `bnn_utils.stored.StoredChain`.
+        keep: functions of theta by name, such as ``{"p": lambda theta: posterior.predict(theta, grid)}``, whose values
+            at the draws are ``chain.kept``. Each takes draws ``(S, D)``, some at a time, and returns a row for each,
+            ``(S, ...)``, which must not depend on the other rows, nor on chance. They run in this process, so that they
+            need not travel to workers, and only on draws that ``thin`` leaves. How many draws come at a time is decided
+            by the clock, and products of matrices of other shapes are rounded otherwise: unlike the draws, values may
+            differ in their last digits from those of the same call.
+        keep_draws: False records what is in ``keep`` in place of the draws, for networks whose draws don't fit into
+            memory: ``chain.draws`` has no columns then. ``chain.extend`` and a ``store`` go on all the same.
 
     Returns:
         the chain. After an interruption (Ctrl-C, the stop button, SIGTERM) it holds the draws made so far, with a
@@ -90,10 +103,11 @@ def sample(
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: for a count, a start or a mass that cannot be used, or a store of another run; the message says what
-            to change.
+        ValueError: for a count, a start or a mass that cannot be used, a function whose values can't be recorded, or a
+            store of another run; the message says what to change.
         OSError: if the store can't be written, as on a full disk; all up to its last checkpoint is safe.
-        Exception: whatever the network raises while sampling, with the draws made so far as its attribute ``chain``.
+        Exception: whatever the network or a function in ``keep`` raises while sampling, with the draws made so far as
+            its attribute ``chain``.
     """
     called = time.perf_counter()
     _check.posterior(posterior)
@@ -103,7 +117,7 @@ def sample(
         _check.whole(name, value, low)
         for name, value, low in (("warmup", warmup, 0), ("workers", workers, 1), ("thin", thin, 1))
     )
-    progress = _check.flag("progress", progress)
+    progress, recorded = _check.flag("progress", progress), check_keep(keep, keep_draws)
     _check.instance(
         "executor", executor, (Executor, type(None)), "a concurrent.futures.Executor, such as a Dask client's"
     )
@@ -113,7 +127,7 @@ def sample(
     if store is None:
         _check.memory(
             f"{num_samples=} draws of {num_chains} chains",
-            num_chains * num_samples * posterior.dim * posterior.dtype.itemsize,
+            num_chains * num_samples * (posterior.dim if recorded.draws else 1) * posterior.dtype.itemsize,  # 1: lp
             posterior.device,
             "ask for fewer, or keep them in a folder (store=)",
         )
@@ -141,7 +155,9 @@ def sample(
             )
             if seed is None:
                 seed = int(before["seed"]) if before and before["seed"].lstrip("-").isdigit() else fresh_seed()
-            facts = facts_of(posterior, kernel, seed, init, warmup, thin, compile) if store is not None else {}
+            facts = {}
+            if store is not None:
+                facts = facts_of(posterior, kernel, seed, init, warmup, thin, compile, recorded)
             streams = [as_generator(seed, posterior.device)]
             if len(sizes) > 1:
                 streams = spawn(seed, len(sizes), posterior.device)
@@ -152,6 +168,9 @@ def sample(
             ]
             if init is not None:
                 check_starts(posterior, torch.cat(starts))
+            if recorded.functions:  # a draw from the prior beside the starts, which may be one, or equal
+                other = posterior.sample_prior(1, torch.Generator(posterior.device).manual_seed(0))
+                try_out(recorded, torch.cat([other, starts[0]]))
             one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
             plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
             checkpoints = [
@@ -170,6 +189,7 @@ def sample(
                 thin,
                 None if isinstance(seed, torch.Generator) else _check.seed(seed),
                 (workers, executor),
+                recorded,
             )
         chain = run.go(progress, called, interrupts)
     if len(sizes) == 1:

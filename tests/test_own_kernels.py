@@ -226,6 +226,7 @@ WRONG = {
     "a statistic called lp": (stat("lp", torch.zeros(4)), "a statistic can't be called 'lp'"),
     "a statistic called draws": (stat("draws", 1.0), "a statistic can't be called 'draws'"),
     "a ladder": (stat("tempering_replica", torch.zeros(4, 2)), "can't be called 'tempering_replica'"),
+    "a value of a function": (stat("kept_p", torch.zeros(4, 2)), "can't be called 'kept_p'"),
     "a statistic of another shape": (stat("rate", torch.zeros(3)), r"\(4, '...'\); 'rate' is a tensor of shape \(3,\)"),
     "a statistic in words": (stat("rate", "high"), "'rate' is 'high'"),
 }

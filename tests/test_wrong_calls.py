@@ -211,6 +211,12 @@ sample(posterior, hmc, 3, batch_size=True)        | batch_size must be a whole n
 sample(posterior, hmc, 3, workers="2")            | workers must be a whole number of at least 1, got '2'
 sample(posterior, hmc, 3, workers=True)           | workers must be a whole number of at least 1, got True
 sample(posterior, hmc, 3, workers=None)           | workers must be a whole number of at least 1, got None
+sample(posterior, hmc, 3, keep=first)             | keep must be a mapping from names to functions of theta, .* got an object of type function
+sample(posterior, hmc, 3, keep=["p"])             | keep must be a mapping from names to functions of theta, .* got an object of type list
+sample(posterior, hmc, 3, keep={"p": p})          | keep\['p'\] must be a function of theta, got a tensor of shape
+sample(posterior, hmc, 3, keep={3: first})        | a name in keep must be a str, got 3
+sample(posterior, hmc, 3, keep={"p": lambda theta: None}) | what keep\['p'\] returns must be a tensor or an array of numbers, got None
+sample(posterior, hmc, 3, keep={"p": first}, keep_draws=0) | keep_draws must be True or False, got 0
 Chain.from_draws("draws", posterior)              | draws must be a tensor or an array of numbers, got 'draws'
 Chain.from_draws(None, posterior)                 | draws must be a tensor or an array of numbers, got None
 Chain.from_draws(chain, posterior)                | draws must be a tensor or an array of numbers, .*pass its attribute draws
@@ -435,6 +441,19 @@ sample(posterior, hmc, 3, num_chains=0)           | num_chains must be a whole n
 sample(posterior, hmc, 3, warmup=-1)              | warmup must be a whole number of at least 0, got -1
 sample(posterior, hmc, 3, batch_size=0)           | batch_size must be a whole number of at least 1, got 0
 sample(posterior, hmc, 3, workers=0)              | workers must be a whole number of at least 1, got 0
+sample(posterior, hmc, 3, keep_draws=False)       | keep_draws=False leaves nothing to record
+sample(posterior, hmc, 3, keep={}, keep_draws=False) | keep_draws=False leaves nothing to record
+sample(posterior, hmc, 3, keep={"a b": first})    | the name of a function in keep must be one word of letters, digits and underscores, got 'a b'
+sample(posterior, hmc, 3, keep={"theta": first})  | a function in keep can't be called theta:
+sample(posterior, hmc, 3, keep={"lp": first})     | a function in keep can't be called lp:
+sample(posterior, hmc, 3, keep={"tempering_p": first}) | a function in keep can't be called tempering_p:
+sample(posterior, hmc, 3, keep={"p": first, "P": first}) | names in keep must differ in more than capitals, got p, P
+sample(posterior, hmc, 3, keep={"p": first, "p_dim_0": first}) | keep\['p_dim_0'\] has the name of a dimension of keep\['p'\]
+sample(posterior, hmc, 3, keep={"p": lambda theta: theta.mean()}) | keep\['p'\] must return a row for each draw, of theta \(2, 20\) a tensor of shape \(2, ...\), got \(\)
+sample(posterior, hmc, 3, keep={"p": lambda theta: theta[:, :0]}) | keep\['p'\] must return a row for each draw, .* got \(2, 0\)
+sample(posterior, hmc, 3, keep={"p": lambda theta: 1j * theta}) | what keep\['p'\] returns is torch.complex128: take real numbers
+sample(posterior, hmc, 3, keep={"p": lambda theta: theta.to(torch.float8_e5m2)}) | what keep\['p'\] returns has dtype torch.float8_e5m2
+sample(posterior, hmc, 3, keep={"p": lambda theta: theta - theta.mean(0)}) | keep\['p'\] must be a function of each draw alone
 sample(posterior, hmc, 3, compile="yes")          | compile must be True, False or 'auto', got 'yes'
 sample(posterior, hmc, 3, compile=1)              | compile must be True, False or 'auto', got 1
 sample(posterior, hmc, 3, compile=None)           | compile must be True, False or 'auto', got None

@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 MAX_ENERGY_ERROR = 1000.0
 
 # What statistics can't be called: draws and log densities have these names in a chain, and what begins like this is of
-# all temperatures.
+# all temperatures, or the value of a function that is recorded (`bnn_utils.keep`).
 TAKEN = ("draws", "lp")
 LADDER = "tempering_"
+KEPT = "kept_"
 
 S = TypeVar("S")
 
@@ -165,7 +166,7 @@ def check_info(kernel: Kernel, info: object, shape: tuple[int, ...], dtype: torc
         if not isinstance(values, Tensor) or (tuple(values.shape), values.dtype) != (expected, dtype):
             raise ValueError(f"{who}, with a {name} of shape {expected} and {dtype}; it is {_check.told(values)}")
     for name, values in info.stats.items():
-        if name in TAKEN or (name.startswith(LADDER) and kernel.lanes_per_chain == 1):
+        if name in TAKEN or name.startswith(KEPT) or (name.startswith(LADDER) and kernel.lanes_per_chain == 1):
             raise ValueError(f"{who}, and a statistic can't be called {name!r}, which means something else in a chain")
         begins = tuple(values.shape[: len(of_each)]) if isinstance(values, Tensor) else None
         if begins != of_each and not isinstance(values, int | float):

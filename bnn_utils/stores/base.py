@@ -77,12 +77,16 @@ def columns(info: Info) -> dict[str, Tensor]:
     taken = {"draws", "lp"} & info.stats.keys()
     if taken:
         raise ValueError(f"a statistic can't be called {taken.pop()}: that is the name of a draw or of its log density")
-    return {"draws": info.theta, "lp": info.log_prob, **info.stats}
+    # Theta that is not recorded has no columns: other programs have no use for an empty array.
+    draws = {"draws": info.theta} if info.theta.shape[-1] else {}
+    return {**draws, "lp": info.log_prob, **info.stats}
 
 
 def as_info(columns: dict[str, Tensor]) -> Info:
     others = dict(columns)
-    return Info(others.pop("draws"), others.pop("lp"), others)
+    log_prob = others.pop("lp")
+    theta = others.pop("draws") if "draws" in others else log_prob.new_empty(*log_prob.shape, 0)
+    return Info(theta, log_prob, others)
 
 
 def arrays_of(columns: dict[str, Tensor]) -> dict[str, Array]:
