@@ -140,6 +140,8 @@ class Batches:
         start = self.checkpoints[batch]
         end = self.num_warmup if start.done < self.num_warmup else self.num_transitions
         left = min(end - start.done, self._longest or 1)
+        if self.keep.functions and start.done == self.num_warmup:
+            left = 1  # the warm-up did not tell how long functions take
         return (self.plans[batch], start, left) if start.done < self.num_transitions else None
 
     def take(self, batch: int, made: Segment) -> None:

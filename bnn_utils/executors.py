@@ -7,6 +7,7 @@ notebook travel by value, whatever the executor does with its own arguments.
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -35,6 +36,13 @@ Take = Callable[[int, Segment], None]  # what comes of a segment of a batch
 Next = Callable[[int], tuple[Plan, Checkpoint, int] | None]
 
 
+def _timed(take: Take, batch: int, made: Segment) -> float:
+    """Seconds that this takes, as to compute what is kept of a segment: no interruption is noticed meanwhile."""
+    started = time.perf_counter()
+    take(batch, made)
+    return time.perf_counter() - started
+
+
 # --- in this process --------------------------------------------------------------------------------------------------
 
 
@@ -60,10 +68,10 @@ class Here:
             num = min(left, max(done.values()) - done[batch] or self._length)
             with interrupts.breakable():
                 made = segment(plan, start, num)
-            take(batch, made)
+            taking = _timed(take, batch, made)
             if made.error is not None:
                 raise made.error
-            self._length = next_length(num, made.seconds, self._wanted)
+            self._length = next_length(num, made.seconds + taking, self._wanted)
             report()
 
 
@@ -157,9 +165,9 @@ class Elsewhere:
                         asked = True
                     else:
                         made: Segment = cloudpickle.loads(content)
-                        take(batch, made)
+                        taking = _timed(take, batch, made)
                         losses[batch] = 0
-                        lengths[batch] = next_length(sent.num, made.seconds, SECONDS_OF_TRAVELLING_SEGMENT)
+                        lengths[batch] = next_length(sent.num, made.seconds + taking, SECONDS_OF_TRAVELLING_SEGMENT)
                         if made.error is not None:
                             failed.add(batch)
                             failure = failure or made.error

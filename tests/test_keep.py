@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -271,6 +272,19 @@ def test_draws_that_will_not_fit_need_not_be_kept(monkeypatch):
         draw()
     chain = draw(keep={"positive": is_positive}, keep_draws=False)
     assert chain.kept["positive"].shape == (4, 50)
+
+
+def test_functions_that_take_long_get_few_draws_at_a_time():
+    """So that an interruption is noticed in between. Fails when segments are as long as transitions alone allow."""
+    seen = []
+
+    def slow(theta):
+        seen.append(len(theta))
+        time.sleep(0.005 * len(theta))
+        return theta[:, 0]
+
+    draw(100, keep={"slow": slow}, warmup=500, batch_size=4)
+    assert max(seen) <= 200, "a second, for what is to take a fifth"
 
 
 # --- chains -----------------------------------------------------------------------------------------------------------
