@@ -304,8 +304,17 @@ class Chain:
         )
 
     def parts(self, name: str) -> Iterator[Part]:
-        """The draws (of the name ``draws``) or a statistic, in parts; none where there is no such statistic."""
-        values = self.draws if name == "draws" else advice.statistic(self, name)
+        """Everything of one kind, in parts; nothing where there is no such thing.
+
+        Args:
+            name: "draws"; of a statistic, in float64 on the CPU, such as "lp"; or "kept_p" for ``chain.kept["p"]``.
+        """
+        if name == "draws":
+            values = self.draws if self.dim else None
+        elif name.startswith(KEPT):
+            values = self.kept.get(name.removeprefix(KEPT))
+        else:
+            values = advice.statistic(self, name)
         if values is not None:
             yield Part(slice(0, self.num_chains), slice(0, self.num_draws), values)
 
@@ -321,8 +330,9 @@ class Chain:
 
         Raises:
             TypeError: if the function is none, or its values are no tensor.
-            ValueError: if it does not return one row for each draw.
+            ValueError: if it does not return one row for each draw, or theta was not kept.
         """
+        self._check_draws()
         if not callable(function):
             raise TypeError(f"expectation takes a function of theta (S, D), got {_check.told(function)}")
         total, count = 0.0, 0
@@ -494,7 +504,7 @@ class Chain:
     def _check_draws(self) -> None:
         if self.dim == 0:
             raise ValueError(
-                "theta was not kept (keep_draws=False), and there are no parameters to tell of; for what was kept "
+                "theta was not kept (keep_draws=False), so that nothing can be said of it; for what was kept "
                 f"({', '.join(self.kept)}) there is diagnostics.diagnose(chain.kept[name])"
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bnn_utils import _check, advice
 from bnn_utils.chain import Chain, Part
 from bnn_utils.evidence import LADDER, Tempering
+from bnn_utils.kernels.base import KEPT
 from bnn_utils.stores import MemoryStore, ZarrDraws
 from bnn_utils.stores.base import as_info, rows
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Draws and statistics that take more stay in their folder, and tables look at as many of them as take less.
 MOST_BYTES = 2**26
-ARRAYS = ("draws", "stats", "tempering")  # of a chain
+ARRAYS = ("draws", "stats", "kept", "tempering")  # of a chain
 
 Ladders = Sequence[tuple[Tensor, Tensor] | None]
 
@@ -41,6 +42,8 @@ def chain_of(store: MemoryStore | ZarrDraws, stop: int | None, ladders: Ladders,
         most = min(map(store.count, range(len(store.sizes))))
         source = Source(store.snapshot(), 0, most if stop is None else min(stop, most), ladders)
         if source.num_bytes > MOST_BYTES:
+            if "draws" not in store.arrays:  # theta was not kept
+                facts["names"] = []
             return StoredChain.of_source(source, **facts)
     return Chain.of_run(store.read(stop=stop), ladders, store.sizes, **facts)
 
@@ -79,17 +82,19 @@ class Source(NamedTuple):
         return out.to(self.store.device)
 
 
-class Statistics(Mapping):
-    """Name -> values, which are read each time."""
+class Arrays(Mapping):
+    """Name -> values, which are read each time: of statistics, or of those arrays whose names begin with a prefix."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._names = [name for name in source.store.arrays if name != "draws" and not name.startswith(LADDER)]
+    def __init__(self, source: Source, prefix: str = "") -> None:
+        self._source, self._prefix = source, prefix
+        others = () if prefix else (LADDER, KEPT, "draws")
+        found = [name for name in source.store.arrays if name.startswith(prefix) and not name.startswith(others)]
+        self._names = [name.removeprefix(prefix) for name in found]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._source.read(name)
+        return self._source.read(self._prefix + name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -117,16 +122,19 @@ class StoredChain(Chain):
 
     @cached_property
     def draws(self) -> Tensor:
-        return self.source.read("draws")
+        return self.source.read("draws") if self.dim else self.few.draws.new_empty(self.num_chains, self.num_draws, 0)
 
     @cached_property
     def stats(self) -> Mapping[str, Tensor]:
-        return Statistics(self.source)
+        return Arrays(self.source)
+
+    @cached_property
+    def kept(self) -> Mapping[str, Tensor]:
+        return Arrays(self.source, KEPT)
 
     @cached_property
     def tempering(self) -> Tempering | None:
-        names = [name for name in self.source.store.arrays if name.startswith(LADDER)]
-        found = {name: self.source.read(name) for name in names}
+        found = {LADDER + name: values for name, values in Arrays(self.source, LADDER).items()}
         return Tempering.of_run(found, self.source.ladders, self.source.store.sizes, self.thinning) if found else None
 
     @property
@@ -139,14 +147,12 @@ class StoredChain(Chain):
 
     @property
     def dim(self) -> int:
-        return self.source.store.arrays["draws"].shape[0]
+        return len(self.names)
 
     def parts(self, name: str) -> Iterator[Part]:
-        if name == "draws":
-            yield from self.source.parts(name)
-        elif name in self.stats:
+        if name in self.source.store.arrays:
             for chains, draws, values in self.source.parts(name):
-                yield Part(chains, draws, values.double())
+                yield Part(chains, draws, values.double() if name in self.stats else values)
 
     def _part(self, part: slice, **changes: Any) -> Chain:
         if part.step > 1:

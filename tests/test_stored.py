@@ -49,6 +49,8 @@ def same(one, two):
     assert torch.equal(one.draws, two.draws)
     assert list(one.stats) == list(two.stats)
     assert all(torch.equal(one.stats[name], two.stats[name]) for name in two.stats)
+    assert list(one.kept) == list(two.kept)
+    assert all(torch.allclose(one.kept[name], two.kept[name], rtol=1e-12) for name in two.kept)
     assert (one.tempering is None) == (two.tempering is None)
     for mine, theirs in zip(*(chain.tempering.items() if chain.tempering else [] for chain in (one, two)), strict=True):
         assert mine[0] == theirs[0]
@@ -92,6 +94,30 @@ def test_parts_are_all_draws_and_statistics(many, tmp_path):
         assert torch.equal(found, values[:, 7:].double())
         assert len(parts) > 10
     assert not list(chain.parts("nothing"))
+
+
+@pytest.mark.parametrize("keep_draws", [True, False])
+def test_what_was_kept_stays_there_too(many, keep_draws, tmp_path):
+    keep = {"p": lambda theta: POSTERIOR.predict(theta, POSTERIOR.data.x), "length": lambda theta: theta.norm(dim=1)}
+    arguments = {"batch_size": 3, "keep": keep, "keep_draws": keep_draws}
+    whole, chain = draw(**arguments), draw(**arguments, store=tmp_path / "run.zarr")
+    assert type(chain) is StoredChain
+    for each in (chain, Chain.load(tmp_path / "run.zarr")):
+        assert same(each, whole)
+        assert same(each.thin(7), whole.thin(7))
+        assert same(each.drop(9), whole.drop(9))
+        assert "kept             p (chains, draws, 4), length (chains, draws)" in repr(each)
+    total = sum(part.values.sum((0, 1)) for part in chain.parts("kept_p"))
+    assert torch.allclose(total, whole.kept["p"].sum((0, 1)), rtol=1e-12)
+    (whole_part,) = whole.parts("kept_p")
+    assert torch.equal(whole_part.values, whole.kept["p"])
+    if keep_draws:
+        assert torch.allclose(chain.expectation(keep["p"]), whole.kept["p"].mean((0, 1)), rtol=1e-12)
+        return
+    for each in (whole, chain):
+        assert not list(each.parts("draws"))
+        with pytest.raises(ValueError, match=r"theta was not kept \(keep_draws=False\)"):
+            each.expectation(keep["p"])
 
 
 def test_expectation(many, tmp_path, monkeypatch):
