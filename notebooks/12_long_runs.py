@@ -359,6 +359,32 @@ print("as many draws in a row less than 50 %; one of each hundred costs half som
 # longer to compute than they are worth. Keep at least one draw in each stretch over which draws
 # resemble each other; what varies quickly from draw to draw pays first.
 #
+# ## Predictions in place of draws
+# A large network has many parameters, and you may ask for a few predictions only. `keep=` takes
+# functions of `theta` and records what they say at each draw, beside the draws or in their
+# place. Here are three places that we want to know about, and no draws.
+
+# %%
+asked = [0, 24, 48]
+wanted = {"p": lambda theta: posterior.predict(theta, places[asked])}
+told = sample(posterior, kernel, 600, **settings, keep=wanted, keep_draws=False)
+assert torch.allclose(told.kept["p"], p[..., asked])
+share = told.kept["p"].nbytes / many.draws.nbytes
+print(f"{len(asked)} probabilities at each draw, those of the run before,")
+print(f"in {share:.0%} of the memory that theta takes")
+
+# %% [markdown]
+# And a million draws of 64 chains? Draws that take more than 64 MB stay in their folder, and so
+# does what was kept. `chain.expectation` averages a function over all of them, some at a time;
+# tables look at one draw in so many, and say so; `chain.thin(100)` brings some into memory, for
+# all else.
+
+# %%
+mean = many.expectation(lambda theta: posterior.predict(theta, places))
+assert torch.allclose(mean, p.mean((0, 1)))
+print("the mean over all draws, some at a time, is the mean over all at once")
+
+# %% [markdown]
 # ## A kernel of your own
 # All of this asks of a **kernel** that it keeps no secrets: that what it needs next is in the
 # state that it returns. Here is the oldest one, the random walk of Metropolis and others
@@ -415,7 +441,7 @@ print("verdict: in two processes, in a folder, extended: the same draws as in on
 # - `Chain.load` on the folder of a run that goes on. Look early, and stop what won't converge.
 # - `workers=` and `executor=` change who computes, and never what.
 # - Ask twenty transitions what ten thousand will cost.
-# - Thinning saves memory, not time, and makes no average better.
+# - Thinning saves memory, not time, and makes no average better; `keep=` records predictions.
 # - A kernel that returns all that it needs next gets all of this without a line of code.
 #
 # **Next:** start over with [1. Four boxes of points](01_data.ipynb), now that you know where
