@@ -87,8 +87,9 @@ class Arrays(Mapping):
 
     def __init__(self, source: Source, prefix: str = "") -> None:
         self._source, self._prefix = source, prefix
-        others = () if prefix else (LADDER, KEPT, "draws")
+        others = () if prefix else (LADDER, KEPT)
         found = [name for name in source.store.arrays if name.startswith(prefix) and not name.startswith(others)]
+        found = [name for name in found if name != "draws"]
         self._names = [name.removeprefix(prefix) for name in found]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -172,7 +173,7 @@ class StoredChain(Chain):
 
     @cached_property
     def few(self) -> Chain:
-        return self.thin(min(self.num_draws, -(-self.source.num_bytes // MOST_BYTES)))
+        return self._read(max(1, min(self.num_draws, -(-self.source.num_bytes // MOST_BYTES))))
 
     @cached_property
     def warnings(self) -> list[str]:

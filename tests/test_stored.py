@@ -149,6 +149,9 @@ def test_tables_look_at_some_draws_and_say_so(many, kernel, tmp_path):
     pd.testing.assert_frame_equal(chain.summary()[columns], few.summary()[columns], check_names=False)
     pd.testing.assert_frame_equal(chain.quantiles(), few.quantiles(), check_names=False)
     assert chain.quantiles().columns.name == f"of one draw in {step}"
+    end = chain.drop(NUM - 5)  # few enough to look at all
+    assert end.quantiles().columns.name == "of one draw in 1"
+    pd.testing.assert_frame_equal(end.quantiles(), draw(kernel=kernel).drop(NUM - 5).quantiles(), check_names=False)
 
 
 def test_what_it_says_of_itself(many, tmp_path):
