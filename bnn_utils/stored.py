@@ -97,6 +97,9 @@ class Arrays(Mapping):
             raise KeyError(name)
         return self._source.read(self._prefix + name)
 
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

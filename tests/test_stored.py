@@ -96,6 +96,19 @@ def test_parts_are_all_draws_and_statistics(many, tmp_path):
     assert not list(chain.parts("nothing"))
 
 
+def test_a_part_is_read_once(many, tmp_path, monkeypatch):
+    """Also to ask whether there is such a statistic; fails when whole arrays are read to learn that."""
+    chain, read = draw(store=tmp_path / "run.zarr"), []
+    read_chunk = folders.zarr.read_chunk
+    monkeypatch.setattr(folders.zarr, "read_chunk", lambda *args: read.append(args[0]) or read_chunk(*args))
+    assert "energy" in chain.stats
+    assert not read
+    for name in ("draws", "energy"):
+        read.clear()
+        num = len(list(chain.parts(name)))
+        assert num - 1 <= len(read) == len(set(read)) <= num, "the last part is in memory"
+
+
 @pytest.mark.parametrize("keep_draws", [True, False])
 def test_what_was_kept_stays_there_too(many, keep_draws, tmp_path):
     keep = {"p": lambda theta: POSTERIOR.predict(theta, POSTERIOR.data.x), "length": lambda theta: theta.norm(dim=1)}
