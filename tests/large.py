@@ -1,6 +1,6 @@
 """How much memory a run of 1,000,000 draws of 64 chains of 20 parameters takes, and what is computed from its folder.
 
-    python tests/large.py               # of 1,000,000 draws: 20 minutes, and 7 GB on the disk
+    python tests/large.py               # of 1,000,000 draws: half an hour, and 13 GB on the disk
     python tests/large.py --draws 20000
 
 Each step is a process of its own, and must stay below 600 MB.
@@ -43,7 +43,7 @@ def read(folder: str, num: int) -> str:
 
 
 def in_function_space(folder: str, num: int) -> str:
-    few = Chain.load(folder).thin(max(1, num // 5000))
+    few = Chain.load(folder).thin(max(1, num // 2000))
     return convergence(POSTERIOR.predict(few.draws, GRID), GRID).verdict
 
 
