@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from bnn_utils.batches import Batches
     from bnn_utils.kernels.base import Info, Kernel
 
-DRAWS_AT_ONCE = 1024  # to which a function is applied at once
+FIRST_DRAWS = 256  # to which a function is applied; what it returns tells for how many there is room
+FUNCTION_ELEMENTS = 2**21  # that a function returns at once: sixteen megabytes
 COLUMN_ELEMENTS = 2**20  # of draws that tables copy at once: eight megabytes
 LINE = 110  # characters of a warning in a line of the repr
 QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # percent, those of the original tutorial's table
@@ -335,9 +336,11 @@ class Chain:
         self._check_draws()
         if not callable(function):
             raise TypeError(f"expectation takes a function of theta (S, D), got {_check.told(function)}")
-        total, count = 0.0, 0
+        total, count, most = 0.0, 0, FIRST_DRAWS
         for part in self.parts("draws"):
-            for theta in part.values.flatten(0, 1).split(DRAWS_AT_ONCE):
+            rest = part.values.flatten(0, 1)
+            while len(rest):
+                theta, rest = rest[:most], rest[most:]
                 values = _check.tensor("what the function returns", function(theta)).detach()
                 if values.ndim == 0 or len(values) != len(theta):
                     raise ValueError(
@@ -345,6 +348,7 @@ class Chain:
                         "return one row for each"
                     )
                 total, count = total + values.double().sum(0), count + len(theta)
+                most = max(1, FUNCTION_ELEMENTS // max(1, values[0].numel()))
         return (total / count).to(values.dtype if values.is_floating_point() else torch.float64)
 
     @property

@@ -135,7 +135,8 @@ def test_what_was_kept_stays_there_too(many, keep_draws, tmp_path):
 
 def test_expectation(many, tmp_path, monkeypatch):
     """The mean over all draws, of functions with results of any shape, in memory and in a folder."""
-    monkeypatch.setattr("bnn_utils.chain.DRAWS_AT_ONCE", 16)
+    monkeypatch.setattr("bnn_utils.chain.FIRST_DRAWS", 16)
+    monkeypatch.setattr("bnn_utils.chain.FUNCTION_ELEMENTS", 100)
     whole, chain = draw(), draw(store=tmp_path / "run.zarr")
     x = POSTERIOR.data.x
     for function in (lambda theta: POSTERIOR.predict(theta, x), lambda theta: theta[:, 0], lambda theta: theta > 0):
