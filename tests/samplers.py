@@ -89,9 +89,9 @@ SAMPLERS = {
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),
     "hamiltorch": Sampler(hamiltorch_hmc, is_slow=True),
     # They need about as many steps for a draw as there are parameters.
-    "random walk": Sampler(lambda covariance: RandomWalk(walk(covariance)), thin=20),
-    "adapting walk": Sampler(lambda covariance: AdaptingWalk(walk(covariance), 10.0), warmup=300, thin=20),
-    "many at once": Sampler(lambda covariance: ManyAtOnce(walk(covariance)), thin=20),
+    "random walk": Sampler(lambda covariance: RandomWalk(walk(covariance)), thin=10),
+    "adapting walk": Sampler(lambda covariance: AdaptingWalk(walk(covariance), 10.0), warmup=300, thin=10),
+    "many at once": Sampler(lambda covariance: ManyAtOnce(walk(covariance)), thin=10),
 }
 WALKS = ("random walk", "adapting walk", "many at once")
 
