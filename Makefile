@@ -34,7 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
 
-# Some 15 minutes on two cores.
+# About an hour on two cores.
 faults: $(READY)
 	$(BIN)/python tests/faults.py --to notebooks/faults.md
 
