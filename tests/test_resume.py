@@ -255,7 +255,7 @@ def test_what_memory_has_no_room_for_is_refused_at_the_first_transition(small):
 
 
 def test_what_the_disk_has_no_room_for_is_refused_at_the_first_transition(small, tmp_path):
-    """Of draws that are in the folder already nothing is counted."""
+    """And the folder is left as one in which fewer draws find room."""
     arguments = {"seed": 1, "progress": False, "compile": False, "store": tmp_path / "run.zarr"}
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(ValueError, match=r"draws of 1 chains with \d+ bytes each would take .* the disk of .*thin="):
