@@ -17,7 +17,7 @@ from bnn_utils.chain import Chain
 from bnn_utils.checkpoints import Checkpoint
 from bnn_utils.evidence import ladder_of
 from bnn_utils.executors import Elsewhere, Here
-from bnn_utils.gradients.compiled import SECONDS_TO_COMPILE
+from bnn_utils.gradients.native import seconds_to_compile
 from bnn_utils.interrupts import Interrupts, noted
 from bnn_utils.keep import Keep
 from bnn_utils.kernels.base import Info, adapted
@@ -291,7 +291,9 @@ class _Bar:
         disable = not is_shown(progress)
         self.bar = tqdm(total=run.num_transitions, initial=self.done, unit="draw", disable=disable)
         if run.plans[0].compile:
-            self.bar.set_postfix_str(f"compiling, some {SECONDS_TO_COMPILE:.0f} s unless it was done before")
+            self.bar.set_postfix_str(
+                f"compiling, some {seconds_to_compile(run.posterior):.1f} s unless it was done before"
+            )
 
     @property
     def done(self) -> int:

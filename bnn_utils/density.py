@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,15 +14,11 @@ from bnn_utils import _check
 from bnn_utils.gradients import LogDensity
 from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
 from bnn_utils.gradients.backprop import closed_form
-from bnn_utils.gradients.compiled import COMPILING, MAX_PARAMETERS, compile_likelihood, pays_off
+from bnn_utils.gradients.native import MAX_PARAMETERS, Native, can_be_native
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:  # a posterior makes densities itself
     from bnn_utils.posterior import Posterior
-
-# What was compiled, by posterior and number of lanes; None where it failed. It goes when its posterior goes, and stays
-# out of pickles: compiled code belongs to its process.
-_COMPILED: WeakKeyDictionary[Posterior, dict[int, LogDensity | None]] = WeakKeyDictionary()
 
 
 class Density:
@@ -34,15 +31,15 @@ class Density:
     Args:
         posterior: given by its model and data.
         num_lanes: C, the rows of each batch; for several data sets a multiple of their number.
-        compile: with the gradient of the likelihood compiled, which takes some seconds, once per process for a
-            posterior and a number of lanes. Where that fails, as without a C++ compiler, it runs uncompiled.
+        compile: in native code, which is made in half a second for a network's shape, and kept on disk. Where that
+            fails, as without llvmlite, it says so once, and runs in torch.
 
     Attributes:
         joint: ``log p(y | theta) + log p(theta)``.
         prior: ``log p(theta)``.
         likelihood: ``log p(y | theta)``.
         num_lanes: C.
-        is_compiled: whether the gradient of the likelihood is compiled.
+        native: the native code; None without.
 
     Raises:
         TypeError: if this is no posterior.
@@ -53,7 +50,7 @@ class Density:
         _check.posterior(posterior)
         self.num_lanes = _check.whole("num_lanes", num_lanes, 1)
         self.posterior, self._compile = posterior, compile
-        self._compiled = _compiled(posterior, self.num_lanes) if compile else None
+        self.native = _native(posterior, self.num_lanes) if compile else None
 
     @property
     def dim(self) -> int:
@@ -70,7 +67,7 @@ class Density:
 
     @property
     def is_compiled(self) -> bool:
-        return self._compiled is not None
+        return self.native is not None
 
     @cached_property
     def joint(self) -> LogDensity:
@@ -88,7 +85,11 @@ class Density:
             log_likelihood, grad = likelihood.log_prob_and_grad(theta)
             return prior.log_prob(theta) + log_likelihood, plus_prior(grad, theta)
 
-        return LogDensity(log_prob_and_grad, lambda theta: plus_prior(likelihood.grad(theta), theta))
+        def grad(theta: Tensor) -> Tensor:
+            return plus_prior(likelihood.grad(theta), theta)
+
+        native = self.native
+        return LogDensity(log_prob_and_grad, grad, native.trajectory if native and native.has_prior else None)
 
     @cached_property
     def prior(self) -> LogDensity:
@@ -104,8 +105,8 @@ class Density:
     @cached_property
     def likelihood(self) -> LogDensity:
         posterior = self.posterior
-        if self._compiled is not None:
-            return self._compiled
+        if self.native is not None:
+            return self.native.likelihood
         if posterior.layers is None and self._is_one_block:
             return by_autograd(posterior.log_likelihood)
         # Autograd is closed to tensors that are made in inference mode.
@@ -133,35 +134,30 @@ class Density:
         return f"Density({self.num_lanes} lanes{', compiled' * self.is_compiled}, of {self.posterior!r})"
 
 
-def can_compile(posterior: Posterior) -> bool:
-    """Whether the gradient can be compiled: the closed form of a small network on the CPU."""
-    return posterior.layers is not None and posterior.dim <= MAX_PARAMETERS and posterior.device.type == "cpu"
-
-
 def check_can_compile(posterior: Posterior) -> None:
-    """Raise unless the gradient can be compiled."""
-    if not can_compile(posterior):
+    """Raise unless there is native code for the posterior."""
+    if not can_be_native(posterior):
         raise ValueError(
-            f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters on the CPU; this "
-            f"posterior has {posterior.dim} parameters and the {posterior.gradient} gradient, on {posterior.device}: "
-            "say 'auto'"
+            f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters with one of this "
+            f"package's likelihoods on the CPU; this posterior has {posterior.dim} parameters, the "
+            f"{posterior.gradient} gradient and {posterior.likelihood!r}, on {posterior.device}: say 'auto'"
         )
 
 
-def compilation_pays(posterior: Posterior, num_lanes: int, num_gradients: int) -> bool:
-    """Whether the gradient can be compiled, and that is predicted to take less time than it saves."""
-    return can_compile(posterior) and pays_off(posterior.layers, len(posterior.counted), num_lanes, num_gradients)
-
-
-def _compiled(posterior: Posterior, num_lanes: int) -> LogDensity | None:
-    """The likelihood, compiled now or before; None where that fails."""
+def _native(posterior: Posterior, num_lanes: int) -> Native | None:
     check_can_compile(posterior)
-    with COMPILING:
-        known = _COMPILED.setdefault(posterior, {})
-        if num_lanes not in known:
-            with torch.inference_mode(False):
-                y = posterior.targets_for(num_lanes)
-            known[num_lanes] = compile_likelihood(
-                posterior.layers, posterior.likelihood, posterior.features, y, num_lanes, posterior.counted.weights
-            )
-        return known[num_lanes]
+    try:
+        return Native(posterior, num_lanes)
+    except (ImportError, OSError, RuntimeError) as error:
+        _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return None
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"there is no native code, so it runs in torch and slower ({reason}). Native code is made by llvmlite: install "
+        "it (pip install llvmlite), or silence this with compile=False",
+        RuntimeWarning,
+        stacklevel=2,
+    )

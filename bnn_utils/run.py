@@ -39,7 +39,8 @@ class Plan:
         num_chains: of the batch.
         num_warmup: transitions in which the kernel adapts.
         compile: with the gradient compiled.
-        one_thread: rounding depends on it.
+        one_thread: of torch, whose rounding depends on it. Native code takes as many as torch had before: its
+            rounding doesn't.
     """
 
     posterior: Posterior
@@ -57,13 +58,15 @@ class Plan:
     @contextmanager
     def density(self) -> Iterator[Density]:
         """A density for this thread alone, while transitions are made."""
-        threads = _threads(1) if self.one_thread else _threads(None)
+        num_threads, threads = torch.get_num_threads(), _threads(1) if self.one_thread else _threads(None)
         # Without the bookkeeping of autograd, which a tensor this small pays for with a tenth of its time.
         with threads, torch.inference_mode():
             try:
                 density = self.idle.pop()
             except IndexError:  # there is none, or other threads have them all
                 density = self.posterior.density(self.num_chains * self.kernel.lanes_per_chain, self.compile)
+            if density.native is not None:
+                density.native.num_threads = num_threads
             try:
                 yield density
             finally:
@@ -91,8 +94,9 @@ def _advance(plan: Plan, density: Density, start: Checkpoint, num: int, made: li
     generator = torch.Generator(plan.posterior.device)
     generator.set_state(start.rng)
     state, kernel, (num_chains, dim) = start.state, plan.kernel, (plan.num_chains, density.dim)
-    if hasattr(kernel, "steps"):
-        state, info = kernel.steps(density, generator, state, num)
+    at_once = kernel.steps(density, generator, state, num) if hasattr(kernel, "steps") else NotImplemented
+    if at_once is not NotImplemented:
+        state, info = at_once
         check_info(kernel, info, (num_chains, num, dim), density.dtype)
     else:
         for _ in range(num):

@@ -15,9 +15,10 @@ from torch import Tensor
 from bnn_utils import _check
 from bnn_utils.batches import Batches
 from bnn_utils.chain import Chain
-from bnn_utils.density import check_can_compile, compilation_pays
+from bnn_utils.density import check_can_compile
 from bnn_utils.facts import facts_of
 from bnn_utils.files import to_path
+from bnn_utils.gradients.native import can_be_native
 from bnn_utils.interrupts import noted
 from bnn_utils.keep import check_keep, try_out
 from bnn_utils.kernels.base import Kernel, check_kernel
@@ -57,9 +58,9 @@ def sample(
 
     The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
     from the seed; they do not depend on who computes them, on how many workers there are, nor on how often one of them
-    dies. Rounding differs between the compiled gradient and the uncompiled one, so draws do too; which one "auto" takes
-    depends on sizes alone. On the CPU, torch runs on one thread meanwhile, unless one batch is large enough to gain
-    from more.
+    dies. Rounding differs between native code and torch, so draws do too; which one "auto" takes depends on the
+    posterior alone. On the CPU, torch runs on one thread meanwhile, unless one batch is large enough to gain from more;
+    native code takes as many threads as torch has, which changes no draw.
 
     Several threads may sample one posterior at the same time. Workers do not run the main program again, on Windows
     neither, so that a script needs no ``if __name__ == "__main__":`` for them.
@@ -75,8 +76,10 @@ def sample(
         seed: a number, or a generator on the posterior's device, which is advanced. Without it every call has a new
             number, so that runs are independent; it is ``chain.seed``, and with it the run can be made again.
         progress: show a progress bar.
-        compile: compile the gradient: True, False, or "auto", where that is predicted to take less time than it saves.
-            For small networks on the CPU only; some 15 seconds, 5 from the second process on.
+        compile: in native code: True, False, or "auto", wherever there is some: for chains of Linear layers of up to
+            256 parameters, with one of our likelihoods, on the CPU. It takes some half a second to make for each shape
+            of network, and is kept on disk (`bnn_utils.gradients.machine.folder`). Where it fails, as without
+            llvmlite, the run says so and goes on in torch.
         batch_size: chains per batch; without it all are one batch.
         workers: processes of our own that share the batches.
         executor: anything with the interface of `concurrent.futures.Executor` in place of workers, such as
@@ -148,11 +151,9 @@ def sample(
     with noted() as interrupts:
         with interrupts.breakable():
             before = _facts_of_store(store)
-            if before and compile == "auto":  # whatever is predicted to pay off for so many draws more
+            if before and compile == "auto":  # whatever would be taken here and now
                 compile = before["gradient"].endswith("compiled")
-            compile = _will_compile(
-                compile, posterior, kernel, num_chains, (warmup + thin * num_samples) * getattr(kernel, "num_steps", 1)
-            )
+            compile = _will_compile(compile, posterior, kernel)
             if seed is None:
                 seed = int(before["seed"]) if before and before["seed"].lstrip("-").isdigit() else fresh_seed()
             facts = {}
@@ -204,9 +205,7 @@ def _facts_of_store(store: str | os.PathLike[str] | None) -> dict[str, Any]:
     return open_for_reading(store).facts
 
 
-def _will_compile(
-    compile: bool | Literal["auto"], posterior: Posterior, kernel: Kernel, num_chains: int, num_gradients: int
-) -> bool:
+def _will_compile(compile: bool | Literal["auto"], posterior: Posterior, kernel: Kernel) -> bool:
     _check.choice("compile", compile, (True, False, "auto"))
     if isinstance(kernel, Hamiltorch):
         if compile is True:
@@ -216,5 +215,4 @@ def _will_compile(
         return False
     if compile is True:
         check_can_compile(posterior)
-    num_lanes = num_chains * kernel.lanes_per_chain
-    return compile is True or (compile == "auto" and compilation_pays(posterior, num_lanes, num_gradients))
+    return can_be_native(posterior) if compile == "auto" else compile

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: the tutorial's network, its posterior, and the chains that hamiltorch drew from it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from bnn_utils import Bernoulli, NormalPrior, Posterior, boxes, tutorial
 # The same examples in every run, and no folder of past ones.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("suite")
+
+# Not the reader's: what tests have compiled nobody needs again.
+os.environ.setdefault("BNN_UTILS_CACHE", str(Path(__file__).resolve().parent.parent / "build" / "native"))
 
 # Batches this small are faster on one thread, and many times faster where other programs keep the other cores busy.
 torch.set_num_threads(1)

@@ -354,7 +354,7 @@ def test_repr(chain):
     assert shown["sampler"] == repr(chain.kernel)
     assert shown["sampler"].startswith("HMC(step_size=0.0"), "the warm-up has adapted it, from 0.1"
     assert shown["sampler"].endswith(", num_steps=5, jitter=0.5)")
-    assert shown["gradient"].strip() == "closed-form, float64 on cpu"
+    assert shown["gradient"].strip() == "closed-form, compiled, float64 on cpu"
     assert shown["chains"].strip() == "3"
     assert shown["draws per chain"].strip() == "40 after 5 of warmup"
     rate = chain.stats["acceptance_rate"].mean()
@@ -384,7 +384,7 @@ def test_merge(chain, posterior, tmp_path):
     assert torch.equal(both.draws, torch.cat([chain.draws, other.draws]))
     assert set(both.stats) == set(chain.stats) - {"energy"}
     assert torch.equal(both.stats["lp"], torch.cat([chain.stats["lp"], other.stats["lp"]]))
-    assert (both.num_chains, both.seed, both.warmup, both.gradient) == (5, None, 5, "closed-form")
+    assert (both.num_chains, both.seed, both.warmup, both.gradient) == (5, None, 5, "closed-form, compiled")
     assert both.kernel == f"{chain.kernel!r}; another"
     assert both.sampling_time == chain.sampling_time + other.sampling_time
     assert "several" in repr(both)

@@ -1,34 +1,19 @@
 """What kernels see of a posterior: its three densities, made when asked for, one thread each, compiled once."""
 
 import copy
-import gc
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import nn
 
 from bnn_utils import ElementPrior, NormalPrior, density
-from bnn_utils.density import Density, check_can_compile, compilation_pays
-from bnn_utils.gradients import LogDensity
+from bnn_utils.density import Density
+from bnn_utils.gradients import native
 
 PARTS = "joint", "prior", "likelihood"
 gradients = pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """The numbers of lanes that were compiled for; what comes of it is no density of anything, but told apart."""
-    lanes = []
-
-    def compile_likelihood(layers, likelihood, x, y, num_lanes, weights):
-        lanes.append(num_lanes)
-        return LogDensity(lambda theta: (theta.sum(-1), theta.clone()), lambda theta: theta.clone())
-
-    monkeypatch.setattr(density, "compile_likelihood", compile_likelihood)
-    return lanes
 
 
 @gradients
@@ -111,63 +96,45 @@ def test_each_thread_with_its_own(posterior, theta):
             assert all(torch.equal(grad, expected) for grad in found)
 
 
-# --- compiled ---------------------------------------------------------------------------------------------------------
+# --- in native code ---------------------------------------------------------------------------------------------------
 
 
-def test_compiled_once_for_a_posterior_and_a_number_of_lanes(make_posterior, theta, compilations):
-    posterior, other = make_posterior(), make_posterior()
-    one, two = posterior.density(5, compile=True), posterior.density(5, compile=True)
-    assert one.is_compiled
-    assert compilations == [5], "it takes some seconds"
-    assert torch.equal(one.likelihood.grad(theta), theta)
-    torch.testing.assert_close(two.joint.grad(theta), 0.91 * theta)  # of that likelihood, and of the prior
+def test_networks_of_one_shape_share_their_code(make_posterior, theta, monkeypatch):
+    """Whatever their data, priors and numbers of lanes: it takes half a second to make."""
+    made, make = [], native.Code
+    monkeypatch.setattr(native, "Code", lambda program: made.append(program) or make(program))
+    monkeypatch.setattr(native, "_CODE", {})
+    posterior, other = make_posterior(), make_posterior(prior=NormalPrior(2.0))
+    for one in (posterior, other, posterior.with_targets(1 - posterior.data.y)):
+        for num_lanes in (1, 5):
+            assert one.density(num_lanes, compile=True).is_compiled
+    assert len(made) == 1
     assert not posterior.density(5).is_compiled
-    posterior.density(3, compile=True), other.density(5, compile=True)
-    posterior.with_targets(1 - posterior.data.y).density(5, compile=True)
-    assert compilations == [5, 3, 5, 5], "other lanes, another posterior and other targets are other code"
+    posterior.density(64, compile=True)
+    assert len(made) == 2, "many lanes have code of their own"
 
 
-def test_where_it_fails_it_runs_uncompiled(posterior, theta, monkeypatch):
-    monkeypatch.setattr(density, "compile_likelihood", lambda *_: None)
-    found = posterior.density(5, compile=True)
+def test_where_it_fails_it_runs_in_torch(posterior, theta, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(native, "Code", fail)
+    monkeypatch.setattr(native, "_CODE", {})
+    density._warn.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"there is no native code, .* \(RuntimeError: out of order\)"):
+        found = posterior.density(5, compile=True)
     assert not found.is_compiled
     assert torch.equal(found.joint.grad(theta), posterior.density(5).joint.grad(theta))
 
 
-def test_copies_know_nothing_of_compiled_code(posterior, theta, compilations):
+def test_copies_make_it_anew(posterior, theta):
     """By pickle and deepcopy; fails when the code, which belongs to its process, goes along."""
     one = posterior.density(5, compile=True)
     for copied in (pickle.loads(pickle.dumps(posterior)), copy.deepcopy(posterior)):
-        compilations.clear()
-        copied.density(5, compile=True)
-        assert compilations == [5]
-    one.joint.grad(theta)
+        assert torch.equal(copied.density(5, compile=True).joint.grad(theta), one.joint.grad(theta))
     again = pickle.loads(pickle.dumps(one))
     assert (again.num_lanes, again.is_compiled) == (5, True)
     assert torch.equal(again.joint.grad(theta), one.joint.grad(theta))
-
-
-def test_compiled_code_goes_with_its_posterior(make_posterior, compilations):
-    gc.collect()
-    before, posterior = len(density._COMPILED), make_posterior()
-    posterior.density(5, compile=True)
-    assert len(density._COMPILED) == before + 1
-    del posterior
-    gc.collect()
-    assert len(density._COMPILED) == before
-
-
-def test_what_can_be_compiled_and_when_it_pays(make_posterior):
-    small, wide = make_posterior(), make_posterior(module=nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)))
-    check_can_compile(small)
-    assert compilation_pays(small, num_lanes=1024, num_gradients=200_000)
-    assert not compilation_pays(small, num_lanes=1, num_gradients=200)
-    for other, what in ((make_posterior(gradient="autograd"), "20 .* autograd"), (wide, "257 .* closed-form")):
-        assert not compilation_pays(other, num_lanes=1024, num_gradients=10**9)
-        with pytest.raises(ValueError, match=f"this posterior has {what} gradient, on cpu: say 'auto'"):
-            check_can_compile(other)
-        with pytest.raises(ValueError, match=f"this posterior has {what} gradient, on cpu: say 'auto'"):
-            other.density(5, compile=True)
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from targets import (
     regression,
     vector,
 )
-from test_compiled import needs_compiler
 from torch import nn
 
 from bnn_utils import HMC, NormalPrior, Posterior, ReplicaExchange, sample
@@ -192,7 +191,6 @@ def test_autograd_draws_the_same(make_posterior):
     torch.testing.assert_close(*(chain.tempering.log_likelihood for chain in chains), rtol=1e-9, atol=1e-9)
 
 
-@needs_compiler
 def test_compiled_chains(posterior):
     arguments = {"num_samples": 10, "num_chains": 3, "seed": 1, "progress": False}
     kernel = ReplicaExchange(HMC(0.05, 4), 4)

@@ -28,10 +28,10 @@ from bnn_utils import (
     Posterior,
     ReplicaExchange,
     boxes,
-    density,
     sample,
 )
 from bnn_utils.diagnostics import convergence
+from bnn_utils.gradients import native
 from bnn_utils.likelihoods import _unchecked
 from bnn_utils.plots import Figure
 from bnn_utils.random import lend_to_torch
@@ -308,22 +308,24 @@ def test_numbers_of_threads_are_given_back_to_all():
     assert found == 4 * [(2, 2)]
 
 
-def test_a_gradient_is_compiled_once(monkeypatch):
-    """Fails when each thread compiles, which takes as many times as long and changes filters of warnings together."""
-    compiled = []
+def test_native_code_is_made_once(monkeypatch):
+    """Fails when each thread makes it, which takes as many times as long."""
+    made, make = [], native.Code
 
-    def compile_likelihood(*_):
+    def slowly(program):
         time.sleep(0.01)
-        compiled.append(threading.get_ident())
+        made.append(threading.get_ident())
+        return make(program)
 
-    monkeypatch.setattr(density, "compile_likelihood", compile_likelihood)
+    monkeypatch.setattr(native, "Code", slowly)
+    monkeypatch.setattr(native, "_CODE", {})
     posterior = MODELS["closed form"]()
     at_once(*NUM_THREADS * [lambda: posterior.density(3, compile=True)])
-    assert len(compiled) == 1
+    assert len(made) == 1
 
 
 @pytest.mark.slow
-def test_compiled_gradients():
+def test_native_code():
     posterior = MODELS["closed form"]()
 
     def draw(seed):

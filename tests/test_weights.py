@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from targets import generator, normal, vector
-from test_compiled import needs_compiler
 from torch import nn
 from torch.distributions import Normal, Poisson
 
@@ -25,7 +24,6 @@ from bnn_utils import (
     sample,
 )
 from bnn_utils.gradients import backprop
-from bnn_utils.gradients.compiled import unrolled
 from bnn_utils.predict import log_score
 from bnn_utils.sbc import simulation_based_calibration
 
@@ -90,20 +88,12 @@ def test_in_blocks(likelihood, last, y, monkeypatch, block):
     torch.testing.assert_close(weighted.density(5).joint.grad(theta), expected[1])
 
 
-@likelihoods
-def test_unrolled_for_the_compiler(likelihood, last, y):
-    weighted, repeated = both(likelihood, last, y)
-    theta, like = normal(5, weighted.dim), weighted.likelihood
-    value, grad = unrolled(weighted.layers, like, theta.T, X, weighted.data.y, TIMES.double())
-    expected = repeated.density(5).likelihood.log_prob_and_grad(theta)
-    assert_same((value, grad.T), expected)
-
-
-@needs_compiler
-def test_compiled():
-    weighted, repeated = both(*LIKELIHOODS["Bernoulli"])
-    theta = normal(5, weighted.dim)
-    density = weighted.density(5, compile=True)
+@pytest.mark.parametrize("num_lanes", [5, 16], ids=["over points", "over lanes"])
+@pytest.mark.parametrize("name", [name for name in LIKELIHOODS if name != "a function"])
+def test_in_native_code(name, num_lanes):
+    weighted, repeated = both(*LIKELIHOODS[name])
+    theta = normal(num_lanes, weighted.dim)
+    density = weighted.density(num_lanes, compile=True)
     assert density.is_compiled
     assert_same(density.joint.log_prob_and_grad(theta), repeated.log_prob_and_grad(theta))
 

@@ -1,9 +1,9 @@
-"""Log densities with their gradients: by autograd, in closed form, and compiled."""
+"""Log densities with their gradients: by autograd, in closed form, and in native code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,3 +16,6 @@ class LogDensity(NamedTuple):
 
     log_prob_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]  # (C, D) -> (C,), (C, D)
     grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
+    # Leapfrog steps in one call, where there is native code for them:
+    # (position, momentum, step size, number of steps, inverse mass) -> position, momentum, as `leapfrog` makes them
+    trajectory: Callable[..., tuple[Any, Tensor]] | None = None

@@ -75,17 +75,29 @@ class Info(NamedTuple):
         def column(values: list[Tensor | float]) -> Tensor:
             if isinstance(values[0], Tensor):
                 return torch.stack(values, dim=1)
-            dtype = torch.int64 if isinstance(values[0], int) else log_prob.dtype
-            return torch.tensor(values, dtype=dtype, device=log_prob.device).expand(len(log_prob), -1)
+            return _as_column(values, log_prob)
 
         columns = {name: column([info.stats[name] for info in infos]) for name in infos[0].stats}
         return cls(torch.stack([info.theta for info in infos], dim=1), log_prob, statistics(columns))
+
+    @classmethod
+    def of_many(cls, theta: Tensor, log_prob: Tensor, stats: Mapping[str, Any]) -> Info:
+        """Many transitions that were made at once: the same from columns ``(C, T, ...)``, or one number for all."""
+        num = log_prob.shape[1]
+        columns = {k: v if isinstance(v, Tensor) else _as_column(num * [v], log_prob) for k, v in stats.items()}
+        return cls(theta, log_prob, statistics(columns))
 
     def at(self, places: Sequence[int]) -> Info:
         """Of many transitions those at some places."""
         if len(places) == self.log_prob.shape[1]:
             return self
         return Info(self.theta[:, places], self.log_prob[:, places], {k: v[:, places] for k, v in self.stats.items()})
+
+
+def _as_column(values: list[float], log_prob: Tensor) -> Tensor:
+    """Numbers of T transitions, each the same for all chains, ``(C, T)``."""
+    dtype = torch.int64 if isinstance(values[0], int) else log_prob.dtype
+    return torch.tensor(values, dtype=dtype, device=log_prob.device).expand(len(log_prob), -1)
 
 
 def statistics(columns: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,8 +130,8 @@ class Kernel(Protocol[S]):
     """A frozen description of an algorithm. It has these three, and may have the two that follow.
 
     ``steps(density, generator, state, num) -> (state, info)``, many transitions at once, stacked, where that is cheaper
-    than a loop over ``step``. State, info and generator are to be those of such a loop, to the bit: how many at once is
-    decided by the clock.
+    than a loop over ``step``; NotImplemented where it isn't. State, info and generator are to be those of such a loop,
+    to the bit: how many at once is decided by the clock.
 
     ``adapted(state) -> Kernel``, the kernel as a warm-up left it, which samples further without one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import NotImplementedType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from bnn_utils.kernels.base import Info, acceptance_rate, log_ratio
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density, LogDensity
+    from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
 
@@ -53,6 +55,10 @@ class Metric(NamedTuple):
 
     inv_mass: Tensor | None  # M^-1: None for the identity, (D,) for its diagonal, or (D, D)
     factor: Tensor | None  # L with L L' = M: None, (D,) or (D, D)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.inv_mass is not None and self.inv_mass.ndim == 2
 
     def momentum(self, noise: Tensor) -> Tensor:
         """Standard normal noise ``(C, D)`` to momenta."""
@@ -158,7 +164,10 @@ def propose(
     """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
     noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
     p = metric.momentum(noise)
-    end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
+    if density.trajectory is not None and not metric.is_dense:
+        end, p_end = density.trajectory(start, p, step_size, num_steps, metric.inv_mass)
+    else:
+        end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
     return Proposal(end, p_end, _energy(start, p, metric.velocity), _energy(end, p_end, metric.velocity))
 
 
@@ -286,6 +295,10 @@ class HMC:
 
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
         """One transition of all lanes."""
+        if _is_native(density, state):
+            state, made = self._in_native_code(density.native, generator, state, 1)
+            stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
+            return state, Info(made.theta[:, 0], made.log_prob[:, 0], stats)
         size = jittered(state.step_size, state.jitter, generator, state.position.theta)
         proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
         position, is_accept = accept(generator, state.position, proposal)
@@ -296,6 +309,27 @@ class HMC:
             state = state._replace(**learned(state, position.theta, rates))
         return state, info
 
+    def steps(
+        self, density: Density, generator: torch.Generator, state: HMCState, num: int
+    ) -> tuple[HMCState, Info] | NotImplementedType:
+        """Many transitions at once, where there is native code for them."""
+        if not _is_native(density, state):
+            return NotImplemented
+        state, made = self._in_native_code(density.native, generator, state, num)
+        return state, Info.of_many(*made)
+
+    def _in_native_code(
+        self, native: Native, generator: torch.Generator, state: HMCState, num: int
+    ) -> tuple[HMCState, Info]:
+        made = native.transitions(
+            generator, state.position, state.step_size, state.jitter, self.num_steps, *state.metric, num
+        )
+        size = made.step_size if state.jitter else state.step_size
+        energies = {"start_energy": made.start_energy, "end_energy": made.end_energy}
+        stats = {"is_accept": made.is_accept, "n_steps": self.num_steps, "step_size": size, **energies}
+        position = Position(made.theta, made.log_prob, made.grad)
+        return state._replace(position=position), Info(made.thetas, made.log_probs, stats)
+
     def adapted(self, state: HMCState) -> HMC:
         """The kernel with the step size, the jitter and the mass of a state."""
         return replace(self, step_size=state.step_size, jitter=state.jitter or self.jitter, **mass_of(self, state))
@@ -303,6 +337,12 @@ class HMC:
     def __repr__(self) -> str:
         jitter = f", jitter={self.jitter:g}" if self.jitter else ""
         return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{told_mass(self)}{jitter})"
+
+
+def _is_native(density: Density, state: HMCState) -> bool:
+    """Whether the next transitions run in native code: a warm-up looks at each of them before the next."""
+    native = getattr(density, "native", None)
+    return native is not None and native.has_prior and state.warmup is None and not state.metric.is_dense
 
 
 def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:

@@ -30,7 +30,7 @@ from bnn_utils.kernels.hmc import (
 )
 
 if TYPE_CHECKING:
-    from bnn_utils.density import Density, LogDensity
+    from bnn_utils.density import Density
 
 # A ladder to begin with: dense near the prior, where the likelihood takes hold first.
 FIRST_LADDER_POWER = 4
@@ -218,7 +218,7 @@ class ReplicaExchange:
         source = ladder.here + F.pad(swapped, (0, 1)) - F.pad(swapped, (1, 0))  # whose position comes here
         rows = (ladder.first_rows + source).flatten()
 
-        tempered = Tempered(density.prior, density.likelihood, ladder.beta)
+        tempered = Tempered(density, ladder.beta)
         lanes = tempered.position(state.theta[rows], state.log_likelihood[rows], state.grad_likelihood[rows])
         jitter = STEP_JITTER if self.kernel.jitter is None else self.kernel.jitter
         size = jittered(ladder.sizes, jitter, generator, state.theta)
@@ -264,8 +264,11 @@ class ReplicaExchange:
 class Tempered:
     """The log density of lanes at inverse temperatures beta ``(C K,)``, as HMC takes it."""
 
-    def __init__(self, prior: LogDensity, likelihood: LogDensity, beta: Tensor) -> None:
-        self._prior, self._likelihood, self._beta = prior, likelihood, beta
+    def __init__(self, density: Density, beta: Tensor) -> None:
+        self._prior, self._likelihood, self._beta = density.prior, density.likelihood, beta
+        self._native = density.native
+        # As in `LogDensity`: leapfrog steps in native code, where there is some.
+        self.trajectory = self._trajectory if self._native is not None and self._native.has_prior else None
 
     def position(self, theta: Tensor, log_likelihood: Tensor, grad_likelihood: Tensor) -> TemperedPosition:
         log_prior, grad_prior = self._prior.log_prob_and_grad(theta)
@@ -276,6 +279,12 @@ class Tempered:
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, ...]:
         """What a `TemperedPosition` holds beside theta."""
         return self.position(theta, *_finite(*self._likelihood.log_prob_and_grad(theta)))[1:]
+
+    def _trajectory(
+        self, start: TemperedPosition, p: Tensor, step_size: Tensor, num_steps: int, inv_mass: Tensor | None
+    ) -> tuple[TemperedPosition, Tensor]:
+        made = self._native.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass, self._beta)
+        return TemperedPosition(made.theta, made.log_prob, made.grad, made.log_likelihood, made.grad_likelihood), made.p
 
     def grad(self, theta: Tensor) -> Tensor:
         grad_likelihood = self._likelihood.grad(theta).nan_to_num(0, 0, 0)

@@ -1,0 +1,361 @@
+"""Small networks in native code: what `bnn_utils.gradients.program` describes, called for tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from bnn_utils.gradients import LogDensity
+from bnn_utils.layers import Layer
+from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian
+from bnn_utils.priors import DiagonalNormal
+
+if TYPE_CHECKING:
+    from bnn_utils.gradients.program import Program, Unit
+    from bnn_utils.posterior import Posterior
+
+# Every parameter becomes some dozen instructions. Beyond this they take more than two seconds to make, and gain little
+# over products of matrices.
+MAX_PARAMETERS = 256
+
+# A vector over lanes saves the sums over its numbers: by so much a full one is faster than one over points.
+GAIN_OVER_LANES = 1.15
+
+# Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
+SECONDS_FOR_THREADS, SECONDS_PER_UNIT = 100e-6, 1e-9
+
+SHORTEST = 16  # normal numbers that torch makes of uniform ones together
+NUMBERS_AHEAD = 2**18  # that are drawn for a block of transitions: they stay in the caches
+
+# To make it with an empty cache, measured on one core of an AMD EPYC (Zen 2).
+SECONDS_TO_COMPILE, SECONDS_PER_PARAMETER = 0.4, 0.006
+
+LIKELIHOODS = (Bernoulli, Categorical, Gaussian)
+
+P = TypeVar("P", bound=tuple)  # a position: theta, its log density and gradient
+POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64
+
+
+class Transitions(NamedTuple):
+    """Where T transitions lead C lanes, and what is recorded of them."""
+
+    theta: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    grad: Tensor  # (C, D)
+    thetas: Tensor  # (C, T, D)
+    log_probs: Tensor  # (C, T)
+    start_energy: Tensor  # (C, T)
+    end_energy: Tensor  # (C, T)
+    is_accept: Tensor  # (C, T), bool
+    step_size: Tensor  # (C, T)
+
+
+class Trajectories(NamedTuple):
+    """Where leapfrog steps lead C lanes."""
+
+    theta: Tensor  # (C, D)
+    p: Tensor  # (C, D)
+    log_prob: Tensor  # (C,)
+    grad: Tensor  # (C, D)
+    log_likelihood: Tensor  # (C,)
+    grad_likelihood: Tensor  # (C, D)
+
+
+class Native:
+    """The log density of a small network under independent normals, its trajectories and HMC's transitions.
+
+    Lanes are shared out among threads, which changes no number.
+
+    Args:
+        posterior: given by its model and data.
+        num_lanes: C.
+
+    Attributes:
+        num_threads: at most.
+        has_prior: whether the prior is one that trajectories know; otherwise there are gradients of the likelihood.
+    """
+
+    def __init__(self, posterior: Posterior, num_lanes: int) -> None:
+        self._program = program_of(posterior, num_lanes)
+        self._code = code_of(self._program)
+        self.num_lanes, self.num_threads = num_lanes, 1
+        prior = posterior.prior_distribution
+        self.has_prior = isinstance(prior, DiagonalNormal)
+        if self.has_prior:
+            self._precision = prior.precision.contiguous()
+            self._log_normalizer = prior.log_normalizer.item()
+        self._arrays, self._stride = _laid_out(self._program, posterior, num_lanes)
+        num_points = self._arrays[0].shape[1]
+        units = sum(len(unit.places) for unit in self._program.layers)
+        self._seconds = SECONDS_PER_UNIT * units * num_points * num_lanes
+
+    def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The log likelihood and its gradient."""
+        theta = theta.contiguous()
+        value, grad = theta.new_empty(len(theta)), torch.empty_like(theta)
+        self._call("gradients", 1, theta, value, grad)
+        return value, grad
+
+    @property
+    def likelihood(self) -> LogDensity:
+        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1])
+
+    def trajectory(
+        self, start: P, p: Tensor, step_size: float | Tensor, num_steps: int, inv_mass: Tensor | None
+    ) -> tuple[P, Tensor]:
+        """As `leapfrog`."""
+        made = self.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass)
+        return type(start)(made.theta, made.log_prob, made.grad), made.p
+
+    def trajectories(
+        self,
+        theta: Tensor,
+        p: Tensor,
+        grad: Tensor,
+        step_size: float | Tensor,
+        num_steps: int,
+        inv_mass: Tensor | None,
+        beta: Tensor | None = None,
+    ) -> Trajectories:
+        """Leapfrog steps for ``log prior + log likelihood``, or with beta for ``log prior + beta log likelihood``.
+
+        Args:
+            step_size: one number for all, or ``(C, 1)``.
+            inv_mass: None for the identity, or its diagonal ``(D,)``.
+            beta: ``(C,)``; at a likelihood of 0, or one that overflows, it is the smallest there is.
+        """
+        theta, p, grad = (_copied(values) for values in (theta, p, grad))
+        num = len(theta)
+        log_prob, log_likelihood, grad_likelihood = theta.new_empty(num), theta.new_empty(num), torch.empty_like(theta)
+        sizes = step_size.contiguous() if isinstance(step_size, Tensor) else theta.new_full((num,), step_size)
+        arrays = theta, p, grad, grad_likelihood, log_prob, log_likelihood, sizes
+        betas, is_tempered = (theta.new_ones(num), 0) if beta is None else (beta.contiguous(), 1)
+        constants = num_steps, self._precision, self._or_ones(inv_mass), self._log_normalizer
+        self._call("trajectories", num_steps, *arrays, betas, is_tempered, *constants)
+        return Trajectories(theta, p, log_prob, grad, log_likelihood, grad_likelihood)
+
+    def transitions(
+        self,
+        generator: torch.Generator,
+        start: tuple[Tensor, Tensor, Tensor],
+        step_size: float,
+        jitter: float,
+        num_steps: int,
+        inv_mass: Tensor | None,
+        factor: Tensor | None,
+        num: int,
+    ) -> Transitions:
+        """``num`` transitions of HMC from theta, log_prob and grad, with a mass that is None or diagonal."""
+        theta, log_prob, grad = map(_copied, start)
+        num_lanes, dim = theta.shape
+        thetas, log_probs = theta.new_empty(num_lanes, num, dim), theta.new_empty(num_lanes, num)
+        starts, ends, sizes = (torch.empty_like(log_probs) for _ in range(3))
+        accepts = torch.empty_like(log_probs, dtype=torch.bool)
+        recorded = thetas, log_probs, starts, ends, accepts
+        constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
+        length = max(1, NUMBERS_AHEAD // theta.numel())
+        for begin in range(0, num, length):
+            block = slice(begin, min(begin + length, num))
+            u, noise, uniforms = drawn(generator, block.stop - begin, theta, self._code, bool(jitter))
+            size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
+            sizes[:, block] = size.T
+            of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
+            self._call(
+                "transitions",
+                (block.stop - begin) * num_steps,
+                *(block.stop - begin, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants),
+            )
+        return Transitions(theta, log_prob, grad, *recorded, sizes)
+
+    def _or_ones(self, diagonal: Tensor | None) -> Tensor:
+        return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
+
+    def _call(self, name: str, num_gradients: int, *arguments: Tensor | float) -> None:
+        """One of the functions for all tiles; several threads take some of them each, where that is worth it."""
+        call, shared = self._code.call, (*arguments, *self._arrays, self._arrays[0].shape[1], self._stride)
+        num_tiles = -(-self.num_lanes // self._program.lanes)
+        worth = int(self._seconds * num_gradients / SECONDS_FOR_THREADS)
+        num = max(1, min(self.num_threads, num_tiles, worth))
+        edges = [num_tiles * part // num for part in range(num + 1)]
+        others = [_pool().submit(call, name, *edge, self.num_lanes, *shared) for edge in itertools.pairwise(edges[1:])]
+        call(name, 0, edges[1], self.num_lanes, *shared)
+        for other in others:
+            other.result()
+
+
+def _copied(values: Tensor) -> Tensor:
+    return values.clone(memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "native")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+# --- random numbers ---------------------------------------------------------------------------------------------------
+
+
+def drawn(
+    generator: torch.Generator, num: int, like: Tensor, code: Code, has_jitter: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
+
+    In each, a uniform ``(C, 1)`` if there is jitter, a normal ``(C, D)`` and a uniform ``(C,)``. Torch makes 16 and
+    more normal numbers of as many uniform ones, and draws these one by one: so all can be drawn together, and the
+    generator comes as far as by the calls of torch. The normal numbers are torch's but for rounding.
+
+    Returns:
+        uniforms for step sizes ``(num, C)``, or ``(num, 0)``; noise ``(num, C, D)``; uniforms for acceptance
+        ``(num, C)``.
+    """
+    (num_lanes, dim), count = like.shape, like.numel()
+    noise, first = like.new_empty(num, num_lanes, dim), num_lanes * has_jitter
+    if count >= SHORTEST and code.knows_torchs_normals:
+        of_noise = count + SHORTEST * (count % SHORTEST > 0)
+        words = torch.rand(num, first + of_noise + num_lanes, generator=generator, dtype=like.dtype)
+        code.call("normals", words[:, first:], noise, num, count, words.shape[1])
+        return words[:, :first], noise, words[:, first + of_noise :].contiguous()
+    sizes, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
+    for t in range(num):
+        torch.rand(first, generator=generator, out=sizes[t])
+        torch.randn(num_lanes, dim, generator=generator, out=noise[t])
+        torch.rand(num_lanes, generator=generator, out=uniforms[t])
+    return sizes, noise, uniforms
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def can_be_native(posterior: Posterior) -> bool:
+    """Whether there is a program for it: the closed form of a small network and one of our likelihoods, on the CPU."""
+    return (
+        posterior.layers is not None
+        and posterior.dim <= MAX_PARAMETERS
+        and posterior.device.type == "cpu"
+        and type(posterior.likelihood) in LIKELIHOODS
+    )
+
+
+def seconds_to_compile(posterior: Posterior) -> float:
+    """Predicted, with an empty cache."""
+    return SECONDS_TO_COMPILE + SECONDS_PER_PARAMETER * posterior.dim
+
+
+def program_of(posterior: Posterior, num_lanes: int) -> Program:
+    from bnn_utils.gradients.program import BITS, Program
+
+    likelihood, layers, num_points = posterior.likelihood, posterior.layers, len(posterior.counted)
+    last, width = layers[-1].log_scale, BITS // (8 * posterior.dtype.itemsize)
+    # In whichever fewer numbers of a vector stand for nothing.
+    over_lanes, over_points = _filled(num_lanes, width) * num_points, num_lanes * _filled(num_points, width)
+    over = "lanes" if over_lanes < GAIN_OVER_LANES * over_points else "points"
+    return Program(
+        layers=tuple(map(_unit, layers)),
+        log_scales=tuple(range(last.start, last.stop)) if last else (),
+        likelihood=type(likelihood).__name__,
+        scale=getattr(likelihood, "scale", None),
+        dtype=str(posterior.dtype).removeprefix("torch."),
+        over=over,
+        is_weighted=posterior.counted.weights is not None,
+        has_datasets=over == "lanes" and posterior.num_datasets > 1,
+    )
+
+
+def _filled(num: int, width: int) -> int:
+    """So many numbers, and those that fill up the last vector."""
+    return -(-num // width) * width
+
+
+def _unit(layer: Layer) -> Unit:
+    from bnn_utils.gradients.program import Unit
+
+    act, places = layer.activation, tuple(map(tuple, layer.places().tolist()))
+    options = () if act is None else tuple(sorted(act.forward_options.items()))
+    return Unit(places, layer.bias is not None, None if act is None else act.name, options)
+
+
+def _laid_out(program: Program, posterior: Posterior, num_lanes: int) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+    """Inputs ``(features, N)``, targets and weights ``(N,)`` as programs read them; how far lanes' targets are apart.
+
+    Over points N is a multiple of the width: the last point is repeated, with no weight.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        data = posterior.counted
+        x, y = posterior.features, posterior.targets_for(num_lanes).to(data.x.dtype)
+        weights = x.new_ones(len(x)) if data.weights is None else data.weights
+        if posterior.num_datasets == 1:
+            y = y[None]
+        y = y.reshape(len(y), len(x), -1).mT  # (1 or C, K, N)
+        if program.over == "points":
+            num = -len(x) % program.width
+            x = torch.cat([x, x[-1:].expand(num, -1)])
+            y = torch.cat([y, y[..., -1:].expand(-1, -1, num)], dim=-1)
+            weights = torch.cat([weights, weights.new_zeros(num)])
+        elif len(y) > 1:
+            rows = torch.arange(_filled(num_lanes, program.width)).clamp(max=num_lanes - 1)
+            y = y[rows].unflatten(0, (-1, program.width)).permute(0, 2, 3, 1)  # (tiles, K, N, width)
+        stride = y[0].numel() if len(y) > 1 or posterior.num_datasets > 1 else 0
+        return (x.T.contiguous(), y.contiguous(), weights.contiguous()), stride
+
+
+class Code:
+    """A program's functions, compiled now or before, in this process or another one.
+
+    Raises:
+        ImportError: without llvmlite.
+        RuntimeError: where LLVM fails, or the processor is too old.
+    """
+
+    def __init__(self, program: Program) -> None:
+        from bnn_utils.gradients import machine, vector
+        from bnn_utils.gradients import program as source
+
+        self._library = machine.load(program, lambda: source.assemble(program), (source.__file__, vector.__file__))
+        self.scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
+        start, end = [WHOLE, WHOLE, WHOLE], [POINTER, POINTER, POINTER, WHOLE, WHOLE]
+        kinds = {
+            "gradients": [*start, *3 * [POINTER], *end],
+            "trajectories": [*start, *8 * [POINTER], WHOLE, WHOLE, *2 * [POINTER], self.scalar, *end],
+            "transitions": [*start, WHOLE, WHOLE, *11 * [POINTER], WHOLE, *3 * [POINTER], self.scalar, *end],
+            "normals": [*2 * [POINTER], *3 * [WHOLE]],
+        }
+        self._functions = {name: self._library.function(name, *of_name) for name, of_name in kinds.items()}
+        self.knows_torchs_normals = self._knows_torchs_normals(getattr(torch, program.dtype))
+
+    def call(self, name: str, *arguments: Tensor | float) -> None:
+        self._functions[name](*(value.data_ptr() if isinstance(value, Tensor) else value for value in arguments))
+
+    def _knows_torchs_normals(self, dtype: torch.dtype) -> bool:
+        """Whether this version of torch makes normal numbers of uniform ones as the program does."""
+        count = 2 * SHORTEST + 5
+        theirs, mine = (torch.Generator().manual_seed(0) for _ in range(2))
+        words, found = torch.rand(count + SHORTEST, generator=mine, dtype=dtype), torch.empty(count, dtype=dtype)
+        self.call("normals", words, found, 1, count, 0)
+        expected = torch.randn(count, generator=theirs, dtype=dtype)
+        tolerance = 64 * torch.finfo(dtype).eps
+        is_close = torch.allclose(found, expected, tolerance, tolerance)
+        return is_close and torch.equal(mine.get_state(), theirs.get_state())
+
+
+_CODE: dict[Program, Code] = {}
+_LOCK = threading.Lock()  # held while code is made: two threads need no two copies
+
+
+def code_of(program: Program) -> Code:
+    """Once in a process."""
+    with _LOCK:
+        if program not in _CODE:
+            _CODE[program] = Code(program)
+        return _CODE[program]

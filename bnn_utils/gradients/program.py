@@ -1,0 +1,601 @@
+"""A small network's posterior as instructions for LLVM: gradients, trajectories, and whole blocks of HMC's transitions.
+
+A network with its sizes and activations becomes one loop over points that holds a variable for every number, so that
+nothing but the data is ever read from far away. The loop works on `WIDTH` points of one lane at a time, or on one point
+of as many lanes: `Program.over` says which. The data are arguments, so that all networks of one shape share the code.
+
+There are no fast-math flags. Products with sums are written as the one instruction that they are, and sums have a fixed
+order: what is computed is the same to the bit on every processor that has this instruction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llvmlite import ir
+
+from bnn_utils.gradients.vector import Vectors
+
+I64, I8, VOID = ir.IntType(64), ir.IntType(8), ir.VoidType()
+BITS = 512  # of a vector: one or two registers of today's processors, four of older ones
+LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
+PAIRS = 8  # of uniform numbers that torch turns into normal ones together
+
+Value = ir.Value
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One layer: places in theta of ``[b | W]``, row by row, and the activation's name with its options."""
+
+    places: tuple[tuple[int, ...], ...]
+    has_bias: bool
+    activation: str | None
+    options: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that the instructions depend on.
+
+    Attributes:
+        layers: from the inputs to the outputs.
+        log_scales: places in theta of log scales, which are outputs as well.
+        likelihood: "Bernoulli", "Categorical" or "Gaussian".
+        scale: of Gaussian noise where it is known.
+        dtype: "float32" or "float64".
+        over: what vectors go over.
+        is_weighted: whether points count as often as their weights say. Over points there are always weights: those
+            that fill up the last vector have none.
+        has_datasets: over lanes, whether each has targets of its own.
+    """
+
+    layers: tuple[Unit, ...]
+    log_scales: tuple[int, ...]
+    likelihood: str
+    scale: float | None
+    dtype: str
+    over: Literal["points", "lanes"]
+    is_weighted: bool
+    has_datasets: bool
+
+    @property
+    def dim(self) -> int:
+        return sum(len(row) for unit in self.layers for row in unit.places) + len(self.log_scales)
+
+    @property
+    def num_features(self) -> int:
+        return len(self.layers[0].places[0]) - self.layers[0].has_bias
+
+    @property
+    def num_targets(self) -> int:
+        """Numbers per point, K."""
+        return len(self.layers[-1].places) // (1 if self.scale or self.log_scales else 2) if self.is_gaussian else 1
+
+    @property
+    def is_gaussian(self) -> bool:
+        return self.likelihood == "Gaussian"
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return BITS // (32 if self.dtype == "float32" else 64)
+
+    @property
+    def lanes(self) -> int:
+        """That are worked on at once, a tile."""
+        return self.width if self.over == "lanes" else 1
+
+
+def assemble(program: Program) -> str:
+    """The text of a module of LLVM with `gradients`, `trajectories`, `transitions` and `normals`."""
+    return str(Assembly(program).module)
+
+
+class Assembly:
+    """A module in the making.
+
+    Within functions, "tile" means the numbers of `Program.lanes` lanes: an array ``[D]`` of vectors of that width.
+    What is called from outside begins with the tiles from ``first`` to ``last`` of C lanes, and ends with the data:
+
+    x ``[features, N]``, y ``[K, N]`` of one data set after the other, weights ``[N]``, N.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.scalar = ir.FloatType() if program.dtype == "float32" else ir.DoubleType()
+        self.module = ir.Module("bnn_utils")
+        self.pointer = self.scalar.as_pointer()
+        self.tile_type = ir.VectorType(self.scalar, program.lanes)
+        self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
+        self.trajectory = self._trajectory()
+        self._gradients(), self._trajectories(), self._transitions(), self._normals()
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def _evaluation(self, name: str, has_value: bool) -> ir.Function:
+        """The gradient of the log likelihood for a tile, and if asked for its value."""
+        program, tile = self.program, self.tile_type.as_pointer()
+        kind = ir.FunctionType(self.tile_type if has_value else VOID, [tile, tile, *3 * [self.pointer], I64])
+        function = self._function(name, kind, internal=True)
+        theta, grad, x, y, weights, num = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        v, over_points = Vectors(b, self.scalar, program.width), program.over == "points"
+
+        def parameter(k: int) -> Value:
+            value = b.load(self._at(b, theta, I64(k)))
+            return v.splat(b.extract_element(value, I64(0))) if over_points else value
+
+        t = [parameter(k) for k in range(program.dim)]
+        zero = v.constant(0.0)
+        sums = [b.alloca(v.type) for _ in range(program.dim)]
+        total = b.alloca(v.type)
+        for memory in (*sums, total):
+            b.store(zero, memory)
+
+        def add(memory: Value, a: Value, h: Value | None = None) -> None:
+            before = b.load(memory)
+            b.store(v.add(before, a) if h is None else v.fma(a, h, before), memory)
+
+        with self._loop(b, I64(0), num, program.width if over_points else 1) as n:
+
+            def of_point(array: Value, row: int, has_lanes: bool = False) -> Value:
+                place = b.add(b.mul(I64(row), num), n)
+                if over_points:
+                    return self._load(b, self._at(b, array, place), v.type)
+                if has_lanes:
+                    return self._load(b, self._at(b, array, b.mul(place, I64(program.width))), v.type)
+                return v.splat(b.load(self._at(b, array, place)))
+
+            h = [of_point(x, i) for i in range(program.num_features)]
+            kept = []
+            for unit in program.layers:
+                inputs = [None, *h] if unit.has_bias else h
+                z = [_combined(v, [(t[k], i) for k, i in zip(row, inputs, strict=True)]) for row in unit.places]
+                parts = [_activated(v, unit, one) for one in z]
+                h, backs = [part[0] for part in parts], [part[1] for part in parts]
+                kept.append((unit, inputs, backs))
+            outputs = [*h, *(t[k] for k in program.log_scales)]
+            targets = [of_point(y, k, program.has_datasets) for k in range(program.num_targets)]
+            value, g = _judged(v, program, outputs, targets, has_value)
+            if over_points or program.is_weighted:
+                weight = of_point(weights, 0)
+                g = [v.mul(weight, one) for one in g]
+                if has_value:  # where the weight is 0, what is impossible counts for nothing either
+                    value = v.select(v.less(zero, weight), v.mul(weight, value), zero)
+            if has_value:
+                add(total, value)
+            for k, one in zip(program.log_scales, g[len(h) :], strict=True):
+                add(sums[k], one)
+            g = g[: len(h)]
+            for unit, inputs, backs in reversed(kept):
+                g = [back(one) for back, one in zip(backs, g, strict=True)]
+                for one, row in zip(g, unit.places, strict=True):
+                    for k, i in zip(row, inputs, strict=True):
+                        add(sums[k], one, i)
+                columns = list(zip(*unit.places, strict=True))[unit.has_bias :]
+                if unit is not program.layers[0]:
+                    g = [_combined(v, [(t[k], one) for k, one in zip(column, g, strict=True)]) for column in columns]
+
+        def reduced(memory: Value) -> Value:
+            value = b.load(memory)
+            return b.insert_element(self.tile_type(ir.Undefined), v.sum(value), I64(0)) if over_points else value
+
+        for k, memory in enumerate(sums):
+            b.store(reduced(memory), self._at(b, grad, I64(k)))
+        b.ret(reduced(total)) if has_value else b.ret_void()
+        return function
+
+    # --- mechanics ----------------------------------------------------------------------------------------------------
+
+    def _trajectory(self) -> ir.Function:
+        """Leapfrog steps of a tile: theta, p and the gradient move, what is new of the likelihood is put beside it.
+
+        The gradient is that of ``log prior + beta log likelihood``. At a likelihood of 0, or one that overflows, a
+        tempered one is the smallest there is, with no gradient: at beta = 0 it must count for nothing.
+        """
+        tile = self.tile_type.as_pointer()
+        kind = ir.FunctionType(
+            self.tile_type,
+            [*4 * [tile], self.tile_type, self.tile_type, ir.IntType(1), I64, *2 * [self.pointer], *self._data],
+        )
+        function = self._function("trajectory", kind, internal=True)
+        theta, p, grad, grad_likelihood, beta, size, is_tempered, num_steps, precision, inv_mass, *data = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        v = Vectors(b, self.scalar, self.program.lanes)
+        half = v.mul(v.constant(0.5), size)
+
+        def finite(value: Value, otherwise: float) -> Value:
+            cleaned = v.select(_finite(v, value), value, v.constant(otherwise))
+            return b.select(is_tempered, cleaned, value)
+
+        def drift() -> None:
+            with self._parameters(b) as k:
+                velocity = v.mul(v.splat(b.load(self._at(b, inv_mass, k))), b.load(self._at(b, p, k)))
+                place = self._at(b, theta, k)
+                b.store(v.fma(size, velocity, b.load(place)), place)
+
+        def kick(size: Value) -> None:
+            with self._parameters(b) as k:
+                place = self._at(b, grad_likelihood, k)
+                of_likelihood = b.load(place)
+                of_likelihood = finite(of_likelihood, 0.0)
+                b.store(of_likelihood, place)
+                of_prior = v.mul(v.splat(b.load(self._at(b, precision, k))), b.load(self._at(b, theta, k)))
+                force = v.fma(beta, of_likelihood, v.neg(of_prior))
+                b.store(force, self._at(b, grad, k))
+                place = self._at(b, p, k)
+                b.store(v.fma(size, force, b.load(place)), place)
+
+        with self._parameters(b) as k:
+            place = self._at(b, p, k)
+            b.store(v.fma(half, b.load(self._at(b, grad, k)), b.load(place)), place)
+        with self._loop(b, I64(1), num_steps):
+            drift()
+            b.call(self.slope, [theta, grad_likelihood, *data])
+            kick(size)
+        drift()
+        value = b.call(self.both, [theta, grad_likelihood, *data])
+        kick(half)
+        b.ret(finite(value, -LARGEST[self.program.dtype]))
+        return function
+
+    def _log_prior(self, b: ir.IRBuilder, v: Vectors, theta: Value, precision: Value, log_normalizer: Value) -> Value:
+        """Of `DiagonalNormal`, for a tile."""
+        square = lambda k: (b.load(self._at(b, theta, k)), v.splat(b.load(self._at(b, precision, k))))  # noqa: E731
+        return v.fma(v.constant(-0.5), self._quadratic(b, v, square), v.splat(log_normalizer))
+
+    def _quadratic(self, b: ir.IRBuilder, v: Vectors, term: Callable[[Value], tuple[Value, Value]]) -> Value:
+        """``sum_k w_k a_k^2`` with (a_k, w_k) from ``term``."""
+        total = self._variable(b, v.type)
+        b.store(v.constant(0.0), total)
+        with self._parameters(b) as k:
+            a, weight = term(k)
+            b.store(v.fma(v.mul(weight, a), a, b.load(total)), total)
+        return b.load(total)
+
+    # --- what is called from outside ----------------------------------------------------------------------------------
+
+    def _gradients(self) -> None:
+        """Log likelihoods ``(C,)`` and their gradients ``(C, D)`` at theta ``(C, D)``."""
+        function, b = self._entry("gradients", [*3 * [self.pointer]])
+        first, last, num_lanes, theta, value, grad, *data = function.args
+        here, there = self._tile(b), self._tile(b)
+        with self._loop(b, first, last) as tile:
+            rows = self._rows(b, tile, num_lanes)
+            self._read(b, theta, rows, here)
+            found = b.call(self.both, [here, there, *self._data_of(b, data, tile, rows)])
+            self._put(b, found, value, rows)
+            self._write(b, there, grad, rows)
+        b.ret_void()
+
+    def _trajectories(self) -> None:
+        """Leapfrog steps of lanes: theta, p and grad ``(C, D)`` move.
+
+        There is a step size and a beta for each lane. It fills in, ``(C,)`` and ``(C, D)``, log probability, log
+        likelihood and the gradient of that.
+        """
+        kinds = [*8 * [self.pointer], I64, I64, *2 * [self.pointer], self.scalar]
+        function, b = self._entry("trajectories", kinds)
+        first, last, num_lanes, *args = function.args
+        theta, p, grad, grad_likelihood, log_prob, log_likelihood, sizes, betas, *args = args
+        tempered, num_steps, precision, inv_mass, log_normalizer, *data = args
+        v = Vectors(b, self.scalar, self.program.lanes)
+        tiles = [self._tile(b) for _ in range(4)]
+        is_tempered = b.icmp_signed("!=", tempered, I64(0))
+        with self._loop(b, first, last) as tile:
+            rows = self._rows(b, tile, num_lanes)
+            for array, memory in zip((theta, p, grad), tiles, strict=False):
+                self._read(b, array, rows, memory)
+            beta, size = self._get(b, betas, rows), self._get(b, sizes, rows)
+            of_tile = self._data_of(b, data, tile, rows)
+            found = b.call(self.trajectory, [*tiles, beta, size, is_tempered, num_steps, precision, inv_mass, *of_tile])
+            of_prior = self._log_prior(b, v, tiles[0], precision, log_normalizer)
+            self._put(b, v.fma(beta, found, of_prior), log_prob, rows)
+            self._put(b, found, log_likelihood, rows)
+            for array, memory in zip((theta, p, grad, grad_likelihood), tiles, strict=True):
+                self._write(b, memory, array, rows)
+        b.ret_void()
+
+    def _transitions(self) -> None:
+        """T transitions of HMC of lanes at theta, log_prob and grad, which move.
+
+        Of each it takes what was drawn, normal numbers ``(T, C, D)``, step sizes and uniform numbers ``(T, C)``, and
+        records, in rows of a given length, theta ``(C, length, D)``, and ``(C, length)`` log probability, energies at
+        the two ends of the trajectory, and whether its end was accepted, as bytes.
+        """
+        kinds = [I64, I64, *10 * [self.pointer], I8.as_pointer(), I64, *3 * [self.pointer], self.scalar]
+        function, b = self._entry("transitions", kinds)
+        first, last, num_lanes, num, length, theta, log_prob, grad, noise, sizes, uniforms, *args = function.args
+        thetas, log_probs, starts, ends, accepts, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
+        v, dim = Vectors(b, self.scalar, self.program.lanes), I64(self.program.dim)
+        here, slope = self._tile(b), self._tile(b)  # where the lanes are
+        there, p, slope_there, grad_likelihood = (self._tile(b) for _ in range(4))
+        of_trajectory = there, p, slope_there, grad_likelihood, v.constant(1.0)
+        now = self._variable(b, v.type)
+
+        def kinetic() -> Value:
+            term = lambda k: (b.load(self._at(b, p, k)), v.splat(b.load(self._at(b, inv_mass, k))))  # noqa: E731
+            return v.mul(v.constant(0.5), self._quadratic(b, v, term))
+
+        with self._loop(b, first, last) as tile:
+            rows = self._rows(b, tile, num_lanes)
+            of_tile = self._data_of(b, data, tile, rows)
+            self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
+            b.store(self._get(b, log_prob, rows), now)
+            with self._loop(b, I64(0), num) as t:
+                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
+                recorded = [b.add(b.mul(row, length), t) for row in rows]
+                with self._parameters(b) as k:
+                    for of, to in ((here, there), (slope, slope_there)):
+                        b.store(b.load(self._at(b, of, k)), self._at(b, to, k))
+                    places = [b.add(b.mul(row, dim), k) for row in drawn]
+                    momentum = v.mul(v.splat(b.load(self._at(b, factor, k))), self._get(b, noise, places))
+                    b.store(momentum, self._at(b, p, k))
+                size = self._get(b, sizes, drawn)
+                start = v.sub(kinetic(), b.load(now))
+                found = b.call(
+                    self.trajectory,
+                    [*of_trajectory, size, ir.IntType(1)(0), num_steps, precision, inv_mass, *of_tile],
+                )
+                found = v.add(found, self._log_prior(b, v, there, precision, log_normalizer))
+                end = v.sub(kinetic(), found)
+                # What is infinite or not a number is never accepted, and 0 is none of the logarithms that may win.
+                ratio = v.sub(start, end)
+                is_accept = b.and_(_finite(v, ratio), v.less(v.log(self._get(b, uniforms, drawn)), ratio))
+                b.store(v.select(is_accept, found, b.load(now)), now)
+                with self._parameters(b) as k:
+                    for new, old in ((there, here), (slope_there, slope)):
+                        place = self._at(b, old, k)
+                        b.store(v.select(is_accept, b.load(self._at(b, new, k)), b.load(place)), place)
+                    value = b.load(self._at(b, here, k))
+                    for lane, row in enumerate(recorded):
+                        place = self._at(b, thetas, b.add(b.mul(row, dim), k))
+                        b.store(b.extract_element(value, I64(lane)), place)
+                for value, array in ((b.load(now), log_probs), (start, starts), (end, ends)):
+                    self._put(b, value, array, recorded)
+                for lane, row in enumerate(recorded):
+                    b.store(b.zext(b.extract_element(is_accept, I64(lane)), I8), self._at(b, accepts, row))
+            self._write(b, here, theta, rows), self._write(b, slope, grad, rows)
+            self._put(b, b.load(now), log_prob, rows)
+        b.ret_void()
+
+    def _normals(self) -> None:
+        """Normal numbers as torch makes them of uniform ones, ``num`` times ``count`` of them; count is 16 or more.
+
+        Of 16 uniform numbers the first 8 give the radius and the others the angle (Box and Muller 1958); the last 16
+        of a count that is no multiple of 16 are made anew, of uniform numbers that follow. Between two times lie
+        ``stride`` uniform numbers.
+        """
+        kind = ir.FunctionType(VOID, [self.pointer, self.pointer, I64, I64, I64])
+        function = self._function("normals", kind)
+        words, out, num, count, stride = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        v = Vectors(b, self.scalar, PAIRS)
+
+        def sixteen(source: Value, target: Value) -> None:
+            radius = v.sub(v.constant(1.0), self._load(b, source, v.type))
+            radius = v.sqrt(v.mul(v.constant(-2.0), v.log(radius)))
+            turn = self._load(b, self._at(b, source, I64(PAIRS)), v.type)
+            for part, wave in enumerate(v.cos_sin_turns(turn)):
+                self._store(b, v.mul(radius, wave), self._at(b, target, I64(part * PAIRS)))
+
+        with self._loop(b, I64(0), num) as t:
+            source = self._at(b, words, b.mul(t, stride))
+            target = self._at(b, out, b.mul(t, count))
+            with self._loop(b, I64(0), b.sub(count, I64(2 * PAIRS - 1)), 2 * PAIRS) as n:
+                sixteen(self._at(b, source, n), self._at(b, target, n))
+            with b.if_then(b.icmp_signed("!=", b.and_(count, I64(2 * PAIRS - 1)), I64(0))):
+                sixteen(self._at(b, source, count), self._at(b, target, b.sub(count, I64(2 * PAIRS))))
+        b.ret_void()
+
+    # --- instructions -------------------------------------------------------------------------------------------------
+
+    @property
+    def _data(self) -> list[ir.Type]:
+        return [*3 * [self.pointer], I64]
+
+    def _entry(self, name: str, kinds: list[ir.Type]) -> tuple[ir.Function, ir.IRBuilder]:
+        """A function that begins with tiles and lanes, and ends with data and how far lanes' targets are apart."""
+        function = self._function(name, ir.FunctionType(VOID, [I64, I64, I64, *kinds, *self._data, I64]))
+        return function, ir.IRBuilder(function.append_basic_block())
+
+    def _function(self, name: str, kind: ir.FunctionType, internal: bool = False) -> ir.Function:
+        function = ir.Function(self.module, kind, name)
+        for argument in function.args:  # no two of them overlap
+            if isinstance(argument.type, ir.PointerType):
+                argument.add_attribute("noalias")
+        if internal:
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+        return function
+
+    def _data_of(self, b: ir.IRBuilder, data: list[Value], tile: Value, rows: list[Value]) -> list[Value]:
+        """The data of a tile: targets may be its own."""
+        x, y, weights, num, stride = data
+        number = tile if self.program.over == "lanes" else rows[0]
+        return [x, self._at(b, y, b.mul(number, stride)), weights, num]
+
+    def _tile(self, b: ir.IRBuilder) -> Value:
+        return self._at(b, self._variable(b, ir.ArrayType(self.tile_type, self.program.dim)), I64(0), I64(0))
+
+    def _variable(self, b: ir.IRBuilder, kind: ir.Type) -> Value:
+        with b.goto_entry_block():  # once, and not every time round a loop
+            return b.alloca(kind)
+
+    def _rows(self, b: ir.IRBuilder, tile: Value, num_lanes: Value) -> list[Value]:
+        """Which lanes are in a tile; the last lane fills up the last tile, and is computed and written many times."""
+        first, end = b.mul(tile, I64(self.program.lanes)), b.sub(num_lanes, I64(1))
+        rows = [b.add(first, I64(lane)) for lane in range(self.program.lanes)]
+        return [b.select(b.icmp_signed("<", row, end), row, end) for row in rows]
+
+    def _get(self, b: ir.IRBuilder, array: Value, places: list[Value]) -> Value:
+        """A vector of numbers that lie at these places."""
+        value = self.tile_type(ir.Undefined)
+        for lane, place in enumerate(places):
+            value = b.insert_element(value, b.load(self._at(b, array, place)), I64(lane))
+        return value
+
+    def _put(self, b: ir.IRBuilder, value: Value, array: Value, places: list[Value]) -> None:
+        for lane, place in enumerate(places):
+            b.store(b.extract_element(value, I64(lane)), self._at(b, array, place))
+
+    def _read(self, b: ir.IRBuilder, array: Value, rows: list[Value], tile: Value) -> None:
+        """Rows of an array ``(C, D)`` into a tile."""
+        dim = I64(self.program.dim)
+        with self._parameters(b) as k:
+            b.store(self._get(b, array, [b.add(b.mul(row, dim), k) for row in rows]), self._at(b, tile, k))
+
+    def _write(self, b: ir.IRBuilder, tile: Value, array: Value, rows: list[Value]) -> None:
+        dim = I64(self.program.dim)
+        with self._parameters(b) as k:
+            self._put(b, b.load(self._at(b, tile, k)), array, [b.add(b.mul(row, dim), k) for row in rows])
+
+    def _at(self, b: ir.IRBuilder, pointer: Value, *places: Value) -> Value:
+        return b.gep(pointer, list(places), inbounds=True)
+
+    def _load(self, b: ir.IRBuilder, pointer: Value, kind: ir.Type) -> Value:
+        """A vector that lies anywhere."""
+        return b.load(b.bitcast(pointer, kind.as_pointer()), align=self._bytes)
+
+    def _store(self, b: ir.IRBuilder, value: Value, pointer: Value) -> None:
+        b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=self._bytes)
+
+    @property
+    def _bytes(self) -> int:
+        return 4 if self.program.dtype == "float32" else 8
+
+    def _parameters(self, b: ir.IRBuilder) -> Any:
+        return self._loop(b, I64(0), I64(self.program.dim))
+
+    @contextmanager
+    def _loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
+        before = b.block
+        head, body, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(start, before)
+        b.cbranch(b.icmp_signed("<", index, stop), body, after)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, I64(step)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def _combined(v: Vectors, terms: list[tuple[Value, Value | None]]) -> Value:
+    """``sum_i a_i b_i``, where None stands for 1."""
+    (a, b), *others = terms
+    total = a if b is None else v.mul(a, b)
+    for a, b in others:
+        total = v.fma(a, b, total)
+    return total
+
+
+def _finite(v: Vectors, a: Value) -> Value:
+    """Mask of the numbers that are neither infinite nor NaN."""
+    return v.less(v.abs(a), v.constant(math.inf))
+
+
+def _activated(v: Vectors, unit: Unit, z: Value) -> tuple[Value, Callable[[Value], Value]]:
+    """An activation at z, and the gradient's way back through it, as torch defines them."""
+    one, half, options = v.constant(1.0), v.constant(0.5), dict(unit.options)
+    match unit.activation:
+        case None:
+            return z, lambda g: g
+        case "Tanh":
+            h = v.tanh(z)
+            return h, lambda g: v.fma(v.neg(v.mul(h, h)), g, g)
+        case "Sigmoid":
+            h = v.sigmoid(z)
+            return h, lambda g: v.mul(g, v.fma(v.neg(h), h, h))
+        case "ReLU":
+            zero = v.constant(0.0)
+            return v.max(z, zero), lambda g: v.select(v.less(zero, z), g, zero)
+        case "SiLU":
+            s = v.sigmoid(z)
+            return v.mul(z, s), lambda g: v.mul(g, v.mul(s, v.fma(z, v.sub(one, s), one)))
+        case "GELU" if options["approximate"] == "none":
+            below = v.mul(half, v.add(one, v.erf(v.mul(z, v.constant(math.sqrt(0.5))))))
+
+            def back(g: Value) -> Value:
+                density = v.mul(v.constant(1 / math.sqrt(2 * math.pi)), v.exp(v.mul(v.mul(v.constant(-0.5), z), z)))
+                return v.mul(g, v.fma(z, density, below))
+
+            return v.mul(z, below), back
+        case "GELU":
+            root, cubic = math.sqrt(2 / math.pi), 0.044715
+            square = v.mul(z, z)
+            h = v.tanh(v.mul(v.mul(v.constant(root), z), v.fma(v.constant(cubic), square, one)))
+            below = v.mul(half, v.add(one, h))
+
+            def back(g: Value) -> Value:
+                inner = v.mul(v.constant(root), v.fma(v.constant(3 * cubic), square, one))
+                slope = v.mul(v.mul(half, v.fma(v.neg(h), h, one)), inner)
+                return v.mul(g, v.fma(z, slope, below))
+
+            return v.mul(z, below), back
+        case "Softplus":
+            scaled = v.mul(v.constant(options["beta"]), z)
+            is_linear = v.less(v.constant(options["threshold"]), scaled)
+            curved = v.mul(v.constant(1 / options["beta"]), v.log1p(v.exp(scaled)))
+            return (
+                v.select(is_linear, z, curved),
+                lambda g: v.select(is_linear, g, v.mul(g, v.sigmoid(scaled))),
+            )
+    raise NotImplementedError(unit.activation)
+
+
+def _judged(
+    v: Vectors, program: Program, outputs: list[Value], targets: list[Value], has_value: bool
+) -> tuple[Value | None, list[Value]]:
+    """The log likelihood of points, where it is asked for, and its gradient by the outputs."""
+    one, zero = v.constant(1.0), v.constant(0.0)
+    match program.likelihood:
+        case "Bernoulli":
+            ((z,), (y,)) = outputs, targets
+            e = v.exp(v.neg(v.abs(z)))
+            g = v.sub(y, v.div(v.select(v.less(z, zero), e, one), v.add(one, e)))
+            if not has_value:
+                return None, [g]
+            return v.sub(v.fma(y, z, v.neg(v.max(z, zero))), v.log1p(e)), [g]
+        case "Categorical":
+            (y,), largest = targets, outputs[0]
+            for z in outputs[1:]:
+                largest = v.max(largest, z)
+            shifted = [v.sub(z, largest) for z in outputs]
+            e = [v.exp(z) for z in shifted]
+            total = e[0]
+            for part in e[1:]:
+                total = v.add(total, part)
+            classes = [v.less(v.abs(v.sub(y, v.constant(float(k)))), v.constant(0.5)) for k in range(len(outputs))]
+            g = [v.sub(v.select(c, one, zero), v.div(part, total)) for c, part in zip(classes, e, strict=True)]
+            if not has_value:
+                return None, g
+            mine = shifted[0]
+            for c, z in zip(classes[1:], shifted[1:], strict=True):
+                mine = v.select(c, z, mine)
+            return v.sub(mine, v.log(total)), g
+        case "Gaussian":
+            num = len(targets)
+            means, log_scales, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
+            for k, (y, mean) in enumerate(zip(targets, means, strict=True)):
+                inverse = v.exp(v.neg(log_scales[k])) if log_scales else v.constant(1 / program.scale)
+                residual = v.mul(v.sub(y, mean), inverse)
+                g.append(v.mul(residual, inverse))
+                of_scales.append(v.fma(residual, residual, v.constant(-1.0)))
+                if has_value:
+                    log_scale = log_scales[k] if log_scales else v.constant(math.log(program.scale))
+                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi)))
+                    part = v.fma(v.mul(v.constant(-0.5), residual), residual, v.neg(rest))
+                    value = part if value is None else v.add(value, part)
+            return value, g + (of_scales if log_scales else [])
+    raise NotImplementedError(program.likelihood)

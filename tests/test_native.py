@@ -1,0 +1,381 @@
+"""Native code: the numbers of the closed form, whatever the network; how it is kept; and what happens without it."""
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from targets import generator, normal
+from torch import nn
+
+from bnn_utils import (
+    HMC,
+    Bernoulli,
+    Categorical,
+    ChEES,
+    Data,
+    ElementPrior,
+    FanInPrior,
+    Gaussian,
+    LogScale,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    sample,
+)
+from bnn_utils.gradients import machine, native
+from bnn_utils.gradients.native import MAX_PARAMETERS, Native, code_of, drawn, program_of
+from bnn_utils.gradients.program import assemble
+
+ACTIVATIONS = [
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.ReLU(),
+    nn.SiLU(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.Softplus(),
+    nn.Softplus(2.0, 1.5),
+    nn.Identity(),
+]
+# likelihood, outputs of the last nn.Linear, what follows it, targets for labels 0, 1 and 2
+LIKELIHOODS = {
+    "Bernoulli": (Bernoulli(), 1, [], lambda y: y.clamp(max=1)),
+    "Categorical": (Categorical(), 3, [], lambda y: y),
+    "Gaussian": (Gaussian(0.5), 1, [], lambda y: y / 2),
+    "Gaussian, two targets": (Gaussian(0.5), 2, [], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
+    "Gaussian, noise inferred": (Gaussian(), 2, [LogScale(2)], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
+    "Gaussian, noise computed": (Gaussian(), 2, [], lambda y: y / 2),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def assert_close(one, two, tolerance):
+    """Relative to the largest number in each lane: sums of many terms are rounded."""
+    scale = two.abs().amax(-1, keepdim=True).clamp(min=1) if two.ndim > 1 else two.abs().clamp(min=1)
+    assert ((one - two).abs() / scale).max() < tolerance
+
+
+@given(
+    widths=st.lists(st.integers(1, 5), min_size=0, max_size=3),
+    activations=st.lists(st.sampled_from(ACTIVATIONS), min_size=4, max_size=4),
+    biases=st.lists(st.booleans(), min_size=4, max_size=4),
+    likelihood=st.sampled_from(list(LIKELIHOODS)),
+    sizes=st.tuples(st.sampled_from([1, 3, 16, 17, 40]), st.sampled_from([1, 7, 16, 33])),
+    num_datasets=st.sampled_from([None, 1, "lanes"]),
+    is_weighted=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_it_is_the_closed_form(widths, activations, biases, likelihood, sizes, num_datasets, is_weighted, dtype, seed):
+    """Of random networks, the value and the gradient, for few lanes and many, few points and many."""
+    likelihood, num_outputs, last, targets = LIKELIHOODS[likelihood]
+    layers, (num_lanes, num_points), dice = [], sizes, generator(seed)
+    for (a, b), activation, bias in zip(
+        itertools.pairwise([2, *widths, num_outputs]), activations, biases, strict=False
+    ):
+        layers += [nn.Linear(a, b, bias), activation]
+    layers.pop()  # some activations end where a likelihood can't follow
+    shape = (num_points,) if num_datasets is None else (num_lanes if num_datasets == "lanes" else 1, num_points)
+    y = targets(torch.randint(3, shape, generator=dice).to(dtype))
+    weights = torch.randint(1, 3, (num_points,), generator=dice).to(dtype) / 2 if is_weighted else None
+    data = Data(torch.randn(num_points, 2, generator=dice, dtype=dtype), y if num_datasets is None else y[0], weights)
+    posterior = Posterior(nn.Sequential(*layers, *last), data, NormalPrior(1.0), likelihood, gradient="closed-form")
+    if num_datasets is not None:
+        posterior = posterior.with_targets(y)
+    theta = torch.randn(num_lanes, posterior.dim, generator=dice, dtype=dtype)
+    mine, other = posterior.density(num_lanes, compile=True), posterior.density(num_lanes)
+    assert mine.is_compiled
+    for one, two in zip(mine.joint.log_prob_and_grad(theta), other.joint.log_prob_and_grad(theta), strict=True):
+        assert_close(one, two, TOLERANCE[dtype])
+    assert_close(mine.joint.grad(theta), other.joint.grad(theta), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("num_lanes", [3, 16], ids=["over points", "over lanes"])
+def test_points_without_weight_count_for_nothing(posterior, num_lanes):
+    """Fails where a vector is filled up with points that count, or an impossible point's weight of 0 makes it NaN."""
+    theta = normal(num_lanes, 20)
+    for num_points in (1, 5, 17):
+        data = Data(posterior.data.x[:num_points], posterior.data.y[:num_points])
+        one = Posterior(posterior.flat.module, data, NormalPrior(1.0), Bernoulli())
+        value, grad = one.density(num_lanes, compile=True).likelihood.log_prob_and_grad(theta)
+        torch.testing.assert_close(value, one.log_likelihood(theta))
+        torch.testing.assert_close(grad, one.density(num_lanes).likelihood.grad(theta))
+
+
+def test_another_prior(make_posterior, theta):
+    """One without a closed form: its gradient comes by autograd, and trajectories are torch's."""
+    posterior = make_posterior(prior=ElementPrior(torch.distributions.Laplace(0.0, 1.0)))
+    mine, other = posterior.density(5, compile=True), posterior.density(5)
+    for one, two in zip(mine.joint.log_prob_and_grad(theta), other.joint.log_prob_and_grad(theta), strict=True):
+        torch.testing.assert_close(one, two)
+    assert mine.joint.trajectory is None
+    chains = [sample(posterior, HMC(0.05, 4), 10, 5, seed=1, progress=False, compile=flag) for flag in (True, False)]
+    torch.testing.assert_close(chains[0].draws, chains[1].draws, rtol=0, atol=1e-9)
+
+
+# --- transitions ------------------------------------------------------------------------------------------------------
+
+KERNELS = {
+    "HMC": (HMC(0.05, 4), 0),
+    "one step": (HMC(0.05, 1), 0),
+    "jitter": (HMC(0.05, 4, jitter=0.3), 0),
+    "diagonal mass": (HMC(0.05, 4, inv_mass=torch.linspace(0.5, 1.5, 20)), 0),
+    "dense mass": (HMC(0.05, 4, inv_mass=torch.eye(20) + 0.1), 0),
+    "warm-up": (HMC(0.01, 2), 6),
+    "ChEES": (ChEES(0.02, 0.1), 6),
+    "replica exchange": (ReplicaExchange(HMC(0.02, 3), 4), 0),
+}
+
+
+@pytest.mark.parametrize("prior", [NormalPrior(0.09), FanInPrior()], ids=["one precision", "many"])
+@pytest.mark.parametrize("num_chains", [1, 5, 24])
+@pytest.mark.parametrize(("kernel", "warmup"), KERNELS.values(), ids=KERNELS)
+def test_chains_follow_those_of_torch(make_posterior, kernel, warmup, num_chains, prior):
+    """Until rounding has grown: every draw and every statistic, from the same random numbers."""
+    posterior = make_posterior(prior=prior)
+    arguments = {"num_chains": num_chains, "warmup": warmup, "seed": 1, "progress": False}
+    mine, other = (sample(posterior, kernel, 10, compile=flag, **arguments) for flag in (True, False))
+    assert (mine.gradient, other.gradient) == ("closed-form, compiled", "closed-form")
+    torch.testing.assert_close(mine.draws, other.draws, rtol=0, atol=1e-7)
+    assert mine.stats.keys() == other.stats.keys()
+    for name, values in other.stats.items():
+        assert mine.stats[name].dtype == values.dtype
+        torch.testing.assert_close(
+            mine.stats[name], values, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_trajectories_that_diverge_are_rejected(posterior):
+    """In theta's last digit: a huge step leads to where nothing is finite, and the chain stays."""
+    for compile in (True, False):
+        chain = sample(posterior, HMC(1e200, 3), 5, 20, seed=1, progress=False, compile=compile)
+        assert not chain.stats["is_accept"].any()
+        assert chain.stats["diverging"].all()
+        assert (chain.stats["acceptance_rate"] == 0).all()
+        assert (chain.draws == chain.draws[:, :1]).all()
+
+
+@pytest.mark.parametrize("num_chains", [1, 3, 20])
+@pytest.mark.parametrize("kernel", [HMC(0.05, 2), HMC(0.05, 2, jitter=0.2)], ids=["", "jitter"])
+def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
+    """To the bit, with the generator: how many is decided by the clock."""
+    density, theta = posterior.density(num_chains, compile=True), normal(num_chains, 20)
+    start, found = kernel.init(density, theta, 0), []
+    monkeypatch.setattr(native, "NUMBERS_AHEAD", 3 * num_chains * 20)  # in blocks of 3
+    for nums in ([11], [1] * 11, [4, 7]):
+        dice, state, infos = generator(), start, []
+        for num in nums:
+            state, info = kernel.steps(density, dice, state, num)
+            infos.append(info)
+        found.append((state, dice, torch.cat([info.theta for info in infos], 1)))
+    dice, state, thetas = generator(), start, []
+    for _ in range(11):
+        state, info = kernel.step(density, dice, state)
+        thetas.append(info.theta)
+    found.append((state, dice, torch.stack(thetas, 1)))
+    first, *others = found
+    for state, dice, thetas in others:
+        assert torch.equal(thetas, first[2])
+        assert all(map(torch.equal, state.position, first[0].position))
+        assert torch.equal(dice.get_state(), first[1].get_state())
+
+
+@pytest.mark.parametrize("num_chains", [7, 64])
+def test_threads_change_no_bit(posterior, num_chains, monkeypatch):
+    monkeypatch.setattr(native, "SECONDS_FOR_THREADS", 1e-12)
+    theta, found = normal(num_chains, 20), []
+    for num_threads in (1, 2, 3, 100):
+        native_code = Native(posterior, num_chains)
+        native_code.num_threads = num_threads
+        position = theta, *posterior.log_prob_and_grad(theta)
+        found.append(native_code.transitions(generator(), position, 0.05, 0.2, 3, None, None, 6))
+    for made in found[1:]:
+        assert all(map(torch.equal, made, found[0]))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("has_jitter", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 16), (1, 20), (4, 8), (5, 20)])
+def test_random_numbers_are_torchs(posterior, shape, has_jitter, dtype):
+    """In the documented order: jitter, momenta, acceptance; the generator goes as far."""
+    code = code_of(replace(program_of(posterior, 1), dtype=str(dtype).removeprefix("torch.")))
+    assert code.knows_torchs_normals
+    mine, theirs = generator(), generator()
+    sizes, noise, uniforms = drawn(mine, 4, torch.empty(shape, dtype=dtype), code, has_jitter)
+    for t in range(4):
+        if has_jitter:
+            assert torch.equal(sizes[t], torch.rand(shape[0], 1, generator=theirs, dtype=dtype)[:, 0])
+        expected = torch.randn(shape, generator=theirs, dtype=dtype)
+        torch.testing.assert_close(noise[t], expected, rtol=1e-5, atol=100 * torch.finfo(dtype).eps)
+        assert torch.equal(uniforms[t], torch.rand(shape[0], generator=theirs, dtype=dtype))
+    assert torch.equal(mine.get_state(), theirs.get_state())
+
+
+def test_workers_load_it_for_themselves(posterior):
+    arguments = {"num_chains": 10, "batch_size": 5, "seed": 1, "compile": True, "progress": False}
+    one, two = (sample(posterior, HMC(0.05, 4), 10, workers=workers, **arguments) for workers in (1, 2))
+    assert torch.equal(one.draws, two.draws)
+    assert two.gradient == "closed-form, compiled"
+
+
+def test_it_says_that_it_compiles(posterior, capsys):
+    first = sample(posterior, HMC(0.05, 4), 5, seed=1, compile=True)
+    assert "compiling, some 0.5 s unless it was done before" in capsys.readouterr().err
+    again = sample(posterior, HMC(0.05, 4), 5, seed=1, compile=True, progress=False)
+    assert torch.equal(first.draws, again.draws)
+    assert again.compile_time < 0.1
+    assert sample(posterior, HMC(0.05, 4), 5, seed=1, compile=False, progress=False).compile_time == 0
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNN_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The sizes of modules that LLVM has translated."""
+    sizes, translate = [], machine.translate
+    monkeypatch.setattr(machine, "translate", lambda text: sizes.append(len(text)) or translate(text))
+    return sizes
+
+
+def load(program, key=0):
+    return machine.load((program, key), lambda: assemble(program), ())
+
+
+def test_code_is_made_once_for_a_shape(posterior, cache, made):
+    program = program_of(posterior, 1)
+    for _ in range(2):
+        load(program)
+    assert len(made) == 1
+    load(program, key=1)
+    assert len(made) == 2, "what it depends on is another thing"
+    assert [path.suffix for path in cache.iterdir()] == 2 * [machine.SUFFIX]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    ],
+    ids=["empty", "cut off", "changed"],
+)
+def test_a_damaged_file_is_made_again(posterior, cache, made, damage):
+    program = program_of(posterior, 1)
+    load(program)
+    (path,) = cache.iterdir()
+    before = path.read_bytes()
+    damage(path)
+    load(program)
+    assert len(made) == 2
+    assert path.read_bytes()[32:] == before[32:]
+
+
+def test_another_shapes_file_is_not_taken(posterior, cache, made):
+    """Fails when the digest is of the code alone."""
+    program = program_of(posterior, 1)
+    load(program, key=0), load(program, key=1)
+    one, two = cache.iterdir()
+    one.write_bytes(two.read_bytes())
+    load(program, key=0), load(program, key=1)
+    assert len(made) == 3
+
+
+def test_a_cache_that_can_not_be_written(posterior, tmp_path, monkeypatch, made):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BNN_UTILS_CACHE", str(tmp_path / "file" / "cache"))
+    assert load(program_of(posterior, 1)).function("normals")
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "expected"),
+    [
+        ("posix", {"BNN_UTILS_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ("posix", {"XDG_CACHE_HOME": "/b"}, "/b/bnn_utils"),
+        ("posix", {"HOME": "/c"}, "/c/.cache/bnn_utils"),
+    ],
+)
+def test_where_the_cache_is(name, variables, expected, monkeypatch):
+    for variable in ("BNN_UTILS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert machine.folder().as_posix() == expected
+
+
+# --- without it -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ("sys.modules['llvmlite'] = None", "ModuleNotFoundError: import of llvmlite"),
+        (
+            "import llvmlite.binding as llvm; llvm.get_host_cpu_features = lambda: llvm.FeatureMap({'fma': False})",
+            "RuntimeError: this processor has no fused multiply-add",
+        ),
+    ],
+    ids=["no llvmlite", "an old processor"],
+)
+def test_without_native_code(obstacle, reason):
+    """It says so once, and goes on."""
+    code = f"""
+import sys, torch
+{obstacle}
+from torch import nn
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, sample
+posterior = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), Bernoulli())
+plain, one, two = (sample(posterior, HMC(0.1, 1), 5, num_chains=n, seed=0, compile=c, progress=False)
+                   for n, c in ((2, False), (2, True), (3, True)))
+print(torch.equal(plain.draws, one.draws), one.gradient, two.num_chains)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True closed-form 3\n"
+    assert done.stderr.count("RuntimeWarning: there is no native code, so it runs in torch and slower") == 1
+    assert reason in done.stderr
+    assert "install it (pip install llvmlite)" in done.stderr
+
+
+def test_llvmlite_is_loaded_when_it_is_needed():
+    code = "import sys, bnn_utils; print('llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "False\n"
+
+
+class Own(Bernoulli):
+    pass
+
+
+def test_what_has_no_native_code(make_posterior):
+    wide = nn.Sequential(nn.Linear(2, 100), nn.Tanh(), nn.Linear(100, 1))
+    for posterior, what in (
+        (make_posterior(gradient="autograd"), r"20 parameters, the autograd gradient and Bernoulli\(\), on cpu"),
+        (make_posterior(module=wide), r"401 parameters, the closed-form gradient and Bernoulli\(\), on cpu"),
+        (make_posterior(likelihood=Own()), r"20 parameters, the closed-form gradient and Own\(\), on cpu"),
+    ):
+        with pytest.raises(ValueError, match=f"at most {MAX_PARAMETERS} parameters .* this posterior has {what}"):
+            sample(posterior, HMC(0.05, 4), 5, compile=True, progress=False)
+        assert sample(posterior, HMC(0.05, 4), 5, progress=False).gradient == posterior.gradient
+
+
+def test_auto_takes_it_wherever_there_is_some(posterior, make_posterior):
+    """However short the run: fails when a few draws are not the first ones of many."""
+    few, many = (sample(posterior, HMC(0.05, 4), num, 2, seed=1, progress=False) for num in (3, 300))
+    assert few.gradient == many.gradient == "closed-form, compiled"
+    assert torch.equal(few.draws, many.draws[:, :3])
+    assert sample(posterior, HMC(0.05, 4), 3, compile=False, progress=False).gradient == "closed-form"
