@@ -83,8 +83,12 @@ def test_workers(posterior, kernel):
     assert same(one, two)
 
 
-def test_many_at_once_is_one_after_the_other(posterior):
-    assert same(*(draw(posterior, KERNELS[name]) for name in ("random walk", "many at once")))
+@pytest.mark.parametrize(
+    "arguments", [{}, {"thin": 10}, {"num_samples": 60, "num_chains": 64, "warmup": 25, "thin": 3, "compile": False}]
+)
+def test_many_at_once_is_one_after_the_other(posterior, arguments):
+    """To the bit, so test_exactness.py asks only one of both about its draws."""
+    assert same(*(draw(posterior, KERNELS[name], **arguments) for name in ("random walk", "many at once")))
 
 
 def test_many_at_once_are_asked_for(posterior, monkeypatch):
