@@ -428,7 +428,9 @@ def test_table_of_contents(lab):
     expected = headings_in(stored("02_model"))
     assert len(expected) > 5
     # Not compared with each other as they are found at one moment: both lists grow while JupyterLab is at work.
-    sync_api.expect(lab.page.locator(".jp-TableOfContents .jp-tocItem-content")).to_have_text(expected)
+    headings = lab.page.locator(".jp-TableOfContents .jp-tocItem-content")
+    sync_api.expect(headings).to_have_text(expected)
+    headings.last.wait_for()  # to be seen
     sync_api.expect(lab.panel.locator(":is(h1, h2, h3, h4)")).to_have_text([f"{heading}¶" for heading in expected])
 
 
