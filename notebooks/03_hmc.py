@@ -224,8 +224,8 @@ print(f"5,000 draws that all resemble the next 250: an ESS of about {5000 / (2 *
 # - computes the density only at the end of a path, where the decision needs it;
 # - moves all chains as rows of one batch, so that they share the price of each operation;
 # - runs small networks in native code: a loop over points that holds a variable for every
-#   number, written for the network's shape (`bnn_utils.gradients.program`), with whole blocks of
-#   transitions inside.
+#   number, written for the network's shape (`bnn_utils.gradients.program`), with whole blocks
+#   of transitions inside.
 #
 # The next figure shows the project's stored benchmark, `benchmarks/results.md`. On its right,
 # look where each curve starts to rise: before that, a transition pays for calls, and more

@@ -254,10 +254,10 @@ def seconds_to_compile(posterior: Posterior) -> float:
 
 
 def program_of(posterior: Posterior, num_lanes: int) -> Program:
-    from bnn_utils.gradients.program import BITS, Program
+    from bnn_utils.gradients.program import Program, width_of
 
     likelihood, layers, num_points = posterior.likelihood, posterior.layers, len(posterior.counted)
-    last, width = layers[-1].log_scale, BITS // (8 * posterior.dtype.itemsize)
+    last, width = layers[-1].log_scale, width_of(posterior.dtype.itemsize)
     # In whichever fewer numbers of a vector stand for nothing.
     over_lanes, over_points = _filled(num_lanes, width) * num_points, num_lanes * _filled(num_points, width)
     over = "lanes" if over_lanes < GAIN_OVER_LANES * over_points else "points"

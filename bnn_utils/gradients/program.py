@@ -28,6 +28,11 @@ PAIRS = 8  # of uniform numbers that torch turns into normal ones together
 Value = ir.Value
 
 
+def width_of(num_bytes: int) -> int:
+    """How many numbers of so many bytes are in a vector."""
+    return BITS // (8 * num_bytes)
+
+
 @dataclass(frozen=True)
 class Unit:
     """One layer: places in theta of ``[b | W]``, row by row, and the activation's name with its options."""
@@ -83,7 +88,7 @@ class Program:
     @property
     def width(self) -> int:
         """Numbers in a vector."""
-        return BITS // (32 if self.dtype == "float32" else 64)
+        return width_of(4 if self.dtype == "float32" else 8)
 
     @property
     def lanes(self) -> int:
@@ -96,7 +101,56 @@ def assemble(program: Program) -> str:
     return str(Assembly(program).module)
 
 
-class Assembly:
+class Writer:
+    """A module in the making, and what is written again and again."""
+
+    def __init__(self, dtype: str) -> None:
+        self.scalar, self.bytes = (ir.FloatType(), 4) if dtype == "float32" else (ir.DoubleType(), 8)
+        self.width = width_of(self.bytes)
+        self.module = ir.Module("bnn_utils")
+        self.pointer = self.scalar.as_pointer()
+
+    def function(self, name: str, kind: ir.FunctionType, internal: bool = False) -> ir.Function:
+        function = ir.Function(self.module, kind, name)
+        for argument in function.args:  # no two of them overlap
+            if isinstance(argument.type, ir.PointerType):
+                argument.add_attribute("noalias")
+        if internal:
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+        return function
+
+    def variable(self, b: ir.IRBuilder, kind: ir.Type) -> Value:
+        with b.goto_entry_block():  # once, and not every time round a loop
+            return b.alloca(kind)
+
+    def at(self, b: ir.IRBuilder, pointer: Value, *places: Value) -> Value:
+        return b.gep(pointer, list(places), inbounds=True)
+
+    def load(self, b: ir.IRBuilder, pointer: Value, kind: ir.Type) -> Value:
+        """A vector that lies anywhere."""
+        return b.load(b.bitcast(pointer, kind.as_pointer()), align=self.bytes)
+
+    def store(self, b: ir.IRBuilder, value: Value, pointer: Value) -> None:
+        b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=self.bytes)
+
+    @contextmanager
+    def loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
+        before = b.block
+        head, body, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(start, before)
+        b.cbranch(b.icmp_signed("<", index, stop), body, after)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, I64(step)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+
+class Assembly(Writer):
     """A module in the making.
 
     Within functions, "tile" means the numbers of `Program.lanes` lanes: an array ``[D]`` of vectors of that width.
@@ -106,10 +160,8 @@ class Assembly:
     """
 
     def __init__(self, program: Program) -> None:
+        super().__init__(program.dtype)
         self.program = program
-        self.scalar = ir.FloatType() if program.dtype == "float32" else ir.DoubleType()
-        self.module = ir.Module("bnn_utils")
-        self.pointer = self.scalar.as_pointer()
         self.tile_type = ir.VectorType(self.scalar, program.lanes)
         self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
         self.trajectory = self._trajectory()
@@ -121,13 +173,13 @@ class Assembly:
         """The gradient of the log likelihood for a tile, and if asked for its value."""
         program, tile = self.program, self.tile_type.as_pointer()
         kind = ir.FunctionType(self.tile_type if has_value else VOID, [tile, tile, *3 * [self.pointer], I64])
-        function = self._function(name, kind, internal=True)
+        function = self.function(name, kind, internal=True)
         theta, grad, x, y, weights, num = function.args
         b = ir.IRBuilder(function.append_basic_block())
         v, over_points = Vectors(b, self.scalar, program.width), program.over == "points"
 
         def parameter(k: int) -> Value:
-            value = b.load(self._at(b, theta, I64(k)))
+            value = b.load(self.at(b, theta, I64(k)))
             return v.splat(b.extract_element(value, I64(0))) if over_points else value
 
         t = [parameter(k) for k in range(program.dim)]
@@ -141,15 +193,15 @@ class Assembly:
             before = b.load(memory)
             b.store(v.add(before, a) if h is None else v.fma(a, h, before), memory)
 
-        with self._loop(b, I64(0), num, program.width if over_points else 1) as n:
+        with self.loop(b, I64(0), num, program.width if over_points else 1) as n:
 
             def of_point(array: Value, row: int, has_lanes: bool = False) -> Value:
                 place = b.add(b.mul(I64(row), num), n)
                 if over_points:
-                    return self._load(b, self._at(b, array, place), v.type)
+                    return self.load(b, self.at(b, array, place), v.type)
                 if has_lanes:
-                    return self._load(b, self._at(b, array, b.mul(place, I64(program.width))), v.type)
-                return v.splat(b.load(self._at(b, array, place)))
+                    return self.load(b, self.at(b, array, b.mul(place, I64(program.width))), v.type)
+                return v.splat(b.load(self.at(b, array, place)))
 
             h = [of_point(x, i) for i in range(program.num_features)]
             kept = []
@@ -186,7 +238,7 @@ class Assembly:
             return b.insert_element(self.tile_type(ir.Undefined), v.sum(value), I64(0)) if over_points else value
 
         for k, memory in enumerate(sums):
-            b.store(reduced(memory), self._at(b, grad, I64(k)))
+            b.store(reduced(memory), self.at(b, grad, I64(k)))
         b.ret(reduced(total)) if has_value else b.ret_void()
         return function
 
@@ -203,7 +255,7 @@ class Assembly:
             self.tile_type,
             [*4 * [tile], self.tile_type, self.tile_type, ir.IntType(1), I64, *2 * [self.pointer], *self._data],
         )
-        function = self._function("trajectory", kind, internal=True)
+        function = self.function("trajectory", kind, internal=True)
         theta, p, grad, grad_likelihood, beta, size, is_tempered, num_steps, precision, inv_mass, *data = function.args
         b = ir.IRBuilder(function.append_basic_block())
         v = Vectors(b, self.scalar, self.program.lanes)
@@ -215,26 +267,26 @@ class Assembly:
 
         def drift() -> None:
             with self._parameters(b) as k:
-                velocity = v.mul(v.splat(b.load(self._at(b, inv_mass, k))), b.load(self._at(b, p, k)))
-                place = self._at(b, theta, k)
+                velocity = v.mul(v.splat(b.load(self.at(b, inv_mass, k))), b.load(self.at(b, p, k)))
+                place = self.at(b, theta, k)
                 b.store(v.fma(size, velocity, b.load(place)), place)
 
         def kick(size: Value) -> None:
             with self._parameters(b) as k:
-                place = self._at(b, grad_likelihood, k)
+                place = self.at(b, grad_likelihood, k)
                 of_likelihood = b.load(place)
                 of_likelihood = finite(of_likelihood, 0.0)
                 b.store(of_likelihood, place)
-                of_prior = v.mul(v.splat(b.load(self._at(b, precision, k))), b.load(self._at(b, theta, k)))
+                of_prior = v.mul(v.splat(b.load(self.at(b, precision, k))), b.load(self.at(b, theta, k)))
                 force = v.fma(beta, of_likelihood, v.neg(of_prior))
-                b.store(force, self._at(b, grad, k))
-                place = self._at(b, p, k)
+                b.store(force, self.at(b, grad, k))
+                place = self.at(b, p, k)
                 b.store(v.fma(size, force, b.load(place)), place)
 
         with self._parameters(b) as k:
-            place = self._at(b, p, k)
-            b.store(v.fma(half, b.load(self._at(b, grad, k)), b.load(place)), place)
-        with self._loop(b, I64(1), num_steps):
+            place = self.at(b, p, k)
+            b.store(v.fma(half, b.load(self.at(b, grad, k)), b.load(place)), place)
+        with self.loop(b, I64(1), num_steps):
             drift()
             b.call(self.slope, [theta, grad_likelihood, *data])
             kick(size)
@@ -246,12 +298,12 @@ class Assembly:
 
     def _log_prior(self, b: ir.IRBuilder, v: Vectors, theta: Value, precision: Value, log_normalizer: Value) -> Value:
         """Of `DiagonalNormal`, for a tile."""
-        square = lambda k: (b.load(self._at(b, theta, k)), v.splat(b.load(self._at(b, precision, k))))  # noqa: E731
+        square = lambda k: (b.load(self.at(b, theta, k)), v.splat(b.load(self.at(b, precision, k))))  # noqa: E731
         return v.fma(v.constant(-0.5), self._quadratic(b, v, square), v.splat(log_normalizer))
 
     def _quadratic(self, b: ir.IRBuilder, v: Vectors, term: Callable[[Value], tuple[Value, Value]]) -> Value:
         """``sum_k w_k a_k^2`` with (a_k, w_k) from ``term``."""
-        total = self._variable(b, v.type)
+        total = self.variable(b, v.type)
         b.store(v.constant(0.0), total)
         with self._parameters(b) as k:
             a, weight = term(k)
@@ -265,7 +317,7 @@ class Assembly:
         function, b = self._entry("gradients", [*3 * [self.pointer]])
         first, last, num_lanes, theta, value, grad, *data = function.args
         here, there = self._tile(b), self._tile(b)
-        with self._loop(b, first, last) as tile:
+        with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             self._read(b, theta, rows, here)
             found = b.call(self.both, [here, there, *self._data_of(b, data, tile, rows)])
@@ -287,7 +339,7 @@ class Assembly:
         v = Vectors(b, self.scalar, self.program.lanes)
         tiles = [self._tile(b) for _ in range(4)]
         is_tempered = b.icmp_signed("!=", tempered, I64(0))
-        with self._loop(b, first, last) as tile:
+        with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._read(b, array, rows, memory)
@@ -316,26 +368,26 @@ class Assembly:
         here, slope = self._tile(b), self._tile(b)  # where the lanes are
         there, p, slope_there, grad_likelihood = (self._tile(b) for _ in range(4))
         of_trajectory = there, p, slope_there, grad_likelihood, v.constant(1.0)
-        now = self._variable(b, v.type)
+        now = self.variable(b, v.type)
 
         def kinetic() -> Value:
-            term = lambda k: (b.load(self._at(b, p, k)), v.splat(b.load(self._at(b, inv_mass, k))))  # noqa: E731
+            term = lambda k: (b.load(self.at(b, p, k)), v.splat(b.load(self.at(b, inv_mass, k))))  # noqa: E731
             return v.mul(v.constant(0.5), self._quadratic(b, v, term))
 
-        with self._loop(b, first, last) as tile:
+        with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             of_tile = self._data_of(b, data, tile, rows)
             self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
             b.store(self._get(b, log_prob, rows), now)
-            with self._loop(b, I64(0), num) as t:
+            with self.loop(b, I64(0), num) as t:
                 drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
                 recorded = [b.add(b.mul(row, length), t) for row in rows]
                 with self._parameters(b) as k:
                     for of, to in ((here, there), (slope, slope_there)):
-                        b.store(b.load(self._at(b, of, k)), self._at(b, to, k))
+                        b.store(b.load(self.at(b, of, k)), self.at(b, to, k))
                     places = [b.add(b.mul(row, dim), k) for row in drawn]
-                    momentum = v.mul(v.splat(b.load(self._at(b, factor, k))), self._get(b, noise, places))
-                    b.store(momentum, self._at(b, p, k))
+                    momentum = v.mul(v.splat(b.load(self.at(b, factor, k))), self._get(b, noise, places))
+                    b.store(momentum, self.at(b, p, k))
                 size = self._get(b, sizes, drawn)
                 start = v.sub(kinetic(), b.load(now))
                 found = b.call(
@@ -350,16 +402,16 @@ class Assembly:
                 b.store(v.select(is_accept, found, b.load(now)), now)
                 with self._parameters(b) as k:
                     for new, old in ((there, here), (slope_there, slope)):
-                        place = self._at(b, old, k)
-                        b.store(v.select(is_accept, b.load(self._at(b, new, k)), b.load(place)), place)
-                    value = b.load(self._at(b, here, k))
+                        place = self.at(b, old, k)
+                        b.store(v.select(is_accept, b.load(self.at(b, new, k)), b.load(place)), place)
+                    value = b.load(self.at(b, here, k))
                     for lane, row in enumerate(recorded):
-                        place = self._at(b, thetas, b.add(b.mul(row, dim), k))
+                        place = self.at(b, thetas, b.add(b.mul(row, dim), k))
                         b.store(b.extract_element(value, I64(lane)), place)
                 for value, array in ((b.load(now), log_probs), (start, starts), (end, ends)):
                     self._put(b, value, array, recorded)
                 for lane, row in enumerate(recorded):
-                    b.store(b.zext(b.extract_element(is_accept, I64(lane)), I8), self._at(b, accepts, row))
+                    b.store(b.zext(b.extract_element(is_accept, I64(lane)), I8), self.at(b, accepts, row))
             self._write(b, here, theta, rows), self._write(b, slope, grad, rows)
             self._put(b, b.load(now), log_prob, rows)
         b.ret_void()
@@ -372,25 +424,25 @@ class Assembly:
         ``stride`` uniform numbers.
         """
         kind = ir.FunctionType(VOID, [self.pointer, self.pointer, I64, I64, I64])
-        function = self._function("normals", kind)
+        function = self.function("normals", kind)
         words, out, num, count, stride = function.args
         b = ir.IRBuilder(function.append_basic_block())
         v = Vectors(b, self.scalar, PAIRS)
 
         def sixteen(source: Value, target: Value) -> None:
-            radius = v.sub(v.constant(1.0), self._load(b, source, v.type))
+            radius = v.sub(v.constant(1.0), self.load(b, source, v.type))
             radius = v.sqrt(v.mul(v.constant(-2.0), v.log(radius)))
-            turn = self._load(b, self._at(b, source, I64(PAIRS)), v.type)
+            turn = self.load(b, self.at(b, source, I64(PAIRS)), v.type)
             for part, wave in enumerate(v.cos_sin_turns(turn)):
-                self._store(b, v.mul(radius, wave), self._at(b, target, I64(part * PAIRS)))
+                self.store(b, v.mul(radius, wave), self.at(b, target, I64(part * PAIRS)))
 
-        with self._loop(b, I64(0), num) as t:
-            source = self._at(b, words, b.mul(t, stride))
-            target = self._at(b, out, b.mul(t, count))
-            with self._loop(b, I64(0), b.sub(count, I64(2 * PAIRS - 1)), 2 * PAIRS) as n:
-                sixteen(self._at(b, source, n), self._at(b, target, n))
+        with self.loop(b, I64(0), num) as t:
+            source = self.at(b, words, b.mul(t, stride))
+            target = self.at(b, out, b.mul(t, count))
+            with self.loop(b, I64(0), b.sub(count, I64(2 * PAIRS - 1)), 2 * PAIRS) as n:
+                sixteen(self.at(b, source, n), self.at(b, target, n))
             with b.if_then(b.icmp_signed("!=", b.and_(count, I64(2 * PAIRS - 1)), I64(0))):
-                sixteen(self._at(b, source, count), self._at(b, target, b.sub(count, I64(2 * PAIRS))))
+                sixteen(self.at(b, source, count), self.at(b, target, b.sub(count, I64(2 * PAIRS))))
         b.ret_void()
 
     # --- instructions -------------------------------------------------------------------------------------------------
@@ -401,31 +453,17 @@ class Assembly:
 
     def _entry(self, name: str, kinds: list[ir.Type]) -> tuple[ir.Function, ir.IRBuilder]:
         """A function that begins with tiles and lanes, and ends with data and how far lanes' targets are apart."""
-        function = self._function(name, ir.FunctionType(VOID, [I64, I64, I64, *kinds, *self._data, I64]))
+        function = self.function(name, ir.FunctionType(VOID, [I64, I64, I64, *kinds, *self._data, I64]))
         return function, ir.IRBuilder(function.append_basic_block())
-
-    def _function(self, name: str, kind: ir.FunctionType, internal: bool = False) -> ir.Function:
-        function = ir.Function(self.module, kind, name)
-        for argument in function.args:  # no two of them overlap
-            if isinstance(argument.type, ir.PointerType):
-                argument.add_attribute("noalias")
-        if internal:
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-        return function
 
     def _data_of(self, b: ir.IRBuilder, data: list[Value], tile: Value, rows: list[Value]) -> list[Value]:
         """The data of a tile: targets may be its own."""
         x, y, weights, num, stride = data
         number = tile if self.program.over == "lanes" else rows[0]
-        return [x, self._at(b, y, b.mul(number, stride)), weights, num]
+        return [x, self.at(b, y, b.mul(number, stride)), weights, num]
 
     def _tile(self, b: ir.IRBuilder) -> Value:
-        return self._at(b, self._variable(b, ir.ArrayType(self.tile_type, self.program.dim)), I64(0), I64(0))
-
-    def _variable(self, b: ir.IRBuilder, kind: ir.Type) -> Value:
-        with b.goto_entry_block():  # once, and not every time round a loop
-            return b.alloca(kind)
+        return self.at(b, self.variable(b, ir.ArrayType(self.tile_type, self.program.dim)), I64(0), I64(0))
 
     def _rows(self, b: ir.IRBuilder, tile: Value, num_lanes: Value) -> list[Value]:
         """Which lanes are in a tile; the last lane fills up the last tile, and is computed and written many times."""
@@ -437,55 +475,26 @@ class Assembly:
         """A vector of numbers that lie at these places."""
         value = self.tile_type(ir.Undefined)
         for lane, place in enumerate(places):
-            value = b.insert_element(value, b.load(self._at(b, array, place)), I64(lane))
+            value = b.insert_element(value, b.load(self.at(b, array, place)), I64(lane))
         return value
 
     def _put(self, b: ir.IRBuilder, value: Value, array: Value, places: list[Value]) -> None:
         for lane, place in enumerate(places):
-            b.store(b.extract_element(value, I64(lane)), self._at(b, array, place))
+            b.store(b.extract_element(value, I64(lane)), self.at(b, array, place))
 
     def _read(self, b: ir.IRBuilder, array: Value, rows: list[Value], tile: Value) -> None:
         """Rows of an array ``(C, D)`` into a tile."""
         dim = I64(self.program.dim)
         with self._parameters(b) as k:
-            b.store(self._get(b, array, [b.add(b.mul(row, dim), k) for row in rows]), self._at(b, tile, k))
+            b.store(self._get(b, array, [b.add(b.mul(row, dim), k) for row in rows]), self.at(b, tile, k))
 
     def _write(self, b: ir.IRBuilder, tile: Value, array: Value, rows: list[Value]) -> None:
         dim = I64(self.program.dim)
         with self._parameters(b) as k:
-            self._put(b, b.load(self._at(b, tile, k)), array, [b.add(b.mul(row, dim), k) for row in rows])
-
-    def _at(self, b: ir.IRBuilder, pointer: Value, *places: Value) -> Value:
-        return b.gep(pointer, list(places), inbounds=True)
-
-    def _load(self, b: ir.IRBuilder, pointer: Value, kind: ir.Type) -> Value:
-        """A vector that lies anywhere."""
-        return b.load(b.bitcast(pointer, kind.as_pointer()), align=self._bytes)
-
-    def _store(self, b: ir.IRBuilder, value: Value, pointer: Value) -> None:
-        b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=self._bytes)
-
-    @property
-    def _bytes(self) -> int:
-        return 4 if self.program.dtype == "float32" else 8
+            self._put(b, b.load(self.at(b, tile, k)), array, [b.add(b.mul(row, dim), k) for row in rows])
 
     def _parameters(self, b: ir.IRBuilder) -> Any:
-        return self._loop(b, I64(0), I64(self.program.dim))
-
-    @contextmanager
-    def _loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
-        before = b.block
-        head, body, after = (b.append_basic_block() for _ in range(3))
-        b.branch(head)
-        b.position_at_end(head)
-        index = b.phi(I64)
-        index.add_incoming(start, before)
-        b.cbranch(b.icmp_signed("<", index, stop), body, after)
-        b.position_at_end(body)
-        yield index
-        index.add_incoming(b.add(index, I64(step)), b.block)
-        b.branch(head)
-        b.position_at_end(after)
+        return self.loop(b, I64(0), I64(self.program.dim))
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
