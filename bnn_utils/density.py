@@ -14,7 +14,8 @@ from bnn_utils import _check
 from bnn_utils.gradients import LogDensity
 from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
 from bnn_utils.gradients.backprop import closed_form
-from bnn_utils.gradients.native import MAX_PARAMETERS, Native, can_be_native
+from bnn_utils.gradients.fused import fused
+from bnn_utils.gradients.native import Native, can_be_native, is_small
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:  # a posterior makes densities itself
@@ -31,15 +32,16 @@ class Density:
     Args:
         posterior: given by its model and data.
         num_lanes: C, the rows of each batch; for several data sets a multiple of their number.
-        compile: in native code, which is made in half a second for a network's shape, and kept on disk. Where that
-            fails, as without llvmlite, it says so once, and runs in torch.
+        compile: in native code, which is made in half a second for a network's shape, and kept on disk: of a small
+            network all of it, of a larger one what comes between products of matrices. Where that fails, as without
+            llvmlite, it says so once, and runs in torch.
 
     Attributes:
         joint: ``log p(y | theta) + log p(theta)``.
         prior: ``log p(theta)``.
         likelihood: ``log p(y | theta)``.
         num_lanes: C.
-        native: the native code; None without.
+        native: the native code of a small network; None without.
 
     Raises:
         TypeError: if this is no posterior.
@@ -50,7 +52,8 @@ class Density:
         _check.posterior(posterior)
         self.num_lanes = _check.whole("num_lanes", num_lanes, 1)
         self.posterior, self._compile = posterior, compile
-        self.native = _native(posterior, self.num_lanes) if compile else None
+        made = _native(posterior, self.num_lanes) if compile else None
+        self.native, self._passes = (made, None) if isinstance(made, Native) else (None, made)
 
     @property
     def dim(self) -> int:
@@ -67,7 +70,7 @@ class Density:
 
     @property
     def is_compiled(self) -> bool:
-        return self.native is not None
+        return self.native is not None or self._passes is not None
 
     @cached_property
     def joint(self) -> LogDensity:
@@ -105,6 +108,8 @@ class Density:
     @cached_property
     def likelihood(self) -> LogDensity:
         posterior = self.posterior
+        if self._passes is not None:
+            return self._passes
         if self.native is not None:
             return self.native.likelihood
         if posterior.layers is None and self._is_one_block:
@@ -138,16 +143,16 @@ def check_can_compile(posterior: Posterior) -> None:
     """Raise unless there is native code for the posterior."""
     if not can_be_native(posterior):
         raise ValueError(
-            f"compile=True is for the closed-form gradient of at most {MAX_PARAMETERS} parameters with one of this "
-            f"package's likelihoods on the CPU; this posterior has {posterior.dim} parameters, the "
-            f"{posterior.gradient} gradient and {posterior.likelihood!r}, on {posterior.device}: say 'auto'"
+            "compile=True is for the closed-form gradient with one of this package's likelihoods on the CPU; this "
+            f"posterior has the {posterior.gradient} gradient and {posterior.likelihood!r}, on {posterior.device}: say "
+            "'auto'"
         )
 
 
-def _native(posterior: Posterior, num_lanes: int) -> Native | None:
+def _native(posterior: Posterior, num_lanes: int) -> Native | LogDensity | None:
     check_can_compile(posterior)
     try:
-        return Native(posterior, num_lanes)
+        return Native(posterior, num_lanes) if is_small(posterior) else fused(posterior, num_lanes)
     except (ImportError, OSError, RuntimeError) as error:
         _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return None

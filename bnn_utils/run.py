@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bnn_utils.checkpoints import Checkpoint
 from bnn_utils.density import Density
+from bnn_utils.gradients.native import is_small
 from bnn_utils.kernels.base import Info, Kernel, check_info, first_lost
 from bnn_utils.posterior import Posterior
 
@@ -148,7 +149,7 @@ def next_length(num: int, seconds: float, wanted: float = SECONDS_OF_SEGMENT) ->
 def needs_one_thread(posterior: Posterior, num_lanes: int, compile: bool, num_batches: int) -> bool:
     """All but a single large batch: smaller ones lose more by waiting for each other than they gain."""
     elements = num_lanes * len(posterior.data) * posterior.width
-    return compile or num_batches > 1 or elements < ELEMENTS_FOR_THREADS
+    return (compile and is_small(posterior)) or num_batches > 1 or elements < ELEMENTS_FOR_THREADS
 
 
 @contextmanager

@@ -89,8 +89,8 @@ class Backprop:
                 scale *= 2
                 act = ACTIVATIONS[nn.Sigmoid](None)
             if g_below is None:  # all lanes share x: one product of all their rows
-                self._up.append(partial(torch.mm, _rows(a), inputs, out=_rows(z)))
-                back = [partial(torch.mm, _rows(g), inputs.mT, out=_rows(da))]
+                self._up.append(partial(torch.mm, rows(a), inputs, out=rows(z)))
+                back = [partial(torch.mm, rows(g), inputs.mT, out=rows(da))]
             else:
                 self._up += _product(a, inputs, z)
                 back = [partial(torch.bmm, g, inputs.mT, out=da), *_product(a[:, :, -width:].mT, g, g_below)]
@@ -144,8 +144,8 @@ def closed_form(
     """The log likelihood and its gradient for batches of ``num_lanes`` vectors; y has targets for each of them."""
     width = max(layer.shape[0] for layer in layers)
     most = BLOCK_ELEMENTS if x.device.type == "cpu" else num_lanes * len(x) * width
-    lanes = _slices(num_lanes, most // (width * len(x)))
-    points = _slices(len(x), most // (width * (lanes[0].stop - lanes[0].start)))
+    lanes = slices(num_lanes, most // (width * len(x)))
+    points = slices(len(x), most // (width * (lanes[0].stop - lanes[0].start)))
     networks = {
         (part, size): Backprop(layers, x[points[part]], size)  # blocks of one size take turns in the same memory
         for part in range(len(points))
@@ -186,7 +186,7 @@ def closed_form(
     )
 
 
-def _slices(length: int, most: int) -> list[slice]:
+def slices(length: int, most: int) -> list[slice]:
     """As few slices as cover ``length`` with at most ``most``, or 1, in each, as equal as can be."""
     num = -(-length // max(1, most))
     edges = [length * k // num for k in range(num + 1)]
@@ -199,7 +199,7 @@ def _tanh_by_sigmoid(z: Tensor, one: Tensor, out: Tensor) -> Tensor:
     return torch.add(out, out, out=out).sub_(one)
 
 
-def _rows(matrices: Tensor) -> Tensor:
+def rows(matrices: Tensor) -> Tensor:
     return matrices.view(-1, matrices.shape[-1])
 
 

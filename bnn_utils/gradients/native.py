@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:
+    from bnn_utils.gradients.passes import Passes
     from bnn_utils.gradients.program import Program, Unit
     from bnn_utils.posterior import Posterior
 
@@ -41,7 +42,6 @@ SECONDS_TO_COMPILE, SECONDS_PER_PARAMETER = 0.4, 0.006
 LIKELIHOODS = (Bernoulli, Categorical, Gaussian)
 
 P = TypeVar("P", bound=tuple)  # a position: theta, its log density and gradient
-POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64
 
 
 class Transitions(NamedTuple):
@@ -239,18 +239,18 @@ def drawn(
 
 
 def can_be_native(posterior: Posterior) -> bool:
-    """Whether there is a program for it: the closed form of a small network and one of our likelihoods, on the CPU."""
-    return (
-        posterior.layers is not None
-        and posterior.dim <= MAX_PARAMETERS
-        and posterior.device.type == "cpu"
-        and type(posterior.likelihood) in LIKELIHOODS
-    )
+    """Whether there is native code for it: for the closed form with one of our likelihoods, on the CPU."""
+    return posterior.layers is not None and posterior.device.type == "cpu" and type(posterior.likelihood) in LIKELIHOODS
+
+
+def is_small(posterior: Posterior) -> bool:
+    """Whether a program holds a variable for every number; larger networks have passes between products of matrices."""
+    return posterior.dim <= MAX_PARAMETERS
 
 
 def seconds_to_compile(posterior: Posterior) -> float:
     """Predicted, with an empty cache."""
-    return SECONDS_TO_COMPILE + SECONDS_PER_PARAMETER * posterior.dim
+    return SECONDS_TO_COMPILE + SECONDS_PER_PARAMETER * posterior.dim * is_small(posterior)
 
 
 def program_of(posterior: Posterior, num_lanes: int) -> Program:
@@ -281,33 +281,45 @@ def _filled(num: int, width: int) -> int:
 def _unit(layer: Layer) -> Unit:
     from bnn_utils.gradients.program import Unit
 
-    act, places = layer.activation, tuple(map(tuple, layer.places().tolist()))
-    options = () if act is None else tuple(sorted(act.forward_options.items()))
-    return Unit(places, layer.bias is not None, None if act is None else act.name, options)
+    return Unit(tuple(map(tuple, layer.places().tolist())), layer.bias is not None, *activation_of(layer))
+
+
+def activation_of(layer: Layer) -> tuple[str | None, tuple[tuple[str, Any], ...]]:
+    """The activation's name, and its options."""
+    act = layer.activation
+    return (None, ()) if act is None else (act.name, tuple(sorted(act.forward_options.items())))
+
+
+def arrays_of(posterior: Posterior, num_lanes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs ``(features, N)``, targets ``(C, K, N)`` or ``(1, K, N)`` for all lanes, and weights ``(N,)``."""
+    with torch.inference_mode(False), torch.no_grad():
+        x, weights = posterior.features, posterior.counted.weights
+        y = posterior.targets_for(num_lanes).to(x.dtype)
+        y = y.reshape(1 if posterior.num_datasets == 1 else num_lanes, len(x), -1).mT
+        return x.T, y, x.new_ones(len(x)) if weights is None else weights
+
+
+def filled_up(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with so many points that no vector is left unfilled: the last one is repeated, with no weight."""
+    from bnn_utils.gradients.program import width_of
+
+    with torch.inference_mode(False), torch.no_grad():
+        num = -len(weights) % width_of(x.dtype.itemsize)
+        x, y = (torch.cat([values, values[..., -1:].expand(*values.shape[:-1], num)], dim=-1) for values in (x, y))
+        return x.contiguous(), y.contiguous(), torch.cat([weights, weights.new_zeros(num)])
 
 
 def _laid_out(program: Program, posterior: Posterior, num_lanes: int) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
-    """Inputs ``(features, N)``, targets and weights ``(N,)`` as programs read them; how far lanes' targets are apart.
-
-    Over points N is a multiple of the width: the last point is repeated, with no weight.
-    """
+    """Inputs, targets and weights as programs read them; how far lanes' targets are apart."""
+    x, y, weights = arrays_of(posterior, num_lanes)
     with torch.inference_mode(False), torch.no_grad():
-        data = posterior.counted
-        x, y = posterior.features, posterior.targets_for(num_lanes).to(data.x.dtype)
-        weights = x.new_ones(len(x)) if data.weights is None else data.weights
-        if posterior.num_datasets == 1:
-            y = y[None]
-        y = y.reshape(len(y), len(x), -1).mT  # (1 or C, K, N)
         if program.over == "points":
-            num = -len(x) % program.width
-            x = torch.cat([x, x[-1:].expand(num, -1)])
-            y = torch.cat([y, y[..., -1:].expand(-1, -1, num)], dim=-1)
-            weights = torch.cat([weights, weights.new_zeros(num)])
-        elif len(y) > 1:
+            x, y, weights = filled_up(x, y, weights)
+        elif program.has_datasets:
             rows = torch.arange(_filled(num_lanes, program.width)).clamp(max=num_lanes - 1)
             y = y[rows].unflatten(0, (-1, program.width)).permute(0, 2, 3, 1)  # (tiles, K, N, width)
-        stride = y[0].numel() if len(y) > 1 or posterior.num_datasets > 1 else 0
-        return (x.T.contiguous(), y.contiguous(), weights.contiguous()), stride
+        stride = y[0].numel() if posterior.num_datasets > 1 else 0
+        return (x.contiguous(), y.contiguous(), weights.contiguous()), stride
 
 
 class Code:
@@ -318,27 +330,30 @@ class Code:
         RuntimeError: where LLVM fails, or the processor is too old.
     """
 
-    def __init__(self, program: Program) -> None:
-        from bnn_utils.gradients import machine, vector
-        from bnn_utils.gradients import program as source
+    def __init__(self, program: Program | Passes) -> None:
+        from bnn_utils.gradients import machine, passes, vector
+        from bnn_utils.gradients import program as programs
 
-        self._library = machine.load(program, lambda: source.assemble(program), (source.__file__, vector.__file__))
-        self.scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
-        start, end = [WHOLE, WHOLE, WHOLE], [POINTER, POINTER, POINTER, WHOLE, WHOLE]
-        kinds = {
-            "gradients": [*start, *3 * [POINTER], *end],
-            "trajectories": [*start, *8 * [POINTER], WHOLE, WHOLE, *2 * [POINTER], self.scalar, *end],
-            "transitions": [*start, WHOLE, WHOLE, *11 * [POINTER], WHOLE, *3 * [POINTER], self.scalar, *end],
-            "normals": [*2 * [POINTER], *3 * [WHOLE]],
-        }
-        self._functions = {name: self._library.function(name, *of_name) for name, of_name in kinds.items()}
-        self.knows_torchs_normals = self._knows_torchs_normals(getattr(torch, program.dtype))
+        source = programs if isinstance(program, programs.Program) else passes
+        files = tuple(module.__file__ for module in (vector, programs, passes))
+        self._library = machine.load(program, lambda: source.assemble(program), files)
+        self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
+        self._dtype, self._functions = program.dtype, {}
 
     def call(self, name: str, *arguments: Tensor | float) -> None:
-        self._functions[name](*(value.data_ptr() if isinstance(value, Tensor) else value for value in arguments))
+        """One of the functions: tensors by where their numbers lie, whole numbers, and others in the program's dtype."""
+        function = self._functions.get(name) or self._functions.setdefault(name, self._library.function(name))
+        function(*map(self._passed, arguments))
 
-    def _knows_torchs_normals(self, dtype: torch.dtype) -> bool:
+    def _passed(self, value: Tensor | float) -> Any:
+        if isinstance(value, Tensor):
+            return ctypes.c_void_p(value.data_ptr())
+        return ctypes.c_int64(value) if isinstance(value, int) else self._scalar(value)
+
+    @functools.cached_property
+    def knows_torchs_normals(self) -> bool:
         """Whether this version of torch makes normal numbers of uniform ones as the program does."""
+        dtype = getattr(torch, self._dtype)
         count = 2 * SHORTEST + 5
         theirs, mine = (torch.Generator().manual_seed(0) for _ in range(2))
         words, found = torch.rand(count + SHORTEST, generator=mine, dtype=dtype), torch.empty(count, dtype=dtype)
@@ -349,11 +364,11 @@ class Code:
         return is_close and torch.equal(mine.get_state(), theirs.get_state())
 
 
-_CODE: dict[Program, Code] = {}
+_CODE: dict[Program | Passes, Code] = {}
 _LOCK = threading.Lock()  # held while code is made: two threads need no two copies
 
 
-def code_of(program: Program) -> Code:
+def code_of(program: Program | Passes) -> Code:
     """Once in a process."""
     with _LOCK:
         if program not in _CODE:

@@ -208,12 +208,12 @@ class Assembly(Writer):
             for unit in program.layers:
                 inputs = [None, *h] if unit.has_bias else h
                 z = [_combined(v, [(t[k], i) for k, i in zip(row, inputs, strict=True)]) for row in unit.places]
-                parts = [_activated(v, unit, one) for one in z]
+                parts = [activated(v, unit.activation, unit.options, one) for one in z]
                 h, backs = [part[0] for part in parts], [part[1] for part in parts]
                 kept.append((unit, inputs, backs))
             outputs = [*h, *(t[k] for k in program.log_scales)]
             targets = [of_point(y, k, program.has_datasets) for k in range(program.num_targets)]
-            value, g = _judged(v, program, outputs, targets, has_value)
+            value, g = judged(v, program.likelihood, program.scale, outputs, targets, has_value)
             if over_points or program.is_weighted:
                 weight = of_point(weights, 0)
                 g = [v.mul(weight, one) for one in g]
@@ -514,10 +514,12 @@ def _finite(v: Vectors, a: Value) -> Value:
     return v.less(v.abs(a), v.constant(math.inf))
 
 
-def _activated(v: Vectors, unit: Unit, z: Value) -> tuple[Value, Callable[[Value], Value]]:
+def activated(
+    v: Vectors, activation: str | None, options: tuple[tuple[str, Any], ...], z: Value
+) -> tuple[Value, Callable[[Value], Value]]:
     """An activation at z, and the gradient's way back through it, as torch defines them."""
-    one, half, options = v.constant(1.0), v.constant(0.5), dict(unit.options)
-    match unit.activation:
+    one, half, options = v.constant(1.0), v.constant(0.5), dict(options)
+    match activation:
         case None:
             return z, lambda g: g
         case "Tanh":
@@ -560,15 +562,15 @@ def _activated(v: Vectors, unit: Unit, z: Value) -> tuple[Value, Callable[[Value
                 v.select(is_linear, z, curved),
                 lambda g: v.select(is_linear, g, v.mul(g, v.sigmoid(scaled))),
             )
-    raise NotImplementedError(unit.activation)
+    raise NotImplementedError(activation)
 
 
-def _judged(
-    v: Vectors, program: Program, outputs: list[Value], targets: list[Value], has_value: bool
+def judged(
+    v: Vectors, likelihood: str, noise: float | None, outputs: list[Value], targets: list[Value], has_value: bool
 ) -> tuple[Value | None, list[Value]]:
     """The log likelihood of points, where it is asked for, and its gradient by the outputs."""
     one, zero = v.constant(1.0), v.constant(0.0)
-    match program.likelihood:
+    match likelihood:
         case "Bernoulli":
             ((z,), (y,)) = outputs, targets
             e = v.exp(v.neg(v.abs(z)))
@@ -597,14 +599,14 @@ def _judged(
             num = len(targets)
             means, log_scales, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
             for k, (y, mean) in enumerate(zip(targets, means, strict=True)):
-                inverse = v.exp(v.neg(log_scales[k])) if log_scales else v.constant(1 / program.scale)
+                inverse = v.exp(v.neg(log_scales[k])) if log_scales else v.constant(1 / noise)
                 residual = v.mul(v.sub(y, mean), inverse)
                 g.append(v.mul(residual, inverse))
                 of_scales.append(v.fma(residual, residual, v.constant(-1.0)))
                 if has_value:
-                    log_scale = log_scales[k] if log_scales else v.constant(math.log(program.scale))
+                    log_scale = log_scales[k] if log_scales else v.constant(math.log(noise))
                     rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi)))
                     part = v.fma(v.mul(v.constant(-0.5), residual), residual, v.neg(rest))
                     value = part if value is None else v.add(value, part)
             return value, g + (of_scales if log_scales else [])
-    raise NotImplementedError(program.likelihood)
+    raise NotImplementedError(likelihood)
