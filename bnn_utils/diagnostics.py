@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnn_utils import _check
 from bnn_utils.coupling import Pairs, copies, coupled, named
-from bnn_utils.mixing import by_quantity, mean_ess, mean_se, rank, rank_rhat, split_chains, tail_ess, variance
+from bnn_utils.mixing import by_quantity, in_order, mean_ess, mean_se, rank, rank_rhat, split_chains, tail_ess, variance
 
 RHAT_LIMIT = 1.01  # Vehtari et al. 2021, section 4
 FEWEST_SHARED = 10  # different predictions, in the same order, that make two chains copies: one in 10! by chance
@@ -50,7 +50,7 @@ def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tens
     """
     methods = {
         "bulk": lambda x: mean_ess(rank(split_chains(x)).scores),
-        "tail": tail_ess,
+        "tail": lambda x: tail_ess(split_chains(x), in_order(x)),
         "mean": lambda x: mean_ess(split_chains(x)),
     }
     _check.choice("method", method, methods)
@@ -77,7 +77,7 @@ def mcse(draws: Tensor) -> Tensor:
     Returns:
         shape ``(...)``, float64 on the CPU; NaN for a quantity that never changed.
     """
-    return by_quantity(mean_se, draws)
+    return by_quantity(lambda x: mean_se(x, split_chains(x)), draws)
 
 
 class Mixing(NamedTuple):
@@ -95,10 +95,11 @@ def diagnose(draws: Tensor) -> Mixing:
 
 
 def _mixing(x: np.ndarray) -> np.ndarray:
-    ranks = rank(split_chains(x))
+    halves = split_chains(x)
+    ranks = rank(halves)
     # The middle draw of an odd number is in no half, so that the sorted halves lack it.
-    ordered = ranks.ordered if x.shape[2] % 2 == 0 else None
-    return np.stack([rank_rhat(ranks), mean_ess(ranks.scores), tail_ess(x, ordered), mean_se(x)])
+    ordered = ranks.ordered if x.shape[2] % 2 == 0 else in_order(x)
+    return np.stack([rank_rhat(ranks), mean_ess(ranks.scores), tail_ess(halves, ordered), mean_se(x, halves)])
 
 
 def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:

@@ -19,7 +19,8 @@ from bnn_utils import _check
 FEWEST_DRAWS = 4  # two in each half of a chain
 FEWEST_BATCHES = 12  # of all chains together: with 10 to 30 intervals are about as good (Schmeiser 1982)
 COLUMNS, ROWS = 256, 128  # of draws that are transposed at once
-BLOCK_ELEMENTS = 2**18  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
+EXACT = 2**14  # flags whose pairs single precision counts: it errs by less than 0.05, and 0.5 would be too much
+BLOCK_ELEMENTS = 2**17  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
 
 
 def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, fewest: int = FEWEST_DRAWS) -> Tensor:
@@ -71,21 +72,27 @@ def _transposed(columns: np.ndarray) -> np.ndarray:
 
 
 def split_chains(x: np.ndarray) -> np.ndarray:
-    """Halves of chains as chains, ``(Q, 2 chains, draws // 2)``; the middle draw of an odd number is left out."""
+    """Halves of chains side by side, ``(Q, chains, draws // 2, 2)``; the middle draw of an odd number is left out."""
     half = x.shape[2] // 2
-    return np.concatenate([x[:, :, :half], x[:, :, -half:]], axis=1)
+    return np.stack([x[:, :, :half], x[:, :, -half:]], axis=3)
+
+
+def in_order(x: np.ndarray) -> np.ndarray:
+    return np.sort(x.reshape(len(x), -1), axis=1)
 
 
 class Ranks(NamedTuple):
     ordered: np.ndarray  # (Q, S), all values of each quantity in ascending order
     places: np.ndarray  # (Q, S), where each of them stands in the flattened block
-    scores: np.ndarray  # (Q, chains, draws), normal scores
+    scores: np.ndarray  # normal scores, in the shape of the values
 
 
-def rank(chains: np.ndarray) -> Ranks:
-    places = _argsort(chains.reshape(len(chains), -1))
-    ordered = chains.ravel()[places].astype(np.float64, copy=False)
-    return Ranks(ordered, places, _normal_scores(ordered, places).reshape(chains.shape))
+def rank(halves: np.ndarray) -> Ranks:
+    places = _argsort(halves.reshape(len(halves), -1))
+    ordered = halves.ravel()[places]
+    scores = np.empty(halves.shape)
+    scores.ravel()[places.ravel()] = _normal_scores(ordered)
+    return Ranks(ordered, places, scores)
 
 
 def _argsort(values: np.ndarray) -> np.ndarray:
@@ -109,19 +116,19 @@ def _argsort(values: np.ndarray) -> np.ndarray:
     return places
 
 
-def _normal_scores(ordered: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Ranks of ascending values as quantiles of the standard normal, each put at its place; ties share their rank."""
+def _normal_scores(ordered: np.ndarray) -> np.ndarray:
+    """Ranks of ascending values ``(Q, S)`` as quantiles of the standard normal; ties share their rank."""
     quantities, size = ordered.shape
     table = _score_table(size)
-    scores = np.tile(table[::2], (quantities, 1))
-    equal = np.zeros((quantities, size + 1), bool)  # to the value before
-    np.equal(ordered[:, 1:], ordered[:, :-1], out=equal[:, 1:-1])
-    before, after = equal[:, :-1], equal[:, 1:]
-    starts, ends = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
-    scores[before | after] = np.repeat(table[starts + ends - starts // size * (2 * size)], ends - starts + 1)
-    in_time = np.empty(scores.size)
-    in_time[places] = scores
-    return in_time
+    scores = np.tile(table[::2], quantities)
+    tied = np.flatnonzero(ordered[:, 1:] == ordered[:, :-1])  # to the value before, which no first one of a row is
+    tied += 1 + tied // (size - 1)
+    first = tied[np.diff(tied, prepend=-1) > 1] - 1
+    last = tied[np.diff(tied, append=scores.size + 1) > 1]
+    shared = table[first + last - first // size * (2 * size)]
+    scores[first] = shared
+    scores[tied] = np.repeat(shared, last - first)
+    return scores
 
 
 @lru_cache(maxsize=4)
@@ -133,25 +140,47 @@ def _score_table(size: int) -> np.ndarray:
 
 
 def rank_rhat(ranks: Ranks) -> np.ndarray:
-    ordered, places, scores = ranks
-    size = ordered.shape[1]
-    median = (ordered[:, [(size - 1) // 2]] + ordered[:, [size // 2]]) / 2
-    folded = np.abs(ordered - median)
-    # Down to the median and up again: two runs in order, which a merge sort joins in one pass.
-    by_fold = np.argsort(folded, axis=1, kind="stable") + size * np.arange(len(folded))[:, None]
-    folded, places = folded.ravel()[by_fold], places.ravel()[by_fold]
     # Where all values lie equally far from the median, the folded ones never change and say nothing.
-    return np.fmax(_rhat(scores), _rhat(_normal_scores(folded, places).reshape(scores.shape)))
+    return np.fmax(_rhat(ranks.scores), _rhat(_folded_scores(ranks)))
 
 
-def _rhat(chains: np.ndarray) -> np.ndarray:
-    draws = chains.shape[2]
-    means = chains.mean(axis=2)
-    residuals = chains - means[:, :, None]
-    within = np.einsum("qcd,qcd->q", residuals, residuals) / (chains.shape[1] * (draws - 1))
+def _folded_scores(ranks: Ranks) -> np.ndarray:
+    """Normal scores of distances from the median.
+
+    Down from the median and up from it they are in order, two runs that a merge sort joins in one pass. No distance has
+    a sign, so that its bits leave room for one that says of which run it is.
+    """
+    size = ranks.ordered.shape[1]  # an even number, as of two halves
+    half = size // 2
+    down, up = ranks.ordered[:, half - 1 :: -1], ranks.ordered[:, half:]
+    median = (down[:, :1].astype(np.float64) + up[:, :1]) / 2
+    keys = np.concatenate([median - down, up - median], axis=1).view(np.uint64)
+    keys <<= 1
+    keys[:, half:] |= 1
+    keys.sort(axis=1, kind="stable")
+    is_up = (keys & 1).astype(bool)
+    keys >>= 1
+    scores = _normal_scores(keys)
+    folded = np.empty(ranks.scores.shape)
+    folded.ravel()[ranks.places[:, half - 1 :: -1].ravel()] = scores[np.flatnonzero(~is_up)]
+    folded.ravel()[ranks.places[:, half:].ravel()] = scores[np.flatnonzero(is_up)]
+    return folded
+
+
+def _rhat(scores: np.ndarray) -> np.ndarray:
+    draws = scores.shape[2]
+    means = _series(scores).mean(axis=2).view(np.float64)
+    # Scores are about zero, so that sums of squares will do; what rounding leaves of no variance may be negative.
+    squares = np.einsum("qcdh,qcdh->q", scores, scores)
+    within = (squares - draws * np.einsum("qc,qc->q", means, means)) / (means.shape[1] * (draws - 1))
     between = draws * means.var(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # a quantity that never changed within its chains
-        return np.sqrt((between / within + draws - 1) / draws)
+        return np.sqrt((between / np.maximum(within, 0) + draws - 1) / draws)
+
+
+def _series(halves: np.ndarray) -> np.ndarray:
+    """Two halves as the real and the imaginary part of one series, ``(Q, chains, draws)``."""
+    return halves.view(np.result_type(halves, np.complex64))[..., 0]
 
 
 def variance(x: np.ndarray) -> np.ndarray:
@@ -159,17 +188,15 @@ def variance(x: np.ndarray) -> np.ndarray:
     return x.var(axis=-1, ddof=1) if x.shape[-1] > 1 else np.zeros(x.shape[:-1])
 
 
-def tail_ess(x: np.ndarray, ordered: np.ndarray | None = None) -> np.ndarray:
-    """The smaller ESS of two indicators: of values up to the 5 % quantile, and of those up to the 95 % quantile.
+def tail_ess(halves: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """The smaller ESS of two indicators: of values up to the 5 % quantile, and of those above the 95 % quantile.
 
-    ``ordered`` are the values of x ``(Q, S)`` in ascending order, where they are at hand.
+    ``ordered`` are all values ``(Q, S)`` in ascending order, those that are in no half too.
     """
-    size = x.shape[1] * x.shape[2]
+    size = ordered.shape[1]
     places = [size * p + (1 - p) for p in (0.05, 0.95)]  # counted from 1, between two values (type 7 of R)
-    if ordered is None:
-        near = [int(place) + k for place in places for k in (-1, 0)]
-        ordered = np.partition(x.reshape(len(x), size), near, axis=1)
-    return np.minimum(*(mean_ess(split_chains(x <= _interpolated(ordered, place)[:, None, None])) for place in places))
+    low, high = (_interpolated(ordered, place)[:, None, None, None] for place in places)
+    return np.minimum(*np.split(mean_ess(np.concatenate([halves <= low, halves > high])), 2))
 
 
 def _interpolated(ordered: np.ndarray, place: float) -> np.ndarray:
@@ -179,9 +206,9 @@ def _interpolated(ordered: np.ndarray, place: float) -> np.ndarray:
     return (1 - weight) * ordered[:, below - 1].astype(np.float64) + weight * ordered[:, below].astype(np.float64)
 
 
-def mean_se(x: np.ndarray) -> np.ndarray:
+def mean_se(x: np.ndarray, halves: np.ndarray) -> np.ndarray:
     """Standard error of the mean of ``(Q, chains, draws)``: see `diagnostics.mcse`."""
-    by_lags = x.std(axis=(1, 2), ddof=1, dtype=np.float64) / np.sqrt(mean_ess(split_chains(x)))
+    by_lags = x.std(axis=(1, 2), ddof=1, dtype=np.float64) / np.sqrt(mean_ess(halves))
     return np.maximum(by_lags, _batch_se(x))
 
 
@@ -197,37 +224,74 @@ def _batch_se(x: np.ndarray) -> np.ndarray:
     return widened * means.std(axis=1, ddof=1) * np.sqrt(size / (chains * draws))
 
 
-def mean_ess(chains: np.ndarray) -> np.ndarray:
-    """Effective sample size of the mean of ``(Q, chains, draws)``: S / tau, with tau = -1 + 2 (rho_0 + rho_1 + ...).
+def mean_ess(halves: np.ndarray, lags: int = 0) -> np.ndarray:
+    """Effective sample size of the mean of `split_chains`: S / tau, with tau = -1 + 2 (rho_0 + rho_1 + ...).
 
     The sum over lags ends by Geyer's initial monotone sequence (1992), in the details as ArviZ does it: neighbours
     rho_2k + rho_2k+1 are taken while their sum is positive, and none for more than those before; of the first that
-    are not taken, the even one is added once.
+    are not taken, the even one is added once. ``lags`` is how many are looked at, at first a seventh, as the sum seldom
+    ends later; where it does, all of them.
     """
-    from scipy.fft import next_fast_len  # slow to import
-
-    size, draws = chains.shape[1] * chains.shape[2], chains.shape[2]
-    chains = chains.astype(np.float64, copy=False)
-    means = chains.mean(axis=2, keepdims=True)
-    length = next_fast_len(2 * draws, real=True)  # the rest is zeros
-    parts = np.fft.rfft(chains - means, n=length).view(np.float64)  # real and imaginary, in turn
-    # Only the mean covariance over chains is needed, so that the power is added up before it is transformed back.
-    power = np.einsum("qcf,qcf->qf", parts, parts).reshape(len(parts), -1, 2).sum(axis=2)
-    covariance = np.fft.irfft(power, n=length)[:, :draws] / size
-
+    chains, draws = 2 * halves.shape[1], halves.shape[2]
+    size = chains * draws
+    lags = lags or max(2, draws // 7)
+    products, means = (_products_of_flags if halves.dtype == bool else _products)(halves, lags)
+    covariance = products / size
     within = covariance[:, :1] * draws / (draws - 1)
-    total = covariance[:, :1] + means.var(axis=1, ddof=1)
+    total = covariance[:, :1] + means.var(axis=1, ddof=1, keepdims=True)
     with np.errstate(invalid="ignore"):  # an indicator that never changed, see below
         rho = 1 - (within - covariance) / total
     rho[:, 0] = 1
-    pairs = max(1, (draws - 1) // 2)
+    pairs = max(1, (lags - 1) // 2)
     even, odd = rho[:, 0 : 2 * pairs : 2], rho[:, 1 : 2 * pairs : 2]
     sums = even + odd
-    ended = sums <= 0
+    ended = ~(sums > 0)
+    more = np.flatnonzero(~ended.any(axis=1))
     ended[:, -1] = True
     last = ended.argmax(axis=1)[:, None]
     kept = np.arange(pairs) < last
     once = np.take_along_axis(np.where(sums < 0, np.maximum(even, 0), even), last, axis=1)
     tau = 2 * np.where(kept, np.minimum.accumulate(sums, axis=1), 0).sum(axis=1) - 1 + once[:, 0]
     # Antithetic draws may be worth more than independent ones, though not without limit.
-    return np.where(total[:, 0] == 0, size, size / np.maximum(tau, 1 / np.log10(size)))
+    result = np.where(total[:, 0] == 0, size, size / np.maximum(tau, 1 / np.log10(size)))
+    if lags < draws and len(more):
+        result[more] = mean_ess(halves[more], draws)
+    return result
+
+
+def _products(halves: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of residuals k draws apart, summed over all halves, ``(Q, lags)``; and the means of these, ``(Q, 2 chains)``."""
+    series = _series(halves.astype(np.float64, copy=False))
+    means = series.mean(axis=2)
+    return _lagged(series - means[:, :, None], lags), means.view(np.float64)
+
+
+def _products_of_flags(halves: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_products` of what is true or false. Pairs of true ones are counted, in single precision, in half the time."""
+    draws = halves.shape[2]
+    series = _series(halves.astype(np.float32))
+    counts = series.sum(axis=2)
+    if counts.view(np.float32).sum(axis=1).max() >= EXACT:
+        series, counts = series.astype(np.complex128), counts.astype(np.complex128)
+    pairs = np.rint(_lagged(series, lags))
+    # Less the means: the sum of (x_t - m) (x_t+k - m) is that of x_t x_t+k - m (x_t + x_t+k) + m^2. Not by `@`, which
+    # would start threads of its own.
+    means = counts.view(series.real.dtype).astype(np.float64) / draws
+    weighted = (series * counts.conj()[:, :, None]).sum(axis=1).real.astype(np.float64) / draws
+    crossed = np.cumsum(weighted + weighted[:, ::-1], axis=1)[:, : -lags - 1 : -1]
+    squares = np.square(means).sum(axis=1, keepdims=True) * np.arange(draws, draws - lags, -1)
+    return pairs - crossed + squares, means
+
+
+def _lagged(series: np.ndarray, lags: int) -> np.ndarray:
+    """Sums of products of draws k apart, ``(Q, lags)``, over all halves ``(Q, chains, draws)``, two in each series.
+
+    Only these sums are needed and not those of each half, so that one transform does for two of them, and the power is
+    added up before it is transformed back.
+    """
+    from scipy.fft import fft, next_fast_len, rfft  # slow to import
+
+    length = next_fast_len(series.shape[2] + lags, real=True)  # the rest is zeros
+    parts = fft(series, n=length).view(series.real.dtype)
+    power = np.einsum("qcf,qcf->qf", parts, parts).reshape(len(series), length, 2).sum(axis=2, dtype=np.float64)
+    return rfft(power).real[:, :lags] / length

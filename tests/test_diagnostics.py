@@ -159,6 +159,31 @@ def test_ess_is_arvizs(make, shape):
         torch.testing.assert_close(ess(draws, method), expected, rtol=1e-12, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make", [DRAWS[name] for name in ("rejections", "slow", "random walk", "two values", "tenths")]
+)
+def test_long_chains_are_arvizs(make, dtype):
+    """With many ties, as of rejected proposals; with sums that end after few lags, and with those that do not; with
+    more than 2**14 draws in a tail, as of two values.
+    """
+    draws = make(8, 5000, 2).to(dtype)
+    torch.testing.assert_close(rhat(draws), by_arviz("rhat", draws, "rank"), rtol=1e-12, atol=0)
+    for method in ("bulk", "tail"):
+        torch.testing.assert_close(ess(draws, method), by_arviz("ess", draws, method), rtol=1e-12, atol=0)
+
+
+def test_flags_are_counted_exactly():
+    """In single precision, up to the largest number that is trusted to it: all in few chains, or spread over many."""
+    rng = np.random.default_rng(0)
+    for shape, part in (((1, 4, 4000, 2), 0.5), ((1, 500, 100, 2), 0.16), ((1, 64, 1000, 2), 0.12)):
+        flags = rng.random(shape) < part
+        assert flags.sum() < mixing.EXACT
+        flags = mixing._series(flags.astype(np.float32))
+        single = mixing._lagged(flags, 100)
+        assert abs(single - np.rint(mixing._lagged(flags.astype(np.complex128), 100))).max() < 0.05
+
+
 def by_batches(draws):
     """Of one quantity: half the 95 % interval by Student's t of the means of equal batches, over 1.96."""
     chains, length = draws.shape
