@@ -341,7 +341,7 @@ class Code:
         self._dtype, self._functions = program.dtype, {}
 
     def call(self, name: str, *arguments: Tensor | float) -> None:
-        """One of the functions: tensors by where their numbers lie, whole numbers, and others in the program's dtype."""
+        """One of the functions: tensors by where their numbers lie, whole numbers, others in the program's dtype."""
         function = self._functions.get(name) or self._functions.setdefault(name, self._library.function(name))
         function(*map(self._passed, arguments))
 
