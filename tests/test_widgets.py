@@ -30,6 +30,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(of_sampler, "NUM_TRANSITIONS", 8)
     monkeypatch.setattr(of_sampler, "WALK", 20)
     monkeypatch.setattr(of_data, "NUM_DRAWS", 6)
+    monkeypatch.setattr(of_data, "THIN", 1)
     monkeypatch.setattr(of_data, "WARMUP", 10)
 
 
@@ -345,7 +346,7 @@ def test_no_points_and_one_class(drawing):
         undo.click()
     drawing.wait()
     assert rounded(drawing.controls["points"].value) == FIRST
-    assert "48 draws of 8 chains" in drawing.status.value
+    assert "384 draws of 64 chains" in drawing.status.value
 
 
 def test_resample_draws_other_chains(drawing):

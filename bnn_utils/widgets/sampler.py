@@ -59,7 +59,7 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
     _check.posterior(posterior)
     start = None if start is None else _check.tensor("start", start)
     if start is None:
-        start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False, compile=False).draws[0, 0]
+        start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False).draws[0, 0]
     posterior.flat.check(start)
     if start.ndim != 1:
         raise ValueError(f"start is one vector, of shape ({posterior.dim},), but got {tuple(start.shape)}")
@@ -74,7 +74,7 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
         paths = roll(posterior, start, step_size, num_steps, seed)
         kernel = HMC(step_size, num_steps)
         inits = start.expand(NUM_CHAINS, -1)
-        chain = sample(posterior, kernel, NUM_TRANSITIONS, init=inits, seed=seed, progress=False, compile=False)
+        chain = sample(posterior, kernel, NUM_TRANSITIONS, init=inits, seed=seed, progress=False)
         shadows = (paths.theta - start) @ plane.directions.T
         rate = chain.stats["acceptance_rate"].mean().item()
         title = f"Step size {step_size:.3g}, {num_steps} steps: {rate:.0%} accepted"
