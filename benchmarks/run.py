@@ -93,20 +93,21 @@ def measure(repetitions: int, quick: bool, only: str | None = None) -> list[dict
                 if quick:
                     workload = workload._replace(num_draws=min(workload.num_draws, 50))
                 for library in (library for library in workload.libraries if library in present):
-                    problem = save_problem(Path(folder), workload.size, repetition)
+                    problem = save_problem(Path(folder), workload, repetition)
                     rows.append(measure_library(name, workload, library, problem, repetition))
             if only is None:
                 rows += measure_curves(Path(folder), quick, repetition)
     return rows
 
 
-def save_problem(folder: Path, size: Size, repetition: int) -> Path:
+def save_problem(folder: Path, workload: Workload, repetition: int) -> Path:
     """The data and the starting points in a file, which a process can read without importing this project."""
+    size = workload.size
     data = boxes(size.points)
     starts = np.random.default_rng(repetition).normal(scale=PRECISION**-0.5, size=(MOST_CHAINS, size.dim))
     arrays = {"x": data.x.numpy(), "y": data.y.numpy(), "starts": starts}
     path = folder / "problem.npz"
-    np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
+    np.savez(path, **{name: array.astype(workload.dtype) for name, array in arrays.items()})
     return path
 
 
@@ -116,14 +117,17 @@ def measure_library(name: str, workload: Workload, library: str, problem: Path, 
         "program": LIBRARIES[library],
         "num_chains": workload.num_chains,
         "num_draws": workload.num_draws,
-        "warm": workload.warm,
+        "call": workload.call,
         "unit": workload.unit,
         "seed": 1_000 * repetition,
         "problem": str(problem),
         "network": workload.size.network,
         "step_size": workload.size.step_size,
+        "dtype": workload.dtype,
     }
     with tempfile.TemporaryDirectory() as cache:
+        if workload.call == "cached":  # as another process has left it
+            run_apart(job, Path(cache))
         measured = run_apart(job, Path(cache))
     size = workload.size
     what = {"workload": name, "library": library, "points": size.points, "network": network_name(size.network)}
@@ -131,7 +135,7 @@ def measure_library(name: str, workload: Workload, library: str, problem: Path, 
     row = what | much | measured
     if name != "F":
         check_same_work(row, size)
-    print(f"{name}  {library:24} {row['value']:10.4g} {workload.unit}", flush=True)
+    print(f"{name:3} {library:34} {row['value']:10.4g} {workload.unit}", flush=True)
     return row
 
 
@@ -145,7 +149,7 @@ def measure_curves(cache: Path, quick: bool, repetition: int) -> list[dict[str, 
         measured = run_apart(job, cache)
         rows += [row | label for row in measured]
         values = ", ".join(f"{row['value']:.3g}" for row in measured)
-        print(f"E  {variant:24} {curve}: {values} ms", flush=True)
+        print(f"E   {variant:34} {curve}: {values} ms", flush=True)
     label = {"workload": "profile", "unit": "ms", "repetition": repetition}
     rows += [row | label for row in run_apart({"curve": "profile"}, cache)]
     (row,) = run_apart({"curve": "peak"}, cache)
@@ -164,7 +168,8 @@ def is_installed(library: str) -> bool:
 def run_apart(job: dict[str, Any], cache: Path) -> Any:
     """What a fresh process measures, with what others have compiled into the same cache."""
     command = [sys.executable, str(HERE / "worker.py"), json.dumps(job)]
-    environment = os.environ | ENVIRONMENT | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    of_job = {"BNN_UTILS_CACHE": str(cache), "JAX_ENABLE_X64": str(job.get("dtype") == "float64").lower()}
+    environment = os.environ | ENVIRONMENT | of_job
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         sys.exit(f"{result.stderr}\nthis job failed: {job}")

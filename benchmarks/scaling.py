@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, NormalPrior, Posterior, boxes, sample
-from bnn_utils.gradients import LogDensity
-from problem import CURVES, NUM_STEPS, PRECISION, PROFILED, STEP_SIZE, Setting, network_name
+from bnn_utils.gradients.native import NUMBERS_AHEAD, code_of, drawn, program_of
+from problem import CURVES, NUM_STEPS, PRECISION, PROFILED, STEP_SIZE, WORKLOADS, Setting, Workload, network_name
 
-FEWEST, MOST, WARMUP = 3, 1_000, 2  # transitions
+FEWEST, MOST, WARMUP = 3, 10_000, 2  # transitions
 
 
 def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -24,7 +23,7 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
     if job["curve"] == "peak":
         return [peak()]
     if job["curve"] == "profile":
-        return [row for lanes in PROFILED for row in profile(lanes)]
+        return [row for name in PROFILED for row in profile(WORKLOADS[name])]
     settings = CURVES[job["curve"]][: job["settings"]]
     return curve(settings, job["variant"], job["seconds"], job["limit"])
 
@@ -35,12 +34,7 @@ def curve(settings: list[Setting], variant: str, seconds: float, limit: float) -
     for before, setting in pairwise([None, *settings]):
         if before and (FEWEST + WARMUP) * rows[-1]["value"] / 1e3 * setting.flops / before.flops > limit:
             break
-        try:
-            rows.append(cost(setting, variant, seconds))
-        except ValueError:
-            if not variant.endswith("compiled"):
-                raise
-            break  # too large a network to compile
+        rows.append(cost(setting, variant, seconds))
     return rows
 
 
@@ -65,7 +59,7 @@ def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
             warmup=WARMUP,
             seed=0,
             progress=False,
-            compile=variant.endswith("compiled"),
+            compile="auto" if variant == "bnn_utils" else False,
         )
 
     num_samples = max(FEWEST, min(MOST, int(seconds / draw(1).sampling_time)))
@@ -78,28 +72,21 @@ def cost(setting: Setting, variant: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def profile(lanes: int) -> list[dict[str, Any]]:
-    """Milliseconds that the parts of one compiled transition take: its gradients, what calling them costs, the rest."""
+def profile(workload: Workload) -> list[dict[str, Any]]:
+    """Milliseconds that the parts of a transition in native code take: random numbers, trajectories, and the rest."""
+    lanes, num = workload.num_chains, workload.num_draws
     posterior, kernel = build(Setting(lanes), "closed-form"), HMC(STEP_SIZE, NUM_STEPS)
     stream = torch.Generator().manual_seed(0)
     theta = posterior.sample_prior(lanes, stream)
-    many, one = (posterior.density(num, compile=True) for num in (lanes, 1))
+    density, code = posterior.density(lanes, compile=True), code_of(program_of(posterior, lanes))
+    block = NUMBERS_AHEAD // theta.numel()
     with torch.inference_mode():
-        state = kernel.init(many, theta, num_warmup=0)
-        known = LogDensity(lambda _: state.position[1:], lambda _: state.position.grad)
-        without_gradients = SimpleNamespace(joint=known)
-        parts = {
-            "all gradients": gradients(many.joint, theta),
-            "calling them (1 chain)": gradients(one.joint, theta[:1]),
-            "everything else": once(lambda: kernel.step(without_gradients, stream, state)),
-        }
+        state = kernel.init(density, theta, num_warmup=0)
+        numbers = once(lambda: drawn(stream, block, theta, code, has_jitter=False)) / block
+        native = once(lambda: kernel.steps(density, stream, state, num)) / num
+    whole = once(lambda: sample(posterior, kernel, num, num_chains=lanes, seed=0, progress=False)) / num
+    parts = {"random numbers": numbers, "trajectories": native - numbers, "everything else": whole - native}
     return [{"chains": lanes, "library": part, "value": value} for part, value in parts.items()]
-
-
-def gradients(density: LogDensity, theta: torch.Tensor) -> float:
-    """Milliseconds for the gradients of one transition: the last one brings the density along."""
-    inner, last = once(lambda: density.grad(theta)), once(lambda: density.log_prob_and_grad(theta))
-    return (NUM_STEPS - 1) * inner + last
 
 
 def once(function: Callable[[], object], seconds: float = 0.5) -> float:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, ReplicaExchange, sample
-from problem import EXCHANGE_STEPS, NUM_STEPS, PRECISION, Problem, Run
+from problem import EXCHANGE_STEPS, NUM_STEPS, NUM_TEMPERATURES, NUM_TEMPERATURES_IN_BRIEF, PRECISION, Problem, Run
 
 
-def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
+def build(problem: Problem, num_draws: int, compile: Literal[False, "auto"] = "auto") -> Run:
     posterior, starts = _posterior(problem), torch.from_numpy(problem.starts)
 
     def run(seed: int) -> tuple[np.ndarray, float]:
@@ -31,18 +32,18 @@ def build(problem: Problem, num_draws: int, compile: bool = False) -> Run:
     return run
 
 
-def build_compiled(problem: Problem, num_draws: int) -> Run:
-    return build(problem, num_draws, compile=True)
+def build_in_torch(problem: Problem, num_draws: int) -> Run:
+    return build(problem, num_draws, compile=False)
 
 
-def build_tempered(problem: Problem, num_draws: int) -> Run:
+def build_tempered(problem: Problem, num_draws: int, num_temperatures: int = NUM_TEMPERATURES) -> Run:
     """Replica exchange with a quarter as many draws of warm-up."""
     posterior, starts = _posterior(problem), torch.from_numpy(problem.starts)
 
     def run(seed: int) -> tuple[np.ndarray, float]:
         chain = sample(
             posterior,
-            ReplicaExchange(HMC(problem.step_size, EXCHANGE_STEPS), num_temperatures=16),
+            ReplicaExchange(HMC(problem.step_size, EXCHANGE_STEPS), num_temperatures),
             num_draws,
             num_chains=len(starts),
             warmup=num_draws // 4,
@@ -53,6 +54,10 @@ def build_tempered(problem: Problem, num_draws: int) -> Run:
         return chain.draws.numpy(), chain.stats["diverging"].sum().item()
 
     return run
+
+
+def build_tempered_in_brief(problem: Problem, num_draws: int) -> Run:
+    return build_tempered(problem, num_draws, NUM_TEMPERATURES_IN_BRIEF)
 
 
 def _posterior(problem: Problem) -> Posterior:
