@@ -85,7 +85,7 @@ ONE_CHAIN = (*MANY_CHAINS, "Pyro", "hamiltorch.sample", "hamiltorch.sample_model
 LARGE = Size(points=1_000, network=(2, 50, 50, 1), step_size=8e-3)
 LARGER = LARGE._replace(points=10_000, step_size=1.5e-4)
 LARGEST = LARGE._replace(points=100_000, step_size=1.5e-5)
-OF_LARGE = ("bnn_utils", "BlackJAX", "NumPyro in jax.jit")
+OF_LARGE = (*OURS, "BlackJAX", "NumPyro in jax.jit")
 WORKLOADS = {
     "A": Workload("1 chain, 5,000 draws, warm", 1, 5_000, "warm", "s", (*OURS, *ONE_CHAIN)),
     "A1": Workload("1 chain, 5,000 draws, first call", 1, 5_000, "first", "s", (*OURS, *MANY_CHAINS)),
@@ -95,7 +95,7 @@ WORKLOADS = {
     "D": Workload("1,024 chains, warm, one transition", 1_024, 200, "warm", "ms", (*OURS, *MANY_CHAINS)),
     "G": Workload(
         "16 chains of 2,751 parameters, warm, one transition",
-        *(16, 200, "warm", "ms", ("bnn_utils", *MANY_CHAINS), LARGE),
+        *(16, 200, "warm", "ms", (*OURS, *MANY_CHAINS), LARGE),
     ),
     "G4": Workload("G with 10,000 points", 16, 20, "warm", "ms", OF_LARGE, LARGER),
     "G5": Workload("G with 100,000 points", 16, 5, "warm", "ms", OF_LARGE, LARGEST),
