@@ -4,20 +4,22 @@
     python tests/faults.py --only swap               # those whose description contains "swap"
     python tests/faults.py --to notebooks/faults.md  # the report into a file
 
-A fault that no test notices means that the tests prove less than they seem to: the exit status is 1 then.
+A fault that no test notices means that the tests prove less than they seem to: the exit status is 1 then. What is
+planted says when it is executed, so that tests that never come by are not taken for tests that noticed nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,8 @@ class Fault(NamedTuple):
     """``new`` in place of ``old``, an expression in a function or method of a module of bnn_utils.
 
     Expressions are compared by what they mean to Python: how a line is laid out does not matter. ``samplers`` selects
-    tests, as pytest's -k does.
+    tests, as pytest's -k does. ``path`` is what small networks run in meanwhile, "native" code, which is the default,
+    or "torch".
     """
 
     what: str
@@ -37,9 +40,13 @@ class Fault(NamedTuple):
     old: str
     new: str
     samplers: str = "identity"
+    path: str = "native"
 
+
+in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
+NATIVE, PROGRAM, VECTOR = "gradients/native.py", "gradients/program.py", "gradients/vector.py"
 SWAPPING = "replica or temperature or swap or modes"
 
 ACCEPTANCE = "log_ratio(before, after) > u.log()"
@@ -47,40 +54,40 @@ KEPT = "_where(is_accept, proposal.position, start)"
 TRAJECTORY = "leapfrog(start, p, density.log_prob_and_grad, {}, num_steps, metric.velocity, density.grad)"
 
 FAULTS = [
-    Fault(
+    in_torch(
         "first half step backwards",
         HMC,
         "leapfrog",
         "_step(p, start.grad, step_size / 2)",
         "_step(p, start.grad, -step_size / 2)",
     ),
-    Fault(
+    in_torch(
         "last half step made whole",
         HMC,
         "leapfrog",
         "_step(p, end.grad, step_size / 2)",
         "_step(p, end.grad, step_size)",
     ),
-    Fault("no Metropolis correction", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > -torch.inf"),
-    Fault("acceptance with u for log u", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u - 1"),
-    Fault("energy without the momentum", HMC, "_energy", "(p * velocity(p)).sum(-1)", "0 * p.sum(-1)"),
-    Fault(
+    in_torch("no Metropolis correction", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > -torch.inf"),
+    in_torch("acceptance with u for log u", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u - 1"),
+    in_torch("energy without the momentum", HMC, "_energy", "(p * velocity(p)).sum(-1)", "0 * p.sum(-1)"),
+    in_torch(
         "stale gradient after a rejection",
         HMC,
         "accept",
         KEPT,
         f"{KEPT}._replace(grad=proposal.position.grad)",
     ),
-    Fault(
+    in_torch(
         "stale density after a rejection",
         HMC,
         "accept",
         KEPT,
         f"{KEPT}._replace(log_prob=proposal.position.log_prob)",
     ),
-    Fault("momentum too small", HMC, "propose", "metric.momentum(noise)", "0.9 * metric.momentum(noise)"),
-    Fault("momentum by the inverse mass, diagonal", HMC, "metric", "rounded.rsqrt()", "rounded.sqrt()", "diagonal"),
-    Fault(
+    in_torch("momentum too small", HMC, "propose", "metric.momentum(noise)", "0.9 * metric.momentum(noise)"),
+    in_torch("momentum by the inverse mass, diagonal", HMC, "metric", "rounded.rsqrt()", "rounded.sqrt()", "diagonal"),
+    in_torch(
         "momentum by the inverse mass, dense",
         HMC,
         "metric",
@@ -88,16 +95,16 @@ FAULTS = [
         "Metric(rounded, torch.linalg.cholesky(precise).to(theta))",  # after the check of the factor
         "dense",
     ),
-    Fault("velocity without the mass", HMC, "Metric.velocity", "self.inv_mass * p", "p", "diagonal"),
-    Fault(
+    in_torch("velocity without the mass", HMC, "Metric.velocity", "self.inv_mass * p", "p", "diagonal"),
+    in_torch(
         "one momentum for all lanes",
         HMC,
         "propose",
         "metric.momentum(noise)",
         "metric.momentum(0 * noise + noise[0])",
     ),
-    Fault("one uniform for all lanes", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u[0].log()"),
-    Fault(
+    in_torch("one uniform for all lanes", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u[0].log()"),
+    in_torch(
         "steps longer on one side of 0",
         HMC,
         "propose",
@@ -191,7 +198,7 @@ FAULTS = [
         "place >= skipped",
         "True",
     ),
-    Fault(
+    in_torch(
         "after the warm-up with the step size that was given",
         HMC,
         "HMC.step",
@@ -208,11 +215,153 @@ FAULTS = [
         "False",
         "adapted",
     ),
+    Fault(
+        "native: last half step made whole",
+        PROGRAM,
+        "Assembly._trajectory",
+        "kick(half)",
+        "kick(size)",
+    ),
+    Fault(
+        "native: one step too many",
+        PROGRAM,
+        "Assembly._trajectory",
+        "self.loop(b, I64(1), num_steps)",
+        "self.loop(b, I64(0), num_steps)",
+    ),
+    Fault(
+        "native: acceptance with the sign turned round",
+        PROGRAM,
+        "Assembly._transitions",
+        "v.sub(start, end)",
+        "v.sub(end, start)",
+    ),
+    Fault(
+        "native: energy without the prior",
+        PROGRAM,
+        "Assembly._transitions",
+        "v.add(found, self._log_prior(b, v, there, precision, log_normalizer))",
+        "found",
+    ),
+    Fault(
+        "native: log prior without the half",
+        PROGRAM,
+        "Assembly._log_prior",
+        "v.constant(-0.5)",
+        "v.constant(-1.0)",
+    ),
+    Fault(
+        "native: gradient left behind in an acceptance",
+        PROGRAM,
+        "Assembly._transitions",
+        "((there, here), (slope_there, slope))",
+        "((there, here),)",
+    ),
+    Fault(
+        "native: the same noise in every transition of a block",
+        PROGRAM,
+        "Assembly._transitions",
+        "[b.add(b.mul(row, dim), k) for row in drawn]",
+        "[b.add(b.mul(row, dim), k) for row in rows]",
+    ),
+    Fault(
+        "native: noise and acceptance from the same uniform numbers",
+        NATIVE,
+        "drawn",
+        "words[:, first + of_noise :].contiguous()",
+        "words[:, first : first + num_lanes].contiguous()",
+    ),
+    Fault(
+        "native: jitter ignored",
+        NATIVE,
+        "Native.transitions",
+        "step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)",
+        "torch.full_like(uniforms, step_size)",
+        "adapted",
+    ),
+    Fault(
+        "native: after the warm-up with the step size that was given",
+        HMC,
+        "HMC._in_native_code",
+        "native.transitions(generator, state.position, state.step_size, state.jitter, self.num_steps, *state.metric,"
+        " num)",
+        "native.transitions(generator, state.position, self.step_size, state.jitter, self.num_steps, *state.metric,"
+        " num)",
+        "adapted",
+    ),
+    Fault(
+        "native: half the angle in normal numbers",
+        PROGRAM,
+        "Assembly._normals",
+        "v.cos_sin_turns(turn)",
+        "v.cos_sin_turns(v.mul(v.constant(0.5), turn))",
+    ),
+    Fault(
+        "native: logarithm of 2 to two digits",
+        VECTOR,
+        "Vectors._log",
+        "self.constant(math.log(2.0))",
+        "self.constant(0.69)",
+    ),
+    Fault(
+        "native: no gradient for a bias",
+        PROGRAM,
+        "Assembly._evaluation",
+        "add(sums[k], one, i)",
+        "k != program.layers[0].places[0][0] and add(sums[k], one, i)",
+    ),
+    Fault(
+        "native: slope of tanh with the sign turned round",
+        PROGRAM,
+        "activated",
+        "v.fma(v.neg(v.mul(h, h)), g, g)",
+        "v.fma(v.mul(h, h), g, g)",
+    ),
+    Fault(
+        "native: points that fill up a vector count",
+        NATIVE,
+        "filled_up",
+        "weights.new_zeros(num)",
+        "weights.new_ones(num)",
+    ),
+    Fault(
+        "native: lanes beyond the last are read and written",
+        PROGRAM,
+        "Assembly._rows",
+        "b.select(b.icmp_signed('<', row, end), row, end)",
+        "row",
+    ),
+    Fault(
+        "native: hot forces are the cold ones",
+        PROGRAM,
+        "Assembly._trajectory",
+        "v.fma(beta, of_likelihood, v.neg(of_prior))",
+        "v.sub(of_likelihood, of_prior)",
+        SWAPPING,
+    ),
+    Fault(
+        "native: hot densities are the cold ones",
+        PROGRAM,
+        "Assembly._trajectories",
+        "v.fma(beta, found, of_prior)",
+        "v.add(found, of_prior)",
+        SWAPPING,
+    ),
 ]
 
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
     "units": (["test_hmc.py", "test_replica_exchange.py"], None),
+    "both codes": (
+        [
+            "test_native.py::test_chains_follow_those_of_torch",
+            "test_native.py::test_random_numbers_are_torchs",
+            "test_native.py::test_points_without_weight_count_for_nothing",
+            "test_native.py::test_it_is_the_closed_form",
+            "test_vector.py",
+        ],
+        None,
+    ),
     "runs": (["test_run.py"], None),
     "energy": (["test_exactness.py"], "energy_error"),
     "closed forms": (["test_exactness.py"], "test_gaussian or two_modes"),
@@ -221,14 +370,19 @@ INSTRUMENTS = {
     "Geweke": (["test_joint.py"], "in_turn"),
     "SBC": (["test_joint.py"], "calibration"),
 }
+PATHS = ("native", "torch")
+FAILED = re.compile(r"^FAILED \S+?::(\S+.*?)(?: - |$)", re.MULTILINE)
+CRASHED = re.compile(r"^Fatal Python error.*? in (test_\w+)$", re.MULTILINE | re.DOTALL)
+EXECUTED = "executed"  # a file that appears when what is planted is executed
 LIMIT = 600  # seconds for one instrument; a fault can make a sampler very slow, and that is no verdict
 
 
 REPORT = """# Planted faults, and the tests that noticed
 
 A script, `tests/faults.py`, plants each fault in a copy of the library and runs the suite on the
-samplers that it concerns. **x**: a test of this kind failed. A dash: all of them passed, because they look for other
-things, or because the fault is too small for them. `make faults` makes this page; it says so if a fault went unseen.
+samplers that it concerns, in native code or, for faults in torch's code, in torch. **x**: a test of this kind failed. A
+dash: all of them passed, because they look for other things, or because the fault is too small for them. Empty: none of
+them runs what was planted, or they took too long. `make faults` makes this page; it says so if a fault went unseen.
 
 """
 
@@ -239,8 +393,10 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="write the report here")
     arguments = parser.parse_args()
     faults = [fault for fault in FAULTS if arguments.only in fault.what]
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        sound = list(pool.map(lambda name: caught(None, name), INSTRUMENTS))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sound = list(
+            pool.map(caught, *zip(*((None, name, path) for name in INSTRUMENTS for path in PATHS), strict=True))
+        )
         if any(sound):
             sys.exit(f"without a fault these fail: {', '.join(filter(None, sound))}")
         rows = []
@@ -253,34 +409,43 @@ def main() -> None:
     sys.exit(f"{unseen} of {len(faults)} faults went unseen" if unseen else None)
 
 
-def table(faults: list[Fault], rows: list[list[str]]) -> str:
+def table(faults: list[Fault], rows: list[list[str | None]]) -> str:
     """One line for each fault: which instruments noticed, and one of the tests."""
     lines = [["fault", *INSTRUMENTS, "noticed by, among others"], ["---"] * (len(INSTRUMENTS) + 2)]
     for fault, row in zip(faults, rows, strict=True):
         first = next(filter(None, row), "")
-        lines.append([fault.what, *("x" if name else "-" for name in row), f"`{first}`" if first else "**unseen**"])
+        seen = ("" if name is None else "x" if name else "-" for name in row)
+        lines.append([fault.what, *seen, f"`{first}`" if first else "**unseen**"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def look(fault: Fault) -> list[str]:
-    """Of each instrument, the first test that notices the fault, or nothing."""
-    return [caught(fault, name) for name in INSTRUMENTS]
+def look(fault: Fault) -> list[str | None]:
+    """What each instrument says to the fault."""
+    return [caught(fault, name, fault.path) for name in INSTRUMENTS]
 
 
-def caught(fault: Fault | None, instrument: str) -> str:
+def caught(fault: Fault | None, instrument: str, path: str) -> str | None:
+    """The first test of an instrument that notices the fault, nothing, or None where none of its tests executes it.
+
+    Raises:
+        RuntimeError: if tests can't be run, or one fails although the fault was not executed.
+    """
     files, tests = INSTRUMENTS[instrument]
     select = " and ".join(f"({part})" for part in (tests, fault and tests and fault.samplers) if part)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("bnn_utils", "tests"):
-            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("bnn_utils", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault is not None:
-            plant(fault, Path(folder))
+            plant(fault, folder)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", select]
         try:
             run = subprocess.run(
                 [*command, *(f"tests/{file}" for file in files)],
                 cwd=folder,
+                # Native code of its own: what is loaded from a cache would not be assembled, nor say so.
+                env=os.environ | {"BNN_UTILS_TESTS": path, "BNN_UTILS_CACHE": str(folder / "native")},
                 capture_output=True,
                 text=True,
                 timeout=LIMIT,
@@ -288,30 +453,37 @@ def caught(fault: Fault | None, instrument: str) -> str:
         except subprocess.TimeoutExpired:
             if fault is None:
                 raise
-            return ""
+            return None
+        is_executed = (folder / EXECUTED).exists()
     if run.returncode in (0, 5):  # all passed, or this instrument has no test of the samplers in question
-        return ""
-    failed = re.search(r"^FAILED \S+?::(\S+.*?)(?: - |$)", run.stdout, re.MULTILINE)
-    if failed is None:
-        raise RuntimeError(f"{instrument} did not run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+        return "" if is_executed or fault is None else None
+    failed = FAILED.search(run.stdout) or CRASHED.search(run.stderr)
+    if failed is None or not (is_executed or fault is None):
+        raise RuntimeError(
+            f"{instrument} did not run{' the fault' * bool(failed)}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+        )
     return failed.group(1)
 
 
 def plant(fault: Fault, folder: Path) -> None:
-    """Change the module in a copy of the project.
+    """Change the module in a copy of the project; the file ``EXECUTED`` appears there when the change is executed.
+
+    Of native code, that is when it is written down, for a network on which it runs next.
 
     Raises:
         ValueError: if the expression is not there exactly once: the module has changed, and the fault must follow.
     """
     path = folder / "bnn_utils" / fault.module
     module = ast.parse(path.read_text())
-    swap = Swap(*(ast.parse(text, mode="eval").body for text in (fault.old, fault.new)))
+    new = f"(_executed(), {fault.new})[1]"
+    swap = Swap(*(ast.parse(text, mode="eval").body for text in (fault.old, new)))
     swap.visit(function_in(module, fault.function))
     if swap.count != 1:
         raise ValueError(
             f"{fault.what}: {fault.old!r} is in {fault.function} of {fault.module} {swap.count} times, not once"
         )
-    path.write_text(ast.unparse(ast.fix_missing_locations(module)))
+    touch = f"_executed = __import__('functools').cache(__import__('pathlib').Path({str(folder / EXECUTED)!r}).touch)"
+    path.write_text(f"{ast.unparse(ast.fix_missing_locations(module))}\n{touch}\n")
 
 
 def function_in(module: ast.Module, name: str) -> ast.AST:

@@ -12,7 +12,7 @@ from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
 from targets import rotated, spread, with_moments
 from torch import Tensor
 
-from bnn_utils import HMC, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, sample
+from bnn_utils import HMC, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, sample, sampling
 from bnn_utils.density import Density
 from bnn_utils.kernels import hamiltorch
 from bnn_utils.kernels.base import Kernel
@@ -40,7 +40,6 @@ class Sampler(NamedTuple):
             self.size(num_chains),
             self.warmup,
             progress=False,
-            compile=False,
             thin=self.thin,
             **arguments,
         )
@@ -51,7 +50,7 @@ class Sampler(NamedTuple):
         if not self.warmup:
             return kernel
         posterior = with_moments(torch.zeros(len(covariance)).double(), covariance)
-        return sample(posterior, kernel, 1, 64, self.warmup, seed=99, progress=False, compile=False).kernel
+        return sample(posterior, kernel, 1, 64, self.warmup, seed=99, progress=False).kernel
 
 
 def hmc(mass: str) -> Callable[[Tensor], HMC]:
@@ -98,6 +97,11 @@ WALKS = ("random walk", "adapting walk", "many at once")
 
 # For the network's posterior, which is no Gaussian: with these widths a third to a half of all proposals is rejected.
 ROUGHLY = rotated(spread(0.3, 0.9, 20), 2)
+
+
+def density_for(posterior: Posterior, num_lanes: int) -> Density:
+    """As `sample` makes it: in native code, where there is some."""
+    return posterior.density(num_lanes, compile=sampling.can_be_native(posterior))
 
 
 def placed(kernel: ReplicaExchange, density: Density, lanes: Tensor, num_warmup: int = 0) -> ExchangeState:

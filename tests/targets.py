@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import cumulative_trapezoid
 from torch import nn
 
-from bnn_utils import Data, Likelihood, NormalPrior, Posterior
+from bnn_utils import Data, Gaussian, Likelihood, NormalPrior, Posterior
 from bnn_utils.gradients import LogDensity
 
 FALSE_ALARM = 1e-4  # of each statistical test, if its seed were drawn anew
@@ -47,7 +47,7 @@ class Noisy(Likelihood):
 
 def linear(x, y, prior):
     """Bayesian linear regression: a network of one layer."""
-    return Posterior(nn.Linear(x.shape[1], 1, bias=False), Data(x, y), prior, Noisy())
+    return Posterior(nn.Linear(x.shape[1], 1, bias=False), Data(x, y), prior, Gaussian(NOISE))
 
 
 def regression(seed=0, num_points=12, dim=3):

@@ -142,11 +142,15 @@ def test_the_density_is_needed_at_ends_only(posterior, theta):
 # --- what a transition keeps and says ---------------------------------------------------------------------------------
 
 
+in_both_codes = pytest.mark.parametrize("compile", [True, False], ids=["native", "torch"])
+
+
+@in_both_codes
 @pytest.mark.statistical
-def test_rejection_keeps_state_and_gradient(posterior, theta):
+def test_rejection_keeps_state_and_gradient(posterior, theta, compile):
     """Fails when a rejected lane keeps the gradient or the density of its proposal."""
     before, rejected = theta, 0
-    for state, stats in run(HMC(0.12, 10), posterior.density(5), theta, 40):
+    for state, stats in run(HMC(0.12, 10), posterior.density(5, compile), theta, 40):
         stays = ~stats["is_accept"]
         assert torch.equal(state.theta[stays], before[stays])
         assert not (state.theta == before)[~stays].any()
@@ -157,11 +161,12 @@ def test_rejection_keeps_state_and_gradient(posterior, theta):
     assert 20 < rejected < 180
 
 
+@in_both_codes
 @pytest.mark.statistical
-def test_info_is_about_this_transition(posterior, theta):
+def test_info_is_about_this_transition(posterior, theta, compile):
     """The energy is that of the state that was kept, which for a rejected lane is the one that it started with."""
     stream, before, accepted = generator(), posterior.log_prob(theta), 0
-    for state, stats in run(HMC(0.12, 6), posterior.density(5), theta, 20):
+    for state, stats in run(HMC(0.12, 6), posterior.density(5, compile), theta, 20):
         assert stats["n_steps"].tolist() == [6] * 5
         assert stats["step_size"].tolist() == [0.12] * 5
         p = torch.randn(5, 20, dtype=torch.float64, generator=stream)
@@ -174,12 +179,13 @@ def test_info_is_about_this_transition(posterior, theta):
     assert 10 < accepted < 90
 
 
+@in_both_codes
 @pytest.mark.statistical
-def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior):
+def test_jitter_gives_each_trajectory_a_step_size_of_its_own(posterior, compile):
     """Even over its range: mean and variance of a uniform; and the energies are those of just these trajectories."""
     lanes, stream, jitter = 400, generator(), 0.3
     start, kernel = posterior.sample_prior(lanes, generator(1)), HMC(0.01, 3, jitter=jitter)
-    found = [stats for _, stats in run(kernel, posterior.density(lanes), start, 10)]
+    found = [stats for _, stats in run(kernel, posterior.density(lanes, compile), start, 10)]
     sizes = torch.stack([stats["step_size"] for stats in found])
     u = (sizes / 0.01 - 1) / jitter
     assert u.abs().max() < 1

@@ -7,7 +7,7 @@ draws cannot be told from the parameters that the labels came from (simulation-b
 
 import pytest
 import torch
-from samplers import ROUGHLY, each_sampler, placed
+from samplers import ROUGHLY, density_for, each_sampler, placed
 from scipy.stats import chi2, ks_2samp, norm
 from targets import FALSE_ALARM, generator, vector
 
@@ -55,7 +55,7 @@ def test_labels_and_parameters_in_turn(sampler, model):
     theta = model.sample_prior(lanes, stream)
     for _ in range(100):
         y = model.simulate(theta, stream)
-        density = model.with_targets(y).density(lanes)
+        density = density_for(model.with_targets(y), lanes)
         _, info = kernel.step(density, stream, kernel.init(density, theta, 0))
         theta = info.theta
     assert_same_joint_distribution(model, theta, y, stream)
@@ -68,7 +68,7 @@ def test_labels_and_parameters_in_turn_at_two_temperatures(model):
     theta, swaps = model.sample_prior(2 * lanes, stream), 0
     for _ in range(100):
         y = model.simulate(theta[1::2], stream)
-        density = model.with_targets(y).density(2 * lanes)
+        density = density_for(model.with_targets(y), 2 * lanes)
         state, _ = kernel.step(density, stream, placed(kernel, density, theta))
         theta, swaps = state.theta, swaps + (state.replica[:, 0] == 1).double().mean().item()
     assert swaps > 3, "every place is to change hands some times"

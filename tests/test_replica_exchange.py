@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samplers import placed, swap_rates
+from samplers import density_for, placed, swap_rates
 from scipy.stats import chi2, kstest, norm
 from targets import (
     FALSE_ALARM,
@@ -52,7 +52,7 @@ class LaplacePrior:
 
 def travel(kernel, posterior, theta, num, seed=0):
     """The state before, the state after and the info of each of ``num`` transitions."""
-    stream, density = generator(seed), posterior.density(len(theta) * kernel.num_temperatures)
+    stream, density = generator(seed), density_for(posterior, len(theta) * kernel.num_temperatures)
     state = kernel.init(density, theta, 0)
     for _ in range(num):
         before = state

@@ -313,7 +313,7 @@ class HMC:
         self, density: Density, generator: torch.Generator, state: HMCState, num: int
     ) -> tuple[HMCState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them."""
-        if not _is_native(density, state):
+        if not _is_native(density, state) or type(self).step is not HMC.step:  # a subclass may have one of its own
             return NotImplemented
         state, made = self._in_native_code(density.native, generator, state, num)
         return state, Info.of_many(*made)
