@@ -34,7 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
 
-# About an hour on two cores.
+# About two hours on two cores.
 faults: $(READY)
 	$(BIN)/python tests/faults.py --to notebooks/faults.md
 
