@@ -110,6 +110,12 @@ class _Lending(TorchDispatchMode):
     # Torch notes in variables of the process that some thread is in a mode, for torch.compile to give up. Two threads
     # that come and go would leave them set; modes that say the following don't touch them.
 
+    # And it keeps its compiler out of modes, for which it would load all of it, in a second or more.
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     @classmethod
     def is_infra_mode(cls) -> bool:
         return True

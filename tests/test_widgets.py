@@ -363,8 +363,8 @@ def test_draws_without_points_are_the_prior(net):
     """Fails when the point that stands in for none is taken seriously."""
     x = square_grid(3)
     p = of_data.draw(net, (), x, seed=0)
-    assert p.shape == (8, 125, 9)
-    assert abs(p.mean() - 0.5) < 4 * 0.5 / 1000**0.5
+    assert p.shape == (64, 25, 9)
+    assert abs(p.mean() - 0.5) < 4 * 0.5 / 1600**0.5
 
 
 def test_ipympl_does_not_take_over_other_figures():
