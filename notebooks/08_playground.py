@@ -165,9 +165,9 @@ print("verdict: the hotter, the more the networks disagree, also where there are
 
 # %% [markdown]
 # ## Your own data
-# Click into the square, and the **posterior** follows: 64 chains of 1,000 draws, made anew after
-# each change. Drag a point across the border between the colours. Put a single blue square into the
-# middle of the red ones. Clear everything: what is left is the prior.
+# Click into the square, and the **posterior** follows: 64 chains of 1,000 draws, made anew
+# after each change. Drag a point across the border between the colours. Put a single blue
+# square into the middle of the red ones. Clear everything: what is left is the prior.
 #
 # Look for the places where the networks disagree, and put a point there. Do they still? And
 # watch the R-hat below the picture: is it ever down at 1.01? Short chains seldom agree,

@@ -30,8 +30,9 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
     """Draw your own data, and see what the posterior makes of them.
 
     A click adds a point, dragging moves it, a right or double click removes it; keys do the same (see below the
-    points). After each change 64 chains of 1,000 draws are drawn anew from the posterior of the tutorial's network, with 2
-    inputs, 3 and 2 tanh units. Above, their average prediction; below, where they disagree. Without points, that is the prior.
+    points). After each change 64 chains of 1,000 draws are drawn anew from the posterior of the tutorial's network,
+    with 2 inputs, 3 and 2 tanh units. Above, their average prediction; below, where they disagree. Without points, that
+    is the prior.
 
     Args:
         data: points to begin with, x ``(N, 2)`` between -6 and 6, and labels 0 and 1; without it, four boxes of five.
