@@ -19,7 +19,7 @@
 #   loses,
 # - 5,000 draws with the original tutorial's settings: step size 0.05, 4 leapfrog steps,
 # - their summary tables, beside the ones that the original published,
-# - and why drawing them takes seconds.
+# - and where the time goes.
 #
 # Words in bold are in the [glossary](glossary.md).
 
@@ -238,8 +238,9 @@ medians = results.groupby(["workload", "library"])["value"].median()
 lanes = results[results["workload"] == "E lanes"]
 by_chains = lanes.groupby(["library", "chains"])["value"].median()
 in_torch, native = by_chains["bnn_utils, torch"], by_chains["bnn_utils"]
-dearer = f"{in_torch[64] / in_torch[1]:.1f} times as much as one in torch"
-plots.speed(results, title=f"64 chains cost {dearer}, {native[64] / native[1]:.0f} times in native code")
+dearer = [cost[64] / cost[1] for cost in (in_torch, native)]
+title = "64 chains cost {:.1f} times as much as one in torch, {:.0f} times in native code"
+plots.speed(results, title=title.format(*dearer))
 
 # %%
 assert in_torch[1] / native[1] > 10
