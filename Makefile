@@ -34,7 +34,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
 
-# About two hours on two cores.
+# About an hour and a half on two cores.
 faults: $(READY)
 	$(BIN)/python tests/faults.py --to notebooks/faults.md
 

@@ -1,6 +1,6 @@
 """Plant faults in the samplers, one at a time, in a copy of the project, and report which tests notice.
 
-    python tests/faults.py                           # all faults; about two hours on two cores
+    python tests/faults.py                           # all faults; about an hour and a half on two cores
     python tests/faults.py --only swap               # those whose description contains "swap"
     python tests/faults.py --to notebooks/faults.md  # the report into a file
 
