@@ -476,6 +476,8 @@ def test_one_stuck_chain_leaves_the_others_alone():
 class Stuck:
     """The density of a posterior, whose first chain finds all impossible but where it started."""
 
+    native = None
+
     def __init__(self, posterior, theta, lanes_per_chain):
         self.density = posterior.density(len(theta) * lanes_per_chain)
         self.start, self.lanes = theta[0], lanes_per_chain

@@ -266,7 +266,7 @@ class Tempered:
 
     def __init__(self, density: Density, beta: Tensor) -> None:
         self._prior, self._likelihood, self._beta = density.prior, density.likelihood, beta
-        self._native = density.native
+        self._native = getattr(density, "native", None)
         # As in `LogDensity`: leapfrog steps in native code, where there is some.
         self.trajectory = self._trajectory if self._native is not None and self._native.has_prior else None
 
