@@ -47,6 +47,7 @@ in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
 NATIVE, PROGRAM, VECTOR = "gradients/native.py", "gradients/program.py", "gradients/vector.py"
+FORMULAS = "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
 
 ACCEPTANCE = "log_ratio(before, after) > u.log()"
@@ -312,7 +313,7 @@ FAULTS = [
     ),
     Fault(
         "native: slope of tanh with the sign turned round",
-        PROGRAM,
+        FORMULAS,
         "activated",
         "v.fma(v.neg(v.mul(h, h)), g, g)",
         "v.fma(v.mul(h, h), g, g)",

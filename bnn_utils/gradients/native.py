@@ -254,7 +254,8 @@ def seconds_to_compile(posterior: Posterior) -> float:
 
 
 def program_of(posterior: Posterior, num_lanes: int) -> Program:
-    from bnn_utils.gradients.program import Program, width_of
+    from bnn_utils.gradients.program import Program
+    from bnn_utils.gradients.writer import width_of
 
     likelihood, layers, num_points = posterior.likelihood, posterior.layers, len(posterior.counted)
     last, width = layers[-1].log_scale, width_of(posterior.dtype.itemsize)
@@ -301,7 +302,7 @@ def arrays_of(posterior: Posterior, num_lanes: int) -> tuple[Tensor, Tensor, Ten
 
 def filled_up(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same with so many points that no vector is left unfilled: the last one is repeated, with no weight."""
-    from bnn_utils.gradients.program import width_of
+    from bnn_utils.gradients.writer import width_of
 
     with torch.inference_mode(False), torch.no_grad():
         num = -len(weights) % width_of(x.dtype.itemsize)
@@ -331,11 +332,11 @@ class Code:
     """
 
     def __init__(self, program: Program | Passes) -> None:
-        from bnn_utils.gradients import machine, passes, vector
+        from bnn_utils.gradients import formulas, machine, passes, vector, writer
         from bnn_utils.gradients import program as programs
 
         source = programs if isinstance(program, programs.Program) else passes
-        files = tuple(module.__file__ for module in (vector, programs, passes))
+        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, passes))
         self._library = machine.load(program, lambda: source.assemble(program), files)
         self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
         self._dtype, self._functions = program.dtype, {}

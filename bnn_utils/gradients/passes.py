@@ -13,8 +13,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from bnn_utils.gradients.program import I64, VOID, Value, Writer, activated, judged
+from bnn_utils.gradients.formulas import activated, judged
 from bnn_utils.gradients.vector import Vectors
+from bnn_utils.gradients.writer import I64, VOID, Value, Writer
 
 BY_OUTPUT = ("Tanh", "Sigmoid", "ReLU")  # whose derivative is known from what they give
 Activation = tuple[str | None, tuple[tuple[str, Any], ...]]  # its name, and its options

@@ -1,7 +1,7 @@
 """A small network's posterior as instructions for LLVM: gradients, trajectories, and whole blocks of HMC's transitions.
 
 A network with its sizes and activations becomes one loop over points that holds a variable for every number, so that
-nothing but the data is ever read from far away. The loop works on `WIDTH` points of one lane at a time, or on one point
+nothing but the data is ever read from far away. It works on a vector of points of one lane at a time, or on one point
 of as many lanes: `Program.over` says which. The data are arguments, so that all networks of one shape share the code.
 
 There are no fast-math flags. Products with sums are written as the one instruction that they are, and sums have a fixed
@@ -10,27 +10,18 @@ order: what is computed is the same to the bit on every processor that has this 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llvmlite import ir
 
+from bnn_utils.gradients.formulas import activated, combined, finite, judged
 from bnn_utils.gradients.vector import Vectors
+from bnn_utils.gradients.writer import I8, I64, VOID, Value, Writer, width_of
 
-I64, I8, VOID = ir.IntType(64), ir.IntType(8), ir.VoidType()
-BITS = 512  # of a vector: one or two registers of today's processors, four of older ones
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 PAIRS = 8  # of uniform numbers that torch turns into normal ones together
-
-Value = ir.Value
-
-
-def width_of(num_bytes: int) -> int:
-    """How many numbers of so many bytes are in a vector."""
-    return BITS // (8 * num_bytes)
 
 
 @dataclass(frozen=True)
@@ -101,55 +92,6 @@ def assemble(program: Program) -> str:
     return str(Assembly(program).module)
 
 
-class Writer:
-    """A module in the making, and what is written again and again."""
-
-    def __init__(self, dtype: str) -> None:
-        self.scalar, self.bytes = (ir.FloatType(), 4) if dtype == "float32" else (ir.DoubleType(), 8)
-        self.width = width_of(self.bytes)
-        self.module = ir.Module("bnn_utils")
-        self.pointer = self.scalar.as_pointer()
-
-    def function(self, name: str, kind: ir.FunctionType, internal: bool = False) -> ir.Function:
-        function = ir.Function(self.module, kind, name)
-        for argument in function.args:  # no two of them overlap
-            if isinstance(argument.type, ir.PointerType):
-                argument.add_attribute("noalias")
-        if internal:
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-        return function
-
-    def variable(self, b: ir.IRBuilder, kind: ir.Type) -> Value:
-        with b.goto_entry_block():  # once, and not every time round a loop
-            return b.alloca(kind)
-
-    def at(self, b: ir.IRBuilder, pointer: Value, *places: Value) -> Value:
-        return b.gep(pointer, list(places), inbounds=True)
-
-    def load(self, b: ir.IRBuilder, pointer: Value, kind: ir.Type) -> Value:
-        """A vector that lies anywhere."""
-        return b.load(b.bitcast(pointer, kind.as_pointer()), align=self.bytes)
-
-    def store(self, b: ir.IRBuilder, value: Value, pointer: Value) -> None:
-        b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=self.bytes)
-
-    @contextmanager
-    def loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
-        before = b.block
-        head, body, after = (b.append_basic_block() for _ in range(3))
-        b.branch(head)
-        b.position_at_end(head)
-        index = b.phi(I64)
-        index.add_incoming(start, before)
-        b.cbranch(b.icmp_signed("<", index, stop), body, after)
-        b.position_at_end(body)
-        yield index
-        index.add_incoming(b.add(index, I64(step)), b.block)
-        b.branch(head)
-        b.position_at_end(after)
-
-
 class Assembly(Writer):
     """A module in the making.
 
@@ -207,7 +149,7 @@ class Assembly(Writer):
             kept = []
             for unit in program.layers:
                 inputs = [None, *h] if unit.has_bias else h
-                z = [_combined(v, [(t[k], i) for k, i in zip(row, inputs, strict=True)]) for row in unit.places]
+                z = [combined(v, [(t[k], i) for k, i in zip(row, inputs, strict=True)]) for row in unit.places]
                 parts = [activated(v, unit.activation, unit.options, one) for one in z]
                 h, backs = [part[0] for part in parts], [part[1] for part in parts]
                 kept.append((unit, inputs, backs))
@@ -231,7 +173,7 @@ class Assembly(Writer):
                         add(sums[k], one, i)
                 columns = list(zip(*unit.places, strict=True))[unit.has_bias :]
                 if unit is not program.layers[0]:
-                    g = [_combined(v, [(t[k], one) for k, one in zip(column, g, strict=True)]) for column in columns]
+                    g = [combined(v, [(t[k], one) for k, one in zip(column, g, strict=True)]) for column in columns]
 
         def reduced(memory: Value) -> Value:
             value = b.load(memory)
@@ -261,9 +203,8 @@ class Assembly(Writer):
         v = Vectors(b, self.scalar, self.program.lanes)
         half = v.mul(v.constant(0.5), size)
 
-        def finite(value: Value, otherwise: float) -> Value:
-            cleaned = v.select(_finite(v, value), value, v.constant(otherwise))
-            return b.select(is_tempered, cleaned, value)
+        def cleaned(value: Value, otherwise: float) -> Value:
+            return b.select(is_tempered, v.select(finite(v, value), value, v.constant(otherwise)), value)
 
         def drift() -> None:
             with self._parameters(b) as k:
@@ -275,7 +216,7 @@ class Assembly(Writer):
             with self._parameters(b) as k:
                 place = self.at(b, grad_likelihood, k)
                 of_likelihood = b.load(place)
-                of_likelihood = finite(of_likelihood, 0.0)
+                of_likelihood = cleaned(of_likelihood, 0.0)
                 b.store(of_likelihood, place)
                 of_prior = v.mul(v.splat(b.load(self.at(b, precision, k))), b.load(self.at(b, theta, k)))
                 force = v.fma(beta, of_likelihood, v.neg(of_prior))
@@ -293,7 +234,7 @@ class Assembly(Writer):
         drift()
         value = b.call(self.both, [theta, grad_likelihood, *data])
         kick(half)
-        b.ret(finite(value, -LARGEST[self.program.dtype]))
+        b.ret(cleaned(value, -LARGEST[self.program.dtype]))
         return function
 
     def _log_prior(self, b: ir.IRBuilder, v: Vectors, theta: Value, precision: Value, log_normalizer: Value) -> Value:
@@ -398,7 +339,7 @@ class Assembly(Writer):
                 end = v.sub(kinetic(), found)
                 # What is infinite or not a number is never accepted, and 0 is none of the logarithms that may win.
                 ratio = v.sub(start, end)
-                is_accept = b.and_(_finite(v, ratio), v.less(v.log(self._get(b, uniforms, drawn)), ratio))
+                is_accept = b.and_(finite(v, ratio), v.less(v.log(self._get(b, uniforms, drawn)), ratio))
                 b.store(v.select(is_accept, found, b.load(now)), now)
                 with self._parameters(b) as k:
                     for new, old in ((there, here), (slope_there, slope)):
@@ -495,118 +436,3 @@ class Assembly(Writer):
 
     def _parameters(self, b: ir.IRBuilder) -> Any:
         return self.loop(b, I64(0), I64(self.program.dim))
-
-
-# --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-def _combined(v: Vectors, terms: list[tuple[Value, Value | None]]) -> Value:
-    """``sum_i a_i b_i``, where None stands for 1."""
-    (a, b), *others = terms
-    total = a if b is None else v.mul(a, b)
-    for a, b in others:
-        total = v.fma(a, b, total)
-    return total
-
-
-def _finite(v: Vectors, a: Value) -> Value:
-    """Mask of the numbers that are neither infinite nor NaN."""
-    return v.less(v.abs(a), v.constant(math.inf))
-
-
-def activated(
-    v: Vectors, activation: str | None, options: tuple[tuple[str, Any], ...], z: Value
-) -> tuple[Value, Callable[[Value], Value]]:
-    """An activation at z, and the gradient's way back through it, as torch defines them."""
-    one, half, options = v.constant(1.0), v.constant(0.5), dict(options)
-    match activation:
-        case None:
-            return z, lambda g: g
-        case "Tanh":
-            h = v.tanh(z)
-            return h, lambda g: v.fma(v.neg(v.mul(h, h)), g, g)
-        case "Sigmoid":
-            h = v.sigmoid(z)
-            return h, lambda g: v.mul(g, v.fma(v.neg(h), h, h))
-        case "ReLU":
-            zero = v.constant(0.0)
-            return v.max(z, zero), lambda g: v.select(v.less(zero, z), g, zero)
-        case "SiLU":
-            s = v.sigmoid(z)
-            return v.mul(z, s), lambda g: v.mul(g, v.mul(s, v.fma(z, v.sub(one, s), one)))
-        case "GELU" if options["approximate"] == "none":
-            below = v.mul(half, v.add(one, v.erf(v.mul(z, v.constant(math.sqrt(0.5))))))
-
-            def back(g: Value) -> Value:
-                density = v.mul(v.constant(1 / math.sqrt(2 * math.pi)), v.exp(v.mul(v.mul(v.constant(-0.5), z), z)))
-                return v.mul(g, v.fma(z, density, below))
-
-            return v.mul(z, below), back
-        case "GELU":
-            root, cubic = math.sqrt(2 / math.pi), 0.044715
-            square = v.mul(z, z)
-            h = v.tanh(v.mul(v.mul(v.constant(root), z), v.fma(v.constant(cubic), square, one)))
-            below = v.mul(half, v.add(one, h))
-
-            def back(g: Value) -> Value:
-                inner = v.mul(v.constant(root), v.fma(v.constant(3 * cubic), square, one))
-                slope = v.mul(v.mul(half, v.fma(v.neg(h), h, one)), inner)
-                return v.mul(g, v.fma(z, slope, below))
-
-            return v.mul(z, below), back
-        case "Softplus":
-            scaled = v.mul(v.constant(options["beta"]), z)
-            is_linear = v.less(v.constant(options["threshold"]), scaled)
-            curved = v.mul(v.constant(1 / options["beta"]), v.log1p(v.exp(scaled)))
-            return (
-                v.select(is_linear, z, curved),
-                lambda g: v.select(is_linear, g, v.mul(g, v.sigmoid(scaled))),
-            )
-    raise NotImplementedError(activation)
-
-
-def judged(
-    v: Vectors, likelihood: str, noise: float | None, outputs: list[Value], targets: list[Value], has_value: bool
-) -> tuple[Value | None, list[Value]]:
-    """The log likelihood of points, where it is asked for, and its gradient by the outputs."""
-    one, zero = v.constant(1.0), v.constant(0.0)
-    match likelihood:
-        case "Bernoulli":
-            ((z,), (y,)) = outputs, targets
-            e = v.exp(v.neg(v.abs(z)))
-            g = v.sub(y, v.div(v.select(v.less(z, zero), e, one), v.add(one, e)))
-            if not has_value:
-                return None, [g]
-            return v.sub(v.fma(y, z, v.neg(v.max(z, zero))), v.log1p(e)), [g]
-        case "Categorical":
-            (y,), largest = targets, outputs[0]
-            for z in outputs[1:]:
-                largest = v.max(largest, z)
-            shifted = [v.sub(z, largest) for z in outputs]
-            e = [v.exp(z) for z in shifted]
-            total = e[0]
-            for part in e[1:]:
-                total = v.add(total, part)
-            classes = [v.less(v.abs(v.sub(y, v.constant(float(k)))), v.constant(0.5)) for k in range(len(outputs))]
-            g = [v.sub(v.select(c, one, zero), v.div(part, total)) for c, part in zip(classes, e, strict=True)]
-            if not has_value:
-                return None, g
-            mine = shifted[0]
-            for c, z in zip(classes[1:], shifted[1:], strict=True):
-                mine = v.select(c, z, mine)
-            return v.sub(mine, v.log(total)), g
-        case "Gaussian":
-            num = len(targets)
-            means, log_scales, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
-            for k, (y, mean) in enumerate(zip(targets, means, strict=True)):
-                inverse = v.exp(v.neg(log_scales[k])) if log_scales else v.constant(1 / noise)
-                residual = v.mul(v.sub(y, mean), inverse)
-                g.append(v.mul(residual, inverse))
-                of_scales.append(v.fma(residual, residual, v.constant(-1.0)))
-                if has_value:
-                    log_scale = log_scales[k] if log_scales else v.constant(math.log(noise))
-                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi)))
-                    part = v.fma(v.mul(v.constant(-0.5), residual), residual, v.neg(rest))
-                    value = part if value is None else v.add(value, part)
-            return value, g + (of_scales if log_scales else [])
-    raise NotImplementedError(likelihood)
