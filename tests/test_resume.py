@@ -92,7 +92,7 @@ def test_goes_on_after_an_interruption(small, kernel, after, tmp_path, monkeypat
 
 def test_an_error_leaves_a_good_folder(small, tmp_path, monkeypatch):
     """In the 26th of the draws of a single batch: those before it are in the error, and the folder is good."""
-    arguments = ARGUMENTS | {"batch_size": 4}
+    arguments = ARGUMENTS | {"batch_size": 4, "compile": False}
     store, whole, calls = tmp_path / "run.zarr", sample(small, KERNELS["HMC"], 50, **arguments), iter(range(10**9))
     original = HMC.step
 
