@@ -97,8 +97,8 @@ WORKLOADS = {
         "16 chains of 2,751 parameters, warm, one transition",
         *(16, 200, "warm", "ms", (*OURS, *MANY_CHAINS), LARGE),
     ),
-    "G4": Workload("G with 10,000 points", 16, 20, "warm", "ms", OF_LARGE, LARGER),
-    "G5": Workload("G with 100,000 points", 16, 5, "warm", "ms", OF_LARGE, LARGEST),
+    "G4": Workload("G with 10,000 points", 16, 5, "warm", "ms", OF_LARGE, LARGER),
+    "G5": Workload("G with 100,000 points", 16, 2, "warm", "ms", OF_LARGE, LARGEST),
 }
 WORKLOADS |= {
     f"{name}64": WORKLOADS[name]._replace(
