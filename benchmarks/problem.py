@@ -87,8 +87,8 @@ LARGER = LARGE._replace(points=10_000, step_size=1.5e-4)
 LARGEST = LARGE._replace(points=100_000, step_size=1.5e-5)
 OF_LARGE = (*OURS, "BlackJAX", "NumPyro in jax.jit")
 WORKLOADS = {
-    "A": Workload("1 chain, 5,000 draws, warm", 1, 5_000, "warm", "s", (*OURS, *ONE_CHAIN)),
-    "A1": Workload("1 chain, 5,000 draws, first call", 1, 5_000, "first", "s", (*OURS, *MANY_CHAINS)),
+    "A": Workload("1 chain, 5,000 draws, warm", 1, 5_000, "warm", "s", (*OURS, *MANY_CHAINS)),
+    "A1": Workload("1 chain, 5,000 draws, first call", 1, 5_000, "first", "s", (*OURS, *ONE_CHAIN)),
     "A2": Workload("1 chain, 5,000 draws, code in the cache", 1, 5_000, "cached", "s", ("bnn_utils", *MANY_CHAINS)),
     "B": Workload("64 chains, 5,000 draws each, first call", 64, 5_000, "first", "s", ("bnn_utils", *MANY_CHAINS)),
     "C": Workload("64 chains, warm, one transition", 64, 2_000, "warm", "ms", (*OURS, *MANY_CHAINS)),

@@ -116,7 +116,7 @@ statistics.
 
 ## What one transition costs
 
-Milliseconds of this project alone, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and width (64 lanes,
+Milliseconds of this project alone, measured once, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and width (64 lanes,
 80 points): in torch by autograd, in torch by the closed-form gradient, and as it runs when nothing is said, in native
 code. Beyond 256 parameters, from 2-16-16-1 on, that is only what comes between products of matrices.
 

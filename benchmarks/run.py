@@ -95,7 +95,7 @@ def measure(repetitions: int, quick: bool, only: str | None = None) -> list[dict
                 for library in (library for library in workload.libraries if library in present):
                     problem = save_problem(Path(folder), workload, repetition)
                     rows.append(measure_library(name, workload, library, problem, repetition))
-            if only is None:
+            if only is None and repetition == 0:  # they take as long as the tables, and are read by their shape
                 rows += measure_curves(Path(folder), quick, repetition)
     return rows
 

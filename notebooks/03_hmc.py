@@ -245,7 +245,7 @@ plots.speed(results, title=title.format(*dearer))
 # %%
 assert in_torch[1] / native[1] > 10
 print(f"native code takes one chain {in_torch[1] / native[1]:.0f} times as far in a second")
-ratio = medians["A", "hamiltorch.sample_model"] / medians["A", "bnn_utils"]
+ratio = medians["A1", "hamiltorch.sample_model"] / medians["A1", "bnn_utils"]
 print(f"hamiltorch.sample_model needs {ratio:,.0f} times as long for the tutorial's chain")
 
 # %% [markdown]

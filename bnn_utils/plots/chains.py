@@ -51,10 +51,10 @@ def speed(results: pd.DataFrame, title: str = "") -> Figure:
         alt="Left: seconds for 5,000 draws, by library. Right: milliseconds per transition against number of chains",
     )
     left, right = figure.subplots(1, 2)
-    seconds = results[results["workload"] == "A"].groupby("library")["value"].median().sort_values(ascending=False)
+    seconds = results[results["workload"] == "A1"].groupby("library")["value"].median().sort_values(ascending=False)
     colours = [CHAIN_COLOURS[0] if library.startswith("bnn_utils") else GREY for library in seconds.index]
     left.bar_label(left.barh(seconds.index, seconds, color=colours), fmt=" %.2g s")
-    left.set(xscale="log", xlabel="seconds for 1 chain of 5,000 draws, second call")
+    left.set(xscale="log", xlabel="seconds for 1 chain of 5,000 draws, first call")
     left.margins(x=0.2)
     lanes = results[results["workload"] == "E lanes"]
     for (library, curve), colour, mark in zip(lanes.groupby("library"), CHAIN_COLOURS, "o^s", strict=False):
