@@ -116,9 +116,9 @@ statistics.
 
 ## What one transition costs
 
-Milliseconds of this project alone, measured once, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and width (64 lanes,
-80 points): in torch by autograd, in torch by the closed-form gradient, and as it runs when nothing is said, in native
-code. Beyond 256 parameters, from 2-16-16-1 on, that is only what comes between products of matrices.
+Milliseconds of this project alone, measured once, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and
+width (64 lanes, 80 points): in torch by autograd, in torch by the closed-form gradient, and as it runs when nothing is
+said, in native code. Beyond 256 parameters, from 2-16-16-1 on, that is only what comes between products of matrices.
 
 The limit is the arithmetic that a transition cannot do without, at {peak:.0f} GFLOP/s, the speed of the fastest product
 of two 1,024 x 1,024 float32 matrices on the same core in the same run. It has two parts, which are added:
