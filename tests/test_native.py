@@ -248,6 +248,22 @@ def test_it_says_that_it_compiles(posterior, capsys):
     assert sample(posterior, HMC(0.05, 4), 5, seed=1, compile=False, progress=False).compile_time == 0
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda t: t[:4], lambda t: t[:, :19], lambda t: t.float(), lambda t: t[0]],
+    ids=["lanes", "D", "dtype", "one"],
+)
+def test_what_does_not_fit_is_refused(posterior, theta, wrong):
+    """Fails when native code reads what is not there."""
+    density = posterior.density(5, compile=True)
+    with pytest.raises(ValueError, match=r"this density is for vectors in the shape \(5, 20\) and torch.float64, one"):
+        density.joint.log_prob_and_grad(wrong(theta))
+    with pytest.raises(ValueError, match="this density is for vectors"):
+        density.native.trajectories(theta, wrong(theta), theta, 0.1, 2, None)
+    with pytest.raises(ValueError, match="this density is for vectors"):
+        density.native.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, 2, None, None, 1)
+
+
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ class Native:
 
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The log likelihood and its gradient."""
+        self._check(theta)
         theta = theta.contiguous()
         value, grad = theta.new_empty(len(theta)), torch.empty_like(theta)
         self._call("gradients", 1, theta, value, grad)
@@ -132,6 +133,7 @@ class Native:
             inv_mass: None for the identity, or its diagonal ``(D,)``.
             beta: ``(C,)``; at a likelihood of 0, or one that overflows, it is the smallest there is.
         """
+        self._check(theta, p, grad)
         theta, p, grad = (_copied(values) for values in (theta, p, grad))
         num = len(theta)
         log_prob, log_likelihood, grad_likelihood = theta.new_empty(num), theta.new_empty(num), torch.empty_like(theta)
@@ -154,6 +156,7 @@ class Native:
         num: int,
     ) -> Transitions:
         """``num`` transitions of HMC from theta, log_prob and grad, with a mass that is None or diagonal."""
+        self._check(start[0], start[2])
         theta, log_prob, grad = map(_copied, start)
         num_lanes, dim = theta.shape
         thetas, log_probs = theta.new_empty(num_lanes, num, dim), theta.new_empty(num_lanes, num)
@@ -174,6 +177,16 @@ class Native:
                 *(block.stop - begin, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants),
             )
         return Transitions(theta, log_prob, grad, *recorded, sizes)
+
+    def _check(self, *values: Tensor) -> None:
+        """Raise where native code would read what is not there."""
+        expected = (self.num_lanes, self._program.dim), f"torch.{self._program.dtype}"
+        for value in values:
+            if (tuple(value.shape), str(value.dtype)) != expected:
+                raise ValueError(
+                    f"this density is for vectors in the shape {expected[0]} and {expected[1]}, one for each lane; got "
+                    f"{tuple(value.shape)} and {value.dtype}"
+                )
 
     def _or_ones(self, diagonal: Tensor | None) -> Tensor:
         return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
