@@ -22,7 +22,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# It computes for half a minute, in single precision, which is enough for this and faster.
+# It computes for under a minute, in single precision, which is enough for this and faster.
 
 # %%
 import pandas as pd
