@@ -79,11 +79,10 @@ class Fused:
                 self._calls.append(partial(call, "judge", 0, num_lanes, num, *judged))
                 g, below = z, []
             else:
-                kind, extent = passes.activations.index(activation_of(layer)), (0, num_lanes * out, num)
-                h_below, h, g = h, torch.empty_like(z), torch.empty_like(z)
+                activation, extent = activation_of(layer), (0, num_lanes * out, num)
+                kind, h_below, g = passes.activations.index(activation), h, torch.empty_like(z)
+                h = z if passes.is_in_place(activation) else torch.empty_like(z)
                 self._calls.append(partial(call, f"{name[0]}_{kind}", *extent, bias, x, z, h))
-                if passes.is_in_place(activation_of(layer)):
-                    h = z
                 below = [partial(call, f"{name[1]}_{kind}", *extent, g_bias, z, x, g)]
             if is_last:
                 h_below = h

@@ -215,8 +215,7 @@ class Assembly(Writer):
         def kick(size: Value) -> None:
             with self._parameters(b) as k:
                 place = self.at(b, grad_likelihood, k)
-                of_likelihood = b.load(place)
-                of_likelihood = cleaned(of_likelihood, 0.0)
+                of_likelihood = cleaned(b.load(place), 0.0)
                 b.store(of_likelihood, place)
                 of_prior = v.mul(v.splat(b.load(self.at(b, precision, k))), b.load(self.at(b, theta, k)))
                 force = v.fma(beta, of_likelihood, v.neg(of_prior))
