@@ -249,6 +249,7 @@ def check_density(posterior: Posterior) -> None:
         _check_likelihood(posterior.likelihood, outputs, trial.data.y)
         _check_links(posterior, outputs, trial.data.x)
     _check_gradient(trial, thetas)
+    _check_methods(trial, thetas)
 
 
 def _check_values(posterior: Posterior) -> None:
@@ -389,6 +390,23 @@ _CAUSES = (
     "straight-through estimators, a backward of its own, checkpointing with use_reentrant=False, padding_idx, or a "
     "grad() that belongs to another density"
 )
+
+
+def _check_methods(trial: Posterior, thetas: Tensor) -> None:
+    """A subclass's own log densities are those that kernels see."""
+    density = trial.density(len(thetas))
+    with torch.no_grad():
+        for name, seen in (
+            ("log_prior", density.prior),
+            ("log_likelihood", density.likelihood),
+            ("log_prob", density.joint),
+        ):
+            found, said = seen.log_prob_and_grad(thetas)[0], getattr(trial, name)(thetas)
+            if not _are_close(found, said):
+                raise ValueError(
+                    f"{type(trial).__name__}.{name} is {said[0].item():.6g} where kernels see {found[0].item():.6g}: "
+                    "they don't call that method. Change the prior or the likelihood that you pass instead"
+                )
 
 
 def _check_slopes(trial: Posterior, thetas: Tensor) -> None:

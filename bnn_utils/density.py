@@ -91,8 +91,9 @@ class Density:
         def grad(theta: Tensor) -> Tensor:
             return plus_prior(likelihood.grad(theta), theta)
 
-        native = self.native
-        return LogDensity(log_prob_and_grad, grad, native.trajectory if native and native.has_prior else None)
+        # Of a likelihood that was replaced, as by one that counts its calls, native code knows nothing.
+        native = likelihood.native
+        return LogDensity(log_prob_and_grad, grad, native if native and native.has_prior else None)
 
     @cached_property
     def prior(self) -> LogDensity:

@@ -96,7 +96,10 @@ class Counted(Posterior):
 
     def density(self, num_lanes, compile=False):
         density = super().density(num_lanes, compile)
-        density.likelihood = LogDensity(*map(self.counting, density.likelihood))
+        of = density.likelihood
+        density.likelihood = LogDensity(
+            self.counting(of.log_prob_and_grad), self.counting(of.grad)
+        )
         return density
 
     def counting(self, function):

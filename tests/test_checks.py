@@ -412,6 +412,15 @@ def test_the_cause_is_found_in_the_likelihood_too():
     refused(nn.Linear(2, 1), LINE, lambda o: Normal(o[..., 0] + o[..., 0].detach(), 0.3), r"log likelihood rises by")
 
 
+@pytest.mark.parametrize("name", ["log_prob", "log_likelihood", "log_prior"])
+def test_a_density_that_kernels_do_not_see(name):
+    """They would sample the one below without a word."""
+    of_posterior = getattr(Posterior, name)
+    mine = type("Mine", (Posterior,), {name: lambda self, theta: of_posterior(self, theta) / 2})
+    with pytest.raises(ValueError, match=rf"Mine\.{name} is \S+ where kernels see \S+: they don't call that method"):
+        mine(nn.Linear(2, 1), Data(normal(5, 2), torch.ones(5)), NormalPrior(1.0), Bernoulli())
+
+
 class WrongPrior:
     """A density whose gradient is not its own."""
 

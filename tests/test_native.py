@@ -28,7 +28,7 @@ from bnn_utils import (
     ReplicaExchange,
     sample,
 )
-from bnn_utils.gradients import fused, machine, native
+from bnn_utils.gradients import LogDensity, fused, machine, native
 from bnn_utils.gradients.native import Native, code_of, drawn, program_of
 from bnn_utils.gradients.program import assemble
 
@@ -129,7 +129,7 @@ def test_another_prior(make_posterior, theta):
     mine, other = posterior.density(5, compile=True), posterior.density(5)
     for one, two in zip(mine.joint.log_prob_and_grad(theta), other.joint.log_prob_and_grad(theta), strict=True):
         torch.testing.assert_close(one, two)
-    assert mine.joint.trajectory is None
+    assert mine.joint.native is None
     chains = [sample(posterior, HMC(0.05, 4), 10, 5, seed=1, progress=False, compile=flag) for flag in (True, False)]
     torch.testing.assert_close(chains[0].draws, chains[1].draws, rtol=0, atol=1e-9)
 
@@ -164,6 +164,15 @@ def test_chains_follow_those_of_torch(make_posterior, kernel, warmup, num_chains
         torch.testing.assert_close(
             mine.stats[name], values, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+def test_a_likelihood_that_was_replaced(posterior):
+    """As by one that counts its calls: trajectories in native code would pass it over."""
+    density = posterior.density(3, compile=True)
+    assert density.joint.native is density.native
+    density = posterior.density(3, compile=True)
+    density.likelihood = LogDensity(*density.likelihood[:2])
+    assert density.joint.native is None
 
 
 def test_trajectories_that_diverge_are_rejected(posterior):

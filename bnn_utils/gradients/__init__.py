@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bnn_utils.gradients.native import Native
 
 
 class LogDensity(NamedTuple):
@@ -16,6 +19,4 @@ class LogDensity(NamedTuple):
 
     log_prob_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]  # (C, D) -> (C,), (C, D)
     grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
-    # Leapfrog steps in one call, where there is native code for them:
-    # (position, momentum, step size, number of steps, inverse mass) -> position, momentum, as `leapfrog` makes them
-    trajectory: Callable[..., tuple[Any, Tensor]] | None = None
+    native: Native | None = None  # where it is computed in native code: that makes trajectories and transitions too

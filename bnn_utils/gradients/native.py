@@ -107,7 +107,7 @@ class Native:
 
     @property
     def likelihood(self) -> LogDensity:
-        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1])
+        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1], self)
 
     def trajectory(
         self, start: P, p: Tensor, step_size: float | Tensor, num_steps: int, inv_mass: Tensor | None

@@ -164,8 +164,8 @@ def propose(
     """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
     noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
     p = metric.momentum(noise)
-    if density.trajectory is not None and not metric.is_dense:
-        end, p_end = density.trajectory(start, p, step_size, num_steps, metric.inv_mass)
+    if density.native is not None and not metric.is_dense:
+        end, p_end = density.native.trajectory(start, p, step_size, num_steps, metric.inv_mass)
     else:
         end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
     return Proposal(end, p_end, _energy(start, p, metric.velocity), _energy(end, p_end, metric.velocity))
@@ -296,7 +296,7 @@ class HMC:
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
         """One transition of all lanes."""
         if _is_native(density, state):
-            state, made = self._in_native_code(density.native, generator, state, 1)
+            state, made = self._in_native_code(density.joint.native, generator, state, 1)
             stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
             return state, Info(made.theta[:, 0], made.log_prob[:, 0], stats)
         size = jittered(state.step_size, state.jitter, generator, state.position.theta)
@@ -315,7 +315,7 @@ class HMC:
         """Many transitions at once, where there is native code for them."""
         if not _is_native(density, state) or type(self).step is not HMC.step:  # a subclass may have one of its own
             return NotImplemented
-        state, made = self._in_native_code(density.native, generator, state, num)
+        state, made = self._in_native_code(density.joint.native, generator, state, num)
         return state, Info.of_many(*made)
 
     def _in_native_code(
@@ -341,8 +341,7 @@ class HMC:
 
 def _is_native(density: Density, state: HMCState) -> bool:
     """Whether the next transitions run in native code: a warm-up looks at each of them before the next."""
-    native = getattr(density, "native", None)
-    return native is not None and native.has_prior and state.warmup is None and not state.metric.is_dense
+    return density.joint.native is not None and state.warmup is None and not state.metric.is_dense
 
 
 def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:

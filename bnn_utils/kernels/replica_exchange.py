@@ -266,9 +266,7 @@ class Tempered:
 
     def __init__(self, density: Density, beta: Tensor) -> None:
         self._prior, self._likelihood, self._beta = density.prior, density.likelihood, beta
-        self._native = getattr(density, "native", None)
-        # As in `LogDensity`: leapfrog steps in native code, where there is some.
-        self.trajectory = self._trajectory if self._native is not None and self._native.has_prior else None
+        self._of_joint = density.joint.native
 
     def position(self, theta: Tensor, log_likelihood: Tensor, grad_likelihood: Tensor) -> TemperedPosition:
         log_prior, grad_prior = self._prior.log_prob_and_grad(theta)
@@ -280,10 +278,15 @@ class Tempered:
         """What a `TemperedPosition` holds beside theta."""
         return self.position(theta, *_finite(*self._likelihood.log_prob_and_grad(theta)))[1:]
 
-    def _trajectory(
+    @property
+    def native(self) -> Tempered | None:
+        """What makes trajectories in native code; None where nothing does."""
+        return None if self._of_joint is None else self
+
+    def trajectory(
         self, start: TemperedPosition, p: Tensor, step_size: Tensor, num_steps: int, inv_mass: Tensor | None
     ) -> tuple[TemperedPosition, Tensor]:
-        made = self._native.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass, self._beta)
+        made = self._of_joint.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass, self._beta)
         return TemperedPosition(made.theta, made.log_prob, made.grad, made.log_likelihood, made.grad_likelihood), made.p
 
     def grad(self, theta: Tensor) -> Tensor:
