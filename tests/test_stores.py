@@ -280,9 +280,10 @@ PEAK = """
         for _ in range(num // 100):
             store.append(0, info())
     found = store.read()
+    more = peak() - before  # and not of what compares them
     values = [found.theta, found.log_prob, *found.stats.values()]
     assert all((column == 1).all() for column in values)
-    print((peak() - before) / sum(column.nbytes for column in values))
+    print(more / sum(column.nbytes for column in values))
 """
 
 
