@@ -46,8 +46,8 @@ class Fault(NamedTuple):
 in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
-NATIVE, PROGRAM, VECTOR = "gradients/native.py", "gradients/program.py", "gradients/vector.py"
-FORMULAS = "gradients/formulas.py"
+NATIVE, PROGRAM, BLOCKS = "gradients/native.py", "gradients/program.py", "gradients/blocks.py"
+VECTOR, FORMULAS = "gradients/vector.py", "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
 
 ACCEPTANCE = "log_ratio(before, after) > u.log()"
@@ -121,40 +121,40 @@ FAULTS = [
         " * (1 + state.position.theta.mean().tanh())))",
         "ChEES",
     ),
-    Fault(
+    in_torch(
         "swap without the difference of the likelihoods",
         EXCHANGE,
-        "ReplicaExchange.step",
-        "by_chain(state.log_likelihood).diff(dim=1)",
-        "by_chain(state.log_likelihood)[:, 1:]",
+        "_swap_ratio",
+        "state.log_likelihood.view(state.replica.shape).diff(dim=1)",
+        "state.log_likelihood.view(state.replica.shape)[:, 1:]",
         SWAPPING,
     ),
     Fault("swap with the sign turned round", EXCHANGE, "Ladder.of", "-beta.diff()", "beta.diff()", SWAPPING),
-    Fault(
+    in_torch(
         "every swap accepted",
         EXCHANGE,
-        "ReplicaExchange.step",
+        "ReplicaExchange._in_torch",
         "log_ratio > u.log()",
         "log_ratio > -torch.inf",
         SWAPPING,
     ),
-    Fault(
+    in_torch(
         "swaps of all pairs at once",
         EXCHANGE,
-        "ReplicaExchange.step",
+        "ReplicaExchange._in_torch",
         "(log_ratio > u.log()) & ladder.turns[state.count % 2]",
         "log_ratio > u.log()",
         SWAPPING,
     ),
-    Fault(
+    in_torch(
         "gradient left behind in a swap",
         EXCHANGE,
-        "ReplicaExchange.step",
+        "ReplicaExchange._in_torch",
         "state.grad_likelihood[rows]",
         "state.grad_likelihood",
         SWAPPING,
     ),
-    Fault(
+    in_torch(
         "prior tempered with the likelihood",
         EXCHANGE,
         "Tempered.position",
@@ -232,15 +232,15 @@ FAULTS = [
     ),
     Fault(
         "native: acceptance with the sign turned round",
-        PROGRAM,
-        "Assembly._transitions",
+        BLOCKS,
+        "Blocks._is_accepted",
         "v.sub(start, end)",
         "v.sub(end, start)",
     ),
     Fault(
         "native: energy without the prior",
-        PROGRAM,
-        "Assembly._transitions",
+        BLOCKS,
+        "Blocks._transitions",
         "v.add(found, self._log_prior(b, v, there, precision, log_normalizer))",
         "found",
     ),
@@ -253,17 +253,17 @@ FAULTS = [
     ),
     Fault(
         "native: gradient left behind in an acceptance",
-        PROGRAM,
-        "Assembly._transitions",
-        "((there, here), (slope_there, slope))",
-        "((there, here),)",
+        BLOCKS,
+        "Blocks._transitions",
+        "self._copy(b, (there, here), (slope_there, slope), where=is_accept)",
+        "self._copy(b, (there, here), where=is_accept)",
     ),
     Fault(
         "native: the same noise in every transition of a block",
-        PROGRAM,
-        "Assembly._transitions",
-        "[b.add(b.mul(row, dim), k) for row in drawn]",
-        "[b.add(b.mul(row, dim), k) for row in rows]",
+        BLOCKS,
+        "Blocks._transitions",
+        "self._draw_momentum(b, v, p, noise, drawn, factor)",
+        "self._draw_momentum(b, v, p, noise, rows, factor)",
     ),
     Fault(
         "native: noise and acceptance from the same uniform numbers",
@@ -342,10 +342,42 @@ FAULTS = [
     ),
     Fault(
         "native: hot densities are the cold ones",
-        PROGRAM,
-        "Assembly._trajectories",
-        "v.fma(beta, found, of_prior)",
-        "v.add(found, of_prior)",
+        BLOCKS,
+        "Blocks._exchanges",
+        "v.fma(beta, found, self._log_prior(b, v, there, precision, log_normalizer))",
+        "v.add(found, self._log_prior(b, v, there, precision, log_normalizer))",
+        SWAPPING,
+    ),
+    Fault(
+        "native: swap with the sign turned round",
+        BLOCKS,
+        "Blocks._exchanges",
+        "b.fsub(high, low)",
+        "b.fsub(low, high)",
+        SWAPPING,
+    ),
+    Fault(
+        "native: swaps of all pairs at once",
+        BLOCKS,
+        "Blocks._exchanges",
+        "self.loop(b, parity, pairs, 2)",
+        "self.loop(b, I64(0), pairs)",
+        SWAPPING,
+    ),
+    Fault(
+        "native: gradient left behind in a swap",
+        BLOCKS,
+        "Blocks._exchanges",
+        "((theta, dim), (grad, dim), (likelihood, 1), (replica, 1))",
+        "((theta, dim), (likelihood, 1), (replica, 1))",
+        SWAPPING,
+    ),
+    Fault(
+        "native: likelihood left behind in an acceptance",
+        BLOCKS,
+        "Blocks._exchanges",
+        "((found, log_likelihood), (log_prob, now))",
+        "((log_likelihood, log_likelihood), (log_prob, now))",
         SWAPPING,
     ),
 ]

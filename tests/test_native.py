@@ -29,8 +29,9 @@ from bnn_utils import (
     sample,
 )
 from bnn_utils.gradients import LogDensity, fused, machine, native
-from bnn_utils.gradients.native import Native, code_of, drawn, program_of
-from bnn_utils.gradients.program import assemble
+from bnn_utils.gradients.blocks import assemble
+from bnn_utils.gradients.native import code_of, drawn, program_of
+from bnn_utils.kernels.hmc import Position
 
 ACTIVATIONS = [
     nn.Tanh(),
@@ -53,6 +54,19 @@ LIKELIHOODS = {
     "Gaussian, noise computed": (Gaussian(), 2, [], lambda y: y / 2),
 }
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def assert_same(one, two):
+    """To the bit, with all that is in them."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert_same(tuple(one.items()), tuple(two.items()))
+    elif isinstance(one, tuple):
+        for pair in zip(one, two, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == two
 
 
 def assert_close(one, two, tolerance):
@@ -145,6 +159,9 @@ KERNELS = {
     "warm-up": (HMC(0.01, 2), 6),
     "ChEES": (ChEES(0.02, 0.1), 6),
     "replica exchange": (ReplicaExchange(HMC(0.02, 3), 4), 0),
+    "replica exchange, warm-up": (ReplicaExchange(HMC(0.001, 3), 5), 6),
+    "replica exchange, mass": (ReplicaExchange(HMC(0.02, 3, torch.linspace(0.5, 1.5, 20), jitter=0.0), 3), 0),
+    "replica exchange, dense mass": (ReplicaExchange(HMC(0.02, 3, torch.eye(20) + 0.1), 3), 0),
 }
 
 
@@ -186,12 +203,17 @@ def test_trajectories_that_diverge_are_rejected(posterior):
 
 
 @pytest.mark.parametrize("num_chains", [1, 3, 20])
-@pytest.mark.parametrize("kernel", [HMC(0.05, 2), HMC(0.05, 2, jitter=0.2)], ids=["", "jitter"])
+@pytest.mark.parametrize(
+    "kernel",
+    [HMC(0.05, 2), HMC(0.05, 2, jitter=0.2), ReplicaExchange(HMC(0.05, 2), 3)],
+    ids=["HMC", "jitter", "replica exchange"],
+)
 def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
     """To the bit, with the generator: how many is decided by the clock."""
-    density, theta = posterior.density(num_chains, compile=True), normal(num_chains, 20)
+    num_lanes = num_chains * kernel.lanes_per_chain
+    density, theta = posterior.density(num_lanes, compile=True), normal(num_chains, 20)
     start, found = kernel.init(density, theta, 0), []
-    monkeypatch.setattr(native, "NUMBERS_AHEAD", 3 * num_chains * 20)  # in blocks of 3
+    monkeypatch.setattr(native, "NUMBERS_AHEAD", 3 * num_lanes * 20)  # in blocks of 3
     for nums in ([11], [1] * 11, [4, 7]):
         dice, state, infos = generator(), start, []
         for num in nums:
@@ -206,21 +228,24 @@ def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num
     first, *others = found
     for state, dice, thetas in others:
         assert torch.equal(thetas, first[2])
-        assert all(map(torch.equal, state.position, first[0].position))
+        assert_same(state, first[0])
         assert torch.equal(dice.get_state(), first[1].get_state())
 
 
 @pytest.mark.parametrize("num_chains", [7, 64])
-def test_threads_change_no_bit(posterior, num_chains, monkeypatch):
+@pytest.mark.parametrize(
+    "kernel", [HMC(0.05, 3, jitter=0.2), ReplicaExchange(HMC(0.05, 3), 6)], ids=["HMC", "replica exchange"]
+)
+def test_threads_change_no_bit(posterior, kernel, num_chains, monkeypatch):
+    """Fails where a chain's temperatures are shared out among threads, which swap before others are ready."""
     monkeypatch.setattr(native, "SECONDS_FOR_THREADS", 1e-12)
-    theta, found = normal(num_chains, 20), []
+    density = posterior.density(num_chains * kernel.lanes_per_chain, compile=True)
+    start, found = kernel.init(density, normal(num_chains, 20), 0), []
     for num_threads in (1, 2, 3, 100):
-        native_code = Native(posterior, num_chains)
-        native_code.num_threads = num_threads
-        position = theta, *posterior.log_prob_and_grad(theta)
-        found.append(native_code.transitions(generator(), position, 0.05, 0.2, 3, None, None, 6))
+        density.native.num_threads = num_threads
+        found.append(kernel.steps(density, generator(), start, 6))
     for made in found[1:]:
-        assert all(map(torch.equal, made, found[0]))
+        assert_same(made, found[0])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -231,7 +256,7 @@ def test_random_numbers_are_torchs(posterior, shape, has_jitter, dtype):
     code = code_of(replace(program_of(posterior, 1), dtype=str(dtype).removeprefix("torch.")))
     assert code.knows_torchs_normals
     mine, theirs = generator(), generator()
-    sizes, noise, uniforms = drawn(mine, 4, torch.empty(shape, dtype=dtype), code, has_jitter)
+    sizes, noise, uniforms = drawn(mine, 4, torch.empty(shape, dtype=dtype), code, shape[0] * has_jitter)
     for t in range(4):
         if has_jitter:
             assert torch.equal(sizes[t], torch.rand(shape[0], 1, generator=theirs, dtype=dtype)[:, 0])
@@ -268,9 +293,12 @@ def test_what_does_not_fit_is_refused(posterior, theta, wrong):
     with pytest.raises(ValueError, match=r"this density is for vectors in the shape \(5, 20\) and torch.float64, one"):
         density.joint.log_prob_and_grad(wrong(theta))
     with pytest.raises(ValueError, match="this density is for vectors"):
-        density.native.trajectories(theta, wrong(theta), theta, 0.1, 2, None)
+        density.native.trajectory(Position(theta, theta[:, 0], theta), wrong(theta), 0.1, 2, None)
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.native.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, 2, None, None, 1)
+    start = wrong(theta), theta[:, 0], theta, torch.arange(5)[None]
+    with pytest.raises(ValueError, match="this density is for vectors"):
+        density.native.exchanges(generator(), start, 3 * (theta[:, :1],), 0, 0.0, 2, None, None, 1)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -58,15 +59,17 @@ class Transitions(NamedTuple):
     step_size: Tensor  # (C, T)
 
 
-class Trajectories(NamedTuple):
-    """Where leapfrog steps lead C lanes."""
+class Exchanges(NamedTuple):
+    """What is recorded of T transitions of replica exchange, of C chains with K lanes."""
 
-    theta: Tensor  # (C, D)
-    p: Tensor  # (C, D)
-    log_prob: Tensor  # (C,)
-    grad: Tensor  # (C, D)
-    log_likelihood: Tensor  # (C,)
-    grad_likelihood: Tensor  # (C, D)
+    theta: Tensor  # (C, T, D), of the coldest lanes
+    log_prob: Tensor  # (C, T, K), and so on
+    log_likelihood: Tensor
+    start_energy: Tensor
+    end_energy: Tensor
+    is_accept: Tensor  # bool
+    replica: Tensor
+    step_size: Tensor
 
 
 class Native:
@@ -112,37 +115,14 @@ class Native:
     def trajectory(
         self, start: P, p: Tensor, step_size: float | Tensor, num_steps: int, inv_mass: Tensor | None
     ) -> tuple[P, Tensor]:
-        """As `leapfrog`."""
-        made = self.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass)
-        return type(start)(made.theta, made.log_prob, made.grad), made.p
-
-    def trajectories(
-        self,
-        theta: Tensor,
-        p: Tensor,
-        grad: Tensor,
-        step_size: float | Tensor,
-        num_steps: int,
-        inv_mass: Tensor | None,
-        beta: Tensor | None = None,
-    ) -> Trajectories:
-        """Leapfrog steps for ``log prior + log likelihood``, or with beta for ``log prior + beta log likelihood``.
-
-        Args:
-            step_size: one number for all, or ``(C, 1)``.
-            inv_mass: None for the identity, or its diagonal ``(D,)``.
-            beta: ``(C,)``; at a likelihood of 0, or one that overflows, it is the smallest there is.
-        """
-        self._check(theta, p, grad)
-        theta, p, grad = (_copied(values) for values in (theta, p, grad))
-        num = len(theta)
-        log_prob, log_likelihood, grad_likelihood = theta.new_empty(num), theta.new_empty(num), torch.empty_like(theta)
-        sizes = step_size.contiguous() if isinstance(step_size, Tensor) else theta.new_full((num,), step_size)
-        arrays = theta, p, grad, grad_likelihood, log_prob, log_likelihood, sizes
-        betas, is_tempered = (theta.new_ones(num), 0) if beta is None else (beta.contiguous(), 1)
+        """As `leapfrog`: with one step size for all or ``(C, 1)``, and a mass that is None or diagonal, ``(D,)``."""
+        self._check(start.theta, p, start.grad)
+        theta, p, grad = map(_copied, (start.theta, p, start.grad))
+        log_prob, is_one = theta.new_empty(len(theta)), not isinstance(step_size, Tensor)
+        sizes = torch.full_like(log_prob, step_size) if is_one else step_size.contiguous()
         constants = num_steps, self._precision, self._or_ones(inv_mass), self._log_normalizer
-        self._call("trajectories", num_steps, *arrays, betas, is_tempered, *constants)
-        return Trajectories(theta, p, log_prob, grad, log_likelihood, grad_likelihood)
+        self._call("trajectories", num_steps, theta, p, grad, log_prob, sizes, *constants)
+        return type(start)(theta, log_prob, grad), p
 
     def transitions(
         self,
@@ -167,7 +147,7 @@ class Native:
         length = max(1, NUMBERS_AHEAD // theta.numel())
         for begin in range(0, num, length):
             block = slice(begin, min(begin + length, num))
-            u, noise, uniforms = drawn(generator, block.stop - begin, theta, self._code, bool(jitter))
+            u, noise, uniforms = drawn(generator, block.stop - begin, theta, self._code, num_lanes * bool(jitter))
             size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
             sizes[:, block] = size.T
             of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
@@ -177,6 +157,56 @@ class Native:
                 *(block.stop - begin, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants),
             )
         return Transitions(theta, log_prob, grad, *recorded, sizes)
+
+    def exchanges(
+        self,
+        generator: torch.Generator,
+        start: tuple[Tensor, Tensor, Tensor, Tensor],
+        ladder: tuple[Tensor, Tensor, Tensor],
+        done: int,
+        jitter: float,
+        num_steps: int,
+        inv_mass: Tensor | None,
+        factor: Tensor | None,
+        num: int,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Exchanges]:
+        """``num`` transitions of replica exchange, after ``done`` others: where they lead, like start, and what was.
+
+        Args:
+            start: theta ``(C K, D)``, log likelihood with its gradient, and replica ``(C, K)``.
+            ladder: beta ``(C K,)``, its differences ``(K - 1,)`` between neighbours, and step sizes ``(C K, 1)``.
+            inv_mass: None for the identity, or its diagonal ``(D,)``; factor likewise.
+        """
+        self._check(start[0], start[2])
+        theta, log_likelihood, grad_likelihood, replica = map(_copied, start)
+        beta, gaps, sizes = ladder
+        (num_chains, temperatures), (num_lanes, dim) = replica.shape, theta.shape
+        thetas, step_size = theta.new_empty(num, num_chains, dim), theta.new_empty(num, num_lanes)
+        floats = tuple(theta.new_empty(num, num_lanes) for _ in range(4))
+        recorded = *floats, theta.new_empty(num, num_lanes, dtype=torch.bool), replica.new_empty(num, num_lanes)
+        constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
+        num_pairs, length = num_chains * (temperatures - 1), max(1, NUMBERS_AHEAD // theta.numel())
+        for begin in range(0, num, length):
+            block = slice(begin, min(begin + length, num))
+            count = block.stop - begin
+            before, noise, uniforms = drawn(generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter))
+            swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
+            size = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].expand(count, -1)
+            step_size[block] = size
+            self._call(
+                "exchanges",
+                count * num_steps,
+                *(count, done + begin, temperatures, theta, log_likelihood, grad_likelihood, replica, swaps, noise),
+                *(step_size[block], uniforms, beta, gaps, thetas[block], *(values[block] for values in recorded)),
+                *constants,
+                whole=temperatures,
+            )
+
+        def by_chain(values: Tensor) -> Tensor:
+            return values.view(num, num_chains, temperatures).transpose(0, 1).contiguous()
+
+        made = Exchanges(thetas.transpose(0, 1).contiguous(), *map(by_chain, (*recorded, step_size)))
+        return (theta, log_likelihood, grad_likelihood, replica), made
 
     def _check(self, *values: Tensor) -> None:
         """Raise where native code would read what is not there."""
@@ -191,13 +221,17 @@ class Native:
     def _or_ones(self, diagonal: Tensor | None) -> Tensor:
         return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
 
-    def _call(self, name: str, num_gradients: int, *arguments: Tensor | float) -> None:
-        """One of the functions for all tiles; several threads take some of them each, where that is worth it."""
+    def _call(self, name: str, num_gradients: int, *arguments: Tensor | float, whole: int = 1) -> None:
+        """One of the functions for all tiles; several threads take some of them each, where that is worth it.
+
+        Each takes lanes by the ``whole``.
+        """
         call, shared = self._code.call, (*arguments, *self._arrays, self._arrays[0].shape[1], self._stride)
         num_tiles = -(-self.num_lanes // self._program.lanes)
         worth = int(self._seconds * num_gradients / SECONDS_FOR_THREADS)
         num = max(1, min(self.num_threads, num_tiles, worth))
-        edges = [num_tiles * part // num for part in range(num + 1)]
+        unit = math.lcm(whole, self._program.lanes) // self._program.lanes
+        edges = [num_tiles * part // num // unit * unit for part in range(num)] + [num_tiles]
         others = [_pool().submit(call, name, *edge, self.num_lanes, *shared) for edge in itertools.pairwise(edges[1:])]
         call(name, 0, edges[1], self.num_lanes, *shared)
         for other in others:
@@ -221,31 +255,30 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def drawn(
-    generator: torch.Generator, num: int, like: Tensor, code: Code, has_jitter: bool
+    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
 
-    In each, a uniform ``(C, 1)`` if there is jitter, a normal ``(C, D)`` and a uniform ``(C,)``. Torch makes 16 and
+    In each, so many uniforms, a normal ``(C, D)`` and a uniform ``(C,)``. Torch makes 16 and
     more normal numbers of as many uniform ones, and draws these one by one: so all can be drawn together, and the
     generator comes as far as by the calls of torch. The normal numbers are torch's but for rounding.
 
     Returns:
-        uniforms for step sizes ``(num, C)``, or ``(num, 0)``; noise ``(num, C, D)``; uniforms for acceptance
-        ``(num, C)``.
+        uniforms that come first ``(num, num_before)``; noise ``(num, C, D)``; uniforms for acceptance ``(num, C)``.
     """
-    (num_lanes, dim), count = like.shape, like.numel()
-    noise, first = like.new_empty(num, num_lanes, dim), num_lanes * has_jitter
+    (num_lanes, dim), count, first = like.shape, like.numel(), num_before
+    noise = like.new_empty(num, num_lanes, dim)
     if count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
         words = torch.rand(num, first + of_noise + num_lanes, generator=generator, dtype=like.dtype)
         code.call("normals", words[:, first:], noise, num, count, words.shape[1])
         return words[:, :first], noise, words[:, first + of_noise :].contiguous()
-    sizes, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
+    before, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
     for t in range(num):
-        torch.rand(first, generator=generator, out=sizes[t])
+        torch.rand(first, generator=generator, out=before[t])
         torch.randn(num_lanes, dim, generator=generator, out=noise[t])
         torch.rand(num_lanes, generator=generator, out=uniforms[t])
-    return sizes, noise, uniforms
+    return before, noise, uniforms
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------
@@ -345,11 +378,11 @@ class Code:
     """
 
     def __init__(self, program: Program | Passes) -> None:
-        from bnn_utils.gradients import formulas, machine, passes, vector, writer
+        from bnn_utils.gradients import blocks, formulas, machine, passes, vector, writer
         from bnn_utils.gradients import program as programs
 
-        source = programs if isinstance(program, programs.Program) else passes
-        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, passes))
+        source = blocks if isinstance(program, programs.Program) else passes
+        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, blocks, passes))
         self._library = machine.load(program, lambda: source.assemble(program), files)
         self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
         self._dtype, self._functions = program.dtype, {}

@@ -1,4 +1,4 @@
-"""A small network's posterior as instructions for LLVM: gradients, trajectories, and whole blocks of HMC's transitions.
+"""A small network's posterior as instructions for LLVM: gradients, and trajectories.
 
 A network with its sizes and activations becomes one loop over points that holds a variable for every number, so that
 nothing but the data is ever read from far away. It works on a vector of points of one lane at a time, or on one point
@@ -18,7 +18,7 @@ from llvmlite import ir
 
 from bnn_utils.gradients.formulas import activated, combined, finite, judged
 from bnn_utils.gradients.vector import Vectors
-from bnn_utils.gradients.writer import I8, I64, VOID, Value, Writer, width_of
+from bnn_utils.gradients.writer import I64, VOID, Value, Writer, width_of
 
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 PAIRS = 8  # of uniform numbers that torch turns into normal ones together
@@ -87,13 +87,8 @@ class Program:
         return self.width if self.over == "lanes" else 1
 
 
-def assemble(program: Program) -> str:
-    """The text of a module of LLVM with `gradients`, `trajectories`, `transitions` and `normals`."""
-    return str(Assembly(program).module)
-
-
 class Assembly(Writer):
-    """A module in the making.
+    """A module in the making, with `gradients`, `trajectories` and `normals`.
 
     Within functions, "tile" means the numbers of `Program.lanes` lanes: an array ``[D]`` of vectors of that width.
     What is called from outside begins with the tiles from ``first`` to ``last`` of C lanes, and ends with the data:
@@ -107,7 +102,7 @@ class Assembly(Writer):
         self.tile_type = ir.VectorType(self.scalar, program.lanes)
         self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
         self.trajectory = self._trajectory()
-        self._gradients(), self._trajectories(), self._transitions(), self._normals()
+        self._gradients(), self._trajectories(), self._normals()
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -266,94 +261,22 @@ class Assembly(Writer):
         b.ret_void()
 
     def _trajectories(self) -> None:
-        """Leapfrog steps of lanes: theta, p and grad ``(C, D)`` move.
-
-        There is a step size and a beta for each lane. It fills in, ``(C,)`` and ``(C, D)``, log probability, log
-        likelihood and the gradient of that.
-        """
-        kinds = [*8 * [self.pointer], I64, I64, *2 * [self.pointer], self.scalar]
-        function, b = self._entry("trajectories", kinds)
-        first, last, num_lanes, *args = function.args
-        theta, p, grad, grad_likelihood, log_prob, log_likelihood, sizes, betas, *args = args
-        tempered, num_steps, precision, inv_mass, log_normalizer, *data = args
+        """Leapfrog steps of lanes: theta, p and grad ``(C, D)`` move, each by its step size; log_prob is filled in."""
+        function, b = self._entry("trajectories", [*5 * [self.pointer], I64, *2 * [self.pointer], self.scalar])
+        first, last, num_lanes, theta, p, grad, log_prob, sizes, *args = function.args
+        num_steps, precision, inv_mass, log_normalizer, *data = args
         v = Vectors(b, self.scalar, self.program.lanes)
-        tiles = [self._tile(b) for _ in range(4)]
-        is_tempered = b.icmp_signed("!=", tempered, I64(0))
+        tiles, beta, is_tempered = [self._tile(b) for _ in range(4)], v.constant(1.0), ir.IntType(1)(0)
         with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._read(b, array, rows, memory)
-            beta, size = self._get(b, betas, rows), self._get(b, sizes, rows)
-            of_tile = self._data_of(b, data, tile, rows)
+            size, of_tile = self._get(b, sizes, rows), self._data_of(b, data, tile, rows)
             found = b.call(self.trajectory, [*tiles, beta, size, is_tempered, num_steps, precision, inv_mass, *of_tile])
             of_prior = self._log_prior(b, v, tiles[0], precision, log_normalizer)
-            self._put(b, v.fma(beta, found, of_prior), log_prob, rows)
-            self._put(b, found, log_likelihood, rows)
-            for array, memory in zip((theta, p, grad, grad_likelihood), tiles, strict=True):
+            self._put(b, v.add(found, of_prior), log_prob, rows)
+            for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._write(b, memory, array, rows)
-        b.ret_void()
-
-    def _transitions(self) -> None:
-        """T transitions of HMC of lanes at theta, log_prob and grad, which move.
-
-        Of each it takes what was drawn, normal numbers ``(T, C, D)``, step sizes and uniform numbers ``(T, C)``, and
-        records, in rows of a given length, theta ``(C, length, D)``, and ``(C, length)`` log probability, energies at
-        the two ends of the trajectory, and whether its end was accepted, as bytes.
-        """
-        kinds = [I64, I64, *10 * [self.pointer], I8.as_pointer(), I64, *3 * [self.pointer], self.scalar]
-        function, b = self._entry("transitions", kinds)
-        first, last, num_lanes, num, length, theta, log_prob, grad, noise, sizes, uniforms, *args = function.args
-        thetas, log_probs, starts, ends, accepts, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
-        v, dim = Vectors(b, self.scalar, self.program.lanes), I64(self.program.dim)
-        here, slope = self._tile(b), self._tile(b)  # where the lanes are
-        there, p, slope_there, grad_likelihood = (self._tile(b) for _ in range(4))
-        of_trajectory = there, p, slope_there, grad_likelihood, v.constant(1.0)
-        now = self.variable(b, v.type)
-
-        def kinetic() -> Value:
-            term = lambda k: (b.load(self.at(b, p, k)), v.splat(b.load(self.at(b, inv_mass, k))))  # noqa: E731
-            return v.mul(v.constant(0.5), self._quadratic(b, v, term))
-
-        with self.loop(b, first, last) as tile:
-            rows = self._rows(b, tile, num_lanes)
-            of_tile = self._data_of(b, data, tile, rows)
-            self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
-            b.store(self._get(b, log_prob, rows), now)
-            with self.loop(b, I64(0), num) as t:
-                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
-                recorded = [b.add(b.mul(row, length), t) for row in rows]
-                with self._parameters(b) as k:
-                    for of, to in ((here, there), (slope, slope_there)):
-                        b.store(b.load(self.at(b, of, k)), self.at(b, to, k))
-                    places = [b.add(b.mul(row, dim), k) for row in drawn]
-                    momentum = v.mul(v.splat(b.load(self.at(b, factor, k))), self._get(b, noise, places))
-                    b.store(momentum, self.at(b, p, k))
-                size = self._get(b, sizes, drawn)
-                start = v.sub(kinetic(), b.load(now))
-                found = b.call(
-                    self.trajectory,
-                    [*of_trajectory, size, ir.IntType(1)(0), num_steps, precision, inv_mass, *of_tile],
-                )
-                found = v.add(found, self._log_prior(b, v, there, precision, log_normalizer))
-                end = v.sub(kinetic(), found)
-                # What is infinite or not a number is never accepted, and 0 is none of the logarithms that may win.
-                ratio = v.sub(start, end)
-                is_accept = b.and_(finite(v, ratio), v.less(v.log(self._get(b, uniforms, drawn)), ratio))
-                b.store(v.select(is_accept, found, b.load(now)), now)
-                with self._parameters(b) as k:
-                    for new, old in ((there, here), (slope_there, slope)):
-                        place = self.at(b, old, k)
-                        b.store(v.select(is_accept, b.load(self.at(b, new, k)), b.load(place)), place)
-                    value = b.load(self.at(b, here, k))
-                    for lane, row in enumerate(recorded):
-                        place = self.at(b, thetas, b.add(b.mul(row, dim), k))
-                        b.store(b.extract_element(value, I64(lane)), place)
-                for value, array in ((b.load(now), log_probs), (start, starts), (end, ends)):
-                    self._put(b, value, array, recorded)
-                for lane, row in enumerate(recorded):
-                    b.store(b.zext(b.extract_element(is_accept, I64(lane)), I8), self.at(b, accepts, row))
-            self._write(b, here, theta, rows), self._write(b, slope, grad, rows)
-            self._put(b, b.load(now), log_prob, rows)
         b.ret_void()
 
     def _normals(self) -> None:

@@ -298,22 +298,24 @@ class HMC:
         if _is_native(density, state):
             state, made = self._in_native_code(density.joint.native, generator, state, 1)
             stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
-            return state, Info(made.theta[:, 0], made.log_prob[:, 0], stats)
-        size = jittered(state.step_size, state.jitter, generator, state.position.theta)
-        proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
-        position, is_accept = accept(generator, state.position, proposal)
-        info = recorded(position, proposal, is_accept, self.num_steps, size)
-        state = state._replace(position=position)
+            info = Info(made.theta[:, 0], made.log_prob[:, 0], stats)
+        else:
+            size = jittered(state.step_size, state.jitter, generator, state.position.theta)
+            proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
+            position, is_accept = accept(generator, state.position, proposal)
+            info = recorded(position, proposal, is_accept, self.num_steps, size)
+            state = state._replace(position=position)
         if state.warmup is not None:
-            rates = acceptance_rate(proposal.start_energy, proposal.end_energy)
-            state = state._replace(**learned(state, position.theta, rates))
+            rates = acceptance_rate(info.stats["start_energy"], info.stats["end_energy"])
+            state = state._replace(**learned(state, info.theta, rates))
         return state, info
 
     def steps(
         self, density: Density, generator: torch.Generator, state: HMCState, num: int
     ) -> tuple[HMCState, Info] | NotImplementedType:
-        """Many transitions at once, where there is native code for them."""
-        if not _is_native(density, state) or type(self).step is not HMC.step:  # a subclass may have one of its own
+        """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
+        has_own_step = type(self).step is not HMC.step  # a subclass may have one
+        if not _is_native(density, state) or state.warmup is not None or has_own_step:
             return NotImplemented
         state, made = self._in_native_code(density.joint.native, generator, state, num)
         return state, Info.of_many(*made)
@@ -340,8 +342,7 @@ class HMC:
 
 
 def _is_native(density: Density, state: HMCState) -> bool:
-    """Whether the next transitions run in native code: a warm-up looks at each of them before the next."""
-    return density.joint.native is not None and state.warmup is None and not state.metric.is_dense
+    return density.joint.native is not None and not state.metric.is_dense
 
 
 def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:

@@ -8,6 +8,7 @@ positions. So a network that the cold chain could never have walked to comes dow
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import NotImplementedType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from bnn_utils import _check
 from bnn_utils.adaptation import DualAveraging, Teachers, mean
+from bnn_utils.gradients.native import Exchanges
 from bnn_utils.kernels.base import Info, acceptance_rate
 from bnn_utils.kernels.hmc import (
     HMC,
@@ -31,6 +33,7 @@ from bnn_utils.kernels.hmc import (
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density
+    from bnn_utils.gradients.native import Native
 
 # A ladder to begin with: dense near the prior, where the likelihood takes hold first.
 FIRST_LADDER_POWER = 4
@@ -207,12 +210,35 @@ class ReplicaExchange:
 
     def step(self, density: Density, generator: torch.Generator, state: ExchangeState) -> tuple[ExchangeState, Info]:
         """One transition: swaps, then HMC at every temperature."""
+        if _is_native(density, state):
+            after, made = self._in_native_code(density.joint.native, generator, state, 1)
+            made = Exchanges(*(values[:, 0] for values in made))
+        else:
+            after, made = self._in_torch(density, generator, state)
+        if state.warmup is not None:
+            swap_rates = _swap_ratio(state).clamp(max=0).exp()
+            after = _learn(after, acceptance_rate(made.start_energy, made.end_energy), swap_rates)
+        return after, Info(*self._info(made))
+
+    def steps(
+        self, density: Density, generator: torch.Generator, state: ExchangeState, num: int
+    ) -> tuple[ExchangeState, Info] | NotImplementedType:
+        """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
+        has_own_step = type(self).step is not ReplicaExchange.step  # a subclass may have one
+        if not _is_native(density, state) or state.warmup is not None or has_own_step:
+            return NotImplemented
+        after, made = self._in_native_code(density.joint.native, generator, state, num)
+        return after, Info.of_many(*self._info(made))
+
+    def _in_torch(
+        self, density: Density, generator: torch.Generator, state: ExchangeState
+    ) -> tuple[ExchangeState, Exchanges]:
         (num_chains, num), ladder = state.replica.shape, state.ladder
 
         def by_chain(values: Tensor) -> Tensor:
-            return values.view(num_chains, num, *values.shape[1:])
+            return values.view(num_chains, num)
 
-        log_ratio = ladder.gaps * by_chain(state.log_likelihood).diff(dim=1)
+        log_ratio = _swap_ratio(state)
         u = torch.rand(log_ratio.shape, generator=generator, dtype=log_ratio.dtype, device=log_ratio.device)
         swapped = ((log_ratio > u.log()) & ladder.turns[state.count % 2]).long()
         source = ladder.here + F.pad(swapped, (0, 1)) - F.pad(swapped, (1, 0))  # whose position comes here
@@ -220,36 +246,48 @@ class ReplicaExchange:
 
         tempered = Tempered(density, ladder.beta)
         lanes = tempered.position(state.theta[rows], state.log_likelihood[rows], state.grad_likelihood[rows])
-        jitter = STEP_JITTER if self.kernel.jitter is None else self.kernel.jitter
-        size = jittered(ladder.sizes, jitter, generator, state.theta)
+        size = jittered(ladder.sizes, self._jitter, generator, state.theta)
         proposal = propose(generator, lanes, tempered, size, self.num_steps, state.metric)
         lanes, is_accept = accept(generator, lanes, proposal)
-
-        def cold(values: Tensor) -> Tensor:
-            return by_chain(values)[:, -1].clone()  # a view would keep all lanes in memory
-
-        start, end = proposal.start_energy, proposal.end_energy
-        rates, replica = by_chain(acceptance_rate(start, end)), state.replica.gather(1, source)
-        energies = {"start_energy": cold(start), "end_energy": cold(end)}
-        info = Info(
-            cold(lanes.theta),
-            cold(lanes.log_prob),
-            {"is_accept": cold(is_accept), "n_steps": self.num_steps, "step_size": cold(size.squeeze(1)), **energies}
-            | {
-                "tempering_log_likelihood": by_chain(lanes.log_likelihood),
-                "tempering_replica": replica,
-                "tempering_acceptance_rate": rates,
-            },
-        )
-        after = state if state.warmup is None else _learn(state, rates, log_ratio.clamp(max=0).exp())
-        after = after._replace(
+        after = state._replace(
             theta=lanes.theta,
             log_likelihood=lanes.log_likelihood,
             grad_likelihood=lanes.grad_likelihood,
-            replica=replica,
+            replica=state.replica.gather(1, source),
             count=state.count + 1,
         )
-        return after, info
+        cold = lanes.theta.view(num_chains, num, -1)[:, -1].clone()  # a view would keep all lanes in memory
+        of_lanes = lanes.log_prob, lanes.log_likelihood, proposal.start_energy, proposal.end_energy, is_accept
+        return after, Exchanges(cold, *map(by_chain, of_lanes), after.replica, by_chain(size))
+
+    def _in_native_code(
+        self, native: Native, generator: torch.Generator, state: ExchangeState, num: int
+    ) -> tuple[ExchangeState, Exchanges]:
+        start, ladder = (state.theta, state.log_likelihood, state.grad_likelihood, state.replica), state.ladder
+        of_ladder = ladder.beta, ladder.gaps, ladder.sizes
+        end, made = native.exchanges(
+            generator, start, of_ladder, state.count, self._jitter, self.num_steps, *state.metric, num
+        )
+        return ExchangeState(*end, state.count + num, ladder, state.metric, state.warmup), made
+
+    @property
+    def _jitter(self) -> float:
+        return STEP_JITTER if self.kernel.jitter is None else self.kernel.jitter
+
+    def _info(self, made: Exchanges) -> tuple[Tensor, Tensor, dict[str, Tensor | int]]:
+        """Theta, log probability and statistics of the posterior's lanes, and what is recorded of all temperatures."""
+
+        def cold(values: Tensor) -> Tensor:
+            return values[..., -1].clone()
+
+        stats = {"is_accept": cold(made.is_accept), "n_steps": self.num_steps, "step_size": cold(made.step_size)}
+        energies = {"start_energy": cold(made.start_energy), "end_energy": cold(made.end_energy)}
+        tempering = {
+            "tempering_log_likelihood": made.log_likelihood,
+            "tempering_replica": made.replica,
+            "tempering_acceptance_rate": acceptance_rate(made.start_energy, made.end_energy),
+        }
+        return made.theta, cold(made.log_prob), stats | energies | tempering
 
     def adapted(self, state: ExchangeState) -> ReplicaExchange:
         """The kernel with the ladder and the step sizes of a state."""
@@ -261,12 +299,21 @@ class ReplicaExchange:
         return f"ReplicaExchange({self.kernel!r}, {self.num_temperatures} temperatures{sizes})"
 
 
+def _is_native(density: Density, state: ExchangeState) -> bool:
+    return density.joint.native is not None and not state.metric.is_dense
+
+
+def _swap_ratio(state: ExchangeState) -> Tensor:
+    """Logs of the ratios of densities by which neighbours swap, ``(C, K - 1)``."""
+    return state.ladder.gaps * state.log_likelihood.view(state.replica.shape).diff(dim=1)
+
+
 class Tempered:
     """The log density of lanes at inverse temperatures beta ``(C K,)``, as HMC takes it."""
 
     def __init__(self, density: Density, beta: Tensor) -> None:
         self._prior, self._likelihood, self._beta = density.prior, density.likelihood, beta
-        self._of_joint = density.joint.native
+        self.native = None  # it makes whole transitions where there is some
 
     def position(self, theta: Tensor, log_likelihood: Tensor, grad_likelihood: Tensor) -> TemperedPosition:
         log_prior, grad_prior = self._prior.log_prob_and_grad(theta)
@@ -277,17 +324,6 @@ class Tempered:
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, ...]:
         """What a `TemperedPosition` holds beside theta."""
         return self.position(theta, *_finite(*self._likelihood.log_prob_and_grad(theta)))[1:]
-
-    @property
-    def native(self) -> Tempered | None:
-        """What makes trajectories in native code; None where nothing does."""
-        return None if self._of_joint is None else self
-
-    def trajectory(
-        self, start: TemperedPosition, p: Tensor, step_size: Tensor, num_steps: int, inv_mass: Tensor | None
-    ) -> tuple[TemperedPosition, Tensor]:
-        made = self._of_joint.trajectories(start.theta, p, start.grad, step_size, num_steps, inv_mass, self._beta)
-        return TemperedPosition(made.theta, made.log_prob, made.grad, made.log_likelihood, made.grad_likelihood), made.p
 
     def grad(self, theta: Tensor) -> Tensor:
         grad_likelihood = self._likelihood.grad(theta).nan_to_num(0, 0, 0)

@@ -1,0 +1,182 @@
+"""Blocks of transitions as instructions for LLVM: of HMC, and of replica exchange."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from bnn_utils.gradients.formulas import finite
+from bnn_utils.gradients.program import Assembly, Program
+from bnn_utils.gradients.vector import Vectors
+from bnn_utils.gradients.writer import I8, I64, Value
+
+
+def assemble(program: Program) -> str:
+    """The text of a module of LLVM: `transitions` and `exchanges`, and what `Assembly` has."""
+    return str(Blocks(program).module)
+
+
+class Blocks(Assembly):
+    """A module in the making, with `transitions` and `exchanges`."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._transitions(), self._exchanges()
+
+    def _transitions(self) -> None:
+        """T transitions of HMC of lanes at theta, log_prob and grad, which move.
+
+        Of each it takes what was drawn, normal numbers ``(T, C, D)``, step sizes and uniform numbers ``(T, C)``, and
+        records, in rows of a given length, theta ``(C, length, D)``, and ``(C, length)`` log probability, energies at
+        the two ends of the trajectory, and whether its end was accepted, as bytes.
+        """
+        kinds = [I64, I64, *10 * [self.pointer], I8.as_pointer(), I64, *3 * [self.pointer], self.scalar]
+        function, b = self._entry("transitions", kinds)
+        first, last, num_lanes, num, length, theta, log_prob, grad, noise, sizes, uniforms, *args = function.args
+        thetas, log_probs, starts, ends, accepts, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
+        v = Vectors(b, self.scalar, self.program.lanes)
+        here, slope = self._tile(b), self._tile(b)  # where the lanes are
+        there, p, slope_there, grad_likelihood = (self._tile(b) for _ in range(4))
+        of_trajectory = there, p, slope_there, grad_likelihood, v.constant(1.0)
+        now = self.variable(b, v.type)
+        with self.loop(b, first, last) as tile:
+            rows = self._rows(b, tile, num_lanes)
+            of_tile = self._data_of(b, data, tile, rows)
+            self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
+            b.store(self._get(b, log_prob, rows), now)
+            with self.loop(b, I64(0), num) as t:
+                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
+                recorded = [b.add(b.mul(row, length), t) for row in rows]
+                self._copy(b, (here, there), (slope, slope_there))
+                self._draw_momentum(b, v, p, noise, drawn, factor)
+                size = self._get(b, sizes, drawn)
+                start = v.sub(self._kinetic(b, v, p, inv_mass), b.load(now))
+                found = b.call(
+                    self.trajectory,
+                    [*of_trajectory, size, ir.IntType(1)(0), num_steps, precision, inv_mass, *of_tile],
+                )
+                found = v.add(found, self._log_prior(b, v, there, precision, log_normalizer))
+                end = v.sub(self._kinetic(b, v, p, inv_mass), found)
+                is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, drawn))
+                b.store(v.select(is_accept, found, b.load(now)), now)
+                self._copy(b, (there, here), (slope_there, slope), where=is_accept)
+                self._write(b, here, thetas, recorded)
+                for value, array in ((b.load(now), log_probs), (start, starts), (end, ends)):
+                    self._put(b, value, array, recorded)
+                self._put(b, b.zext(is_accept, ir.VectorType(I8, v.width)), accepts, recorded)
+            self._write(b, here, theta, rows), self._write(b, slope, grad, rows)
+            self._put(b, b.load(now), log_prob, rows)
+        b.ret_void()
+
+    def _exchanges(self) -> None:
+        """T transitions of replica exchange of chains with K lanes each.
+
+        Lanes' theta ``(C K, D)``, log likelihoods ``(C K,)`` with their gradients, and numbers of replicas ``(C K,)``
+        move. Tiles from ``first`` to ``last`` are to hold whole chains. Of each transition it takes what was drawn,
+        uniform numbers for swaps ``(T, C, K - 1)``, normal numbers ``(T, C K, D)``, step sizes and uniform numbers
+        ``(T, C K)``, and records theta of the coldest lanes ``(T, C, D)``, and ``(T, C K)`` log probability, log
+        likelihood, energies at the two ends of the trajectory, whether its end was accepted, as bytes, and replicas.
+        """
+        kinds = [*3 * [I64], *3 * [self.pointer], I64.as_pointer(), *6 * [self.pointer]]
+        kinds += [*5 * [self.pointer], I8.as_pointer(), I64.as_pointer(), I64, *3 * [self.pointer], self.scalar]
+        function, b = self._entry("exchanges", kinds)
+        first, last, num_lanes, num, done, temperatures, theta, likelihood, grad, replica, *args = function.args
+        swaps, noise, sizes, uniforms, betas, gaps, thetas, log_probs, likelihoods, starts, ends, accepts, *args = args
+        replicas, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
+        v, dim = Vectors(b, self.scalar, self.program.lanes), self.program.dim
+        here, grad_here, there, p, slope, grad_there = (self._tile(b) for _ in range(6))
+        begin, end = (b.mul(edge, I64(self.program.lanes)) for edge in (first, last))
+        end = b.select(b.icmp_signed("<", end, num_lanes), end, num_lanes)
+        chains = b.sdiv(begin, temperatures), b.sdiv(end, temperatures)
+        num_chains, pairs = b.sdiv(num_lanes, temperatures), b.sub(temperatures, I64(1))
+        with self.loop(b, I64(0), num) as t:
+            parity = b.and_(b.add(done, t), I64(1))
+            with self.loop(b, *chains) as chain, self.loop(b, parity, pairs, 2) as pair:
+                row = b.add(b.mul(chain, temperatures), pair)
+                pair_drawn = b.add(b.mul(b.add(b.mul(t, num_chains), chain), pairs), pair)
+                gap, uniform = b.load(self.at(b, gaps, pair)), b.load(self.at(b, swaps, pair_drawn))
+                low, high = (b.load(self.at(b, likelihood, place)) for place in (row, b.add(row, I64(1))))
+                one = Vectors(b, self.scalar, 1)
+                ratio = one.mul(one.splat(gap), one.splat(b.fsub(high, low)))
+                is_swap = one.less(one.log(one.splat(uniform)), ratio)
+                with b.if_then(b.extract_element(is_swap, I64(0))):
+                    for array, length in ((theta, dim), (grad, dim), (likelihood, 1), (replica, 1)):
+                        self._swap(b, array, row, length)
+            with self.loop(b, first, last) as tile:
+                rows = self._rows(b, tile, num_lanes)
+                recorded = [b.add(b.mul(t, num_lanes), row) for row in rows]
+                self._read(b, theta, rows, here), self._read(b, grad, rows, grad_here)
+                log_likelihood, beta = self._get(b, likelihood, rows), self._get(b, betas, rows)
+                self._copy(b, (here, there))
+                with self._parameters(b) as k:
+                    of_prior = v.mul(v.splat(b.load(self.at(b, precision, k))), b.load(self.at(b, here, k)))
+                    of_likelihood = b.load(self.at(b, grad_here, k))
+                    b.store(v.fma(beta, of_likelihood, v.neg(of_prior)), self.at(b, slope, k))
+                self._draw_momentum(b, v, p, noise, recorded, factor)
+                now = v.fma(beta, log_likelihood, self._log_prior(b, v, here, precision, log_normalizer))
+                start = v.sub(self._kinetic(b, v, p, inv_mass), now)
+                size, of_tile = self._get(b, sizes, recorded), self._data_of(b, data, tile, rows)
+                of_trajectory = there, p, slope, grad_there, beta, size, ir.IntType(1)(1)
+                found = b.call(self.trajectory, [*of_trajectory, num_steps, precision, inv_mass, *of_tile])
+                log_prob = v.fma(beta, found, self._log_prior(b, v, there, precision, log_normalizer))
+                end = v.sub(self._kinetic(b, v, p, inv_mass), log_prob)
+                is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, recorded))
+                self._copy(b, (there, here), (grad_there, grad_here), where=is_accept)
+                self._write(b, here, theta, rows), self._write(b, grad_here, grad, rows)
+                log_likelihood, log_prob = (
+                    v.select(is_accept, new, old) for new, old in ((found, log_likelihood), (log_prob, now))
+                )
+                self._put(b, log_likelihood, likelihood, rows)
+                for value, array in (
+                    (log_prob, log_probs),
+                    (log_likelihood, likelihoods),
+                    (start, starts),
+                    (end, ends),
+                    (b.zext(is_accept, ir.VectorType(I8, v.width)), accepts),
+                ):
+                    self._put(b, value, array, recorded)
+            with self.loop(b, *chains) as chain:
+                rows_before = b.mul(t, num_lanes)
+                with self.loop(b, I64(0), temperatures) as k:
+                    row = b.add(b.mul(chain, temperatures), k)
+                    b.store(b.load(self.at(b, replica, row)), self.at(b, replicas, b.add(rows_before, row)))
+                cold = b.add(b.mul(chain, temperatures), pairs)
+                place = b.mul(b.add(b.mul(t, num_chains), chain), I64(dim))
+                with self._parameters(b) as k:
+                    value = b.load(self.at(b, theta, b.add(b.mul(cold, I64(dim)), k)))
+                    b.store(value, self.at(b, thetas, b.add(place, k)))
+        b.ret_void()
+
+    # --- what both do ------------------------------------------------------------------------------------------------
+
+    def _draw_momentum(
+        self, b: ir.IRBuilder, v: Vectors, p: Value, noise: Value, rows: list[Value], factor: Value
+    ) -> None:
+        """Of rows of normal numbers, by the factor of a diagonal mass."""
+        self._read(b, noise, rows, p)
+        with self._parameters(b) as k:
+            place = self.at(b, p, k)
+            b.store(v.mul(v.splat(b.load(self.at(b, factor, k))), b.load(place)), place)
+
+    def _kinetic(self, b: ir.IRBuilder, v: Vectors, p: Value, inv_mass: Value) -> Value:
+        term = lambda k: (b.load(self.at(b, p, k)), v.splat(b.load(self.at(b, inv_mass, k))))  # noqa: E731
+        return v.mul(v.constant(0.5), self._quadratic(b, v, term))
+
+    def _is_accepted(self, b: ir.IRBuilder, v: Vectors, start: Value, end: Value, uniform: Value) -> Value:
+        """What is infinite or not a number is never accepted, and 0 is none of the logarithms that may win."""
+        ratio = v.sub(start, end)
+        return b.and_(finite(v, ratio), v.less(v.log(uniform), ratio))
+
+    def _copy(self, b: ir.IRBuilder, *pairs: tuple[Value, Value], where: Value | None = None) -> None:
+        """Tiles to other tiles; of some lanes only."""
+        with self._parameters(b) as k:
+            for source, target in pairs:
+                value, place = b.load(self.at(b, source, k)), self.at(b, target, k)
+                b.store(value if where is None else b.select(where, value, b.load(place)), place)
+
+    def _swap(self, b: ir.IRBuilder, array: Value, row: Value, length: int) -> None:
+        """A row and the next one, of so many numbers each."""
+        with self.loop(b, I64(0), I64(length)) as k:
+            low = self.at(b, array, b.add(b.mul(row, I64(length)), k))
+            high = self.at(b, low, I64(length))
+            below, above = b.load(low), b.load(high)
+            b.store(above, low), b.store(below, high)
