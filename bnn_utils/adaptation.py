@@ -9,6 +9,7 @@ import math
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,13 +90,16 @@ class Teachers(NamedTuple):
 
     def update(self, rates: Tensor, log_step: Tensor) -> Teachers:
         """After one more transition: acceptance rates ``(C, ...)``, and the log of the step size, ``(...)``."""
-        rates = rates.detach().cpu()
+        # In NumPy: a dozen operations on few numbers, in each transition, of which torch's take many times as long.
+        rates, step = rates.detach().cpu().numpy(), log_step.numpy()
         rejects, most_accept = rates < REJECTS, 2 * (rates > ACCEPTS).sum(0) >= len(rates)
-        rejected = self.rejected + most_accept.long()
-        longest = torch.where(most_accept, self.longest.maximum(log_step), self.longest)
-        in_vain = most_accept & (log_step <= longest - math.log(REJECTED_RANGE))
-        rejected = torch.where(in_vain, rejected.clamp(min=MOST_REJECTIONS), rejected)
-        return Teachers(torch.where(rejects, rejected, 0), torch.where(rejects, longest, -torch.inf))
+        rejected, before = self.rejected.numpy() + most_accept, self.longest.numpy()
+        longest = np.where(most_accept, np.maximum(before, step), before)
+        in_vain = most_accept & (step <= longest - math.log(REJECTED_RANGE))
+        rejected = np.where(in_vain, rejected.clip(min=MOST_REJECTIONS), rejected)
+        return Teachers(
+            torch.from_numpy(np.where(rejects, rejected, 0)), torch.from_numpy(np.where(rejects, longest, -np.inf))
+        )
 
     @property
     def teach(self) -> Tensor:

@@ -73,13 +73,15 @@ class Blocks(Assembly):
         Lanes' theta ``(C K, D)``, log likelihoods ``(C K,)`` with their gradients, and numbers of replicas ``(C K,)``
         move. Tiles from ``first`` to ``last`` are to hold whole chains. Of each transition it takes what was drawn,
         uniform numbers for swaps ``(T, C, K - 1)``, normal numbers ``(T, C K, D)``, step sizes and uniform numbers
-        ``(T, C K)``, and records theta of the coldest lanes ``(T, C, D)``, and ``(T, C K)`` log probability, log
-        likelihood, energies at the two ends of the trajectory, whether its end was accepted, as bytes, and replicas.
+        ``(T, C K)``, and records, in rows of a given length, theta of the coldest lanes ``(C, length, D)``, and
+        ``(C, length, K)`` log probability, log likelihood, energies at the two ends of the trajectory, whether its end
+        was accepted, as bytes, and replicas.
         """
-        kinds = [*3 * [I64], *3 * [self.pointer], I64.as_pointer(), *6 * [self.pointer]]
+        kinds = [*4 * [I64], *3 * [self.pointer], I64.as_pointer(), *6 * [self.pointer]]
         kinds += [*5 * [self.pointer], I8.as_pointer(), I64.as_pointer(), I64, *3 * [self.pointer], self.scalar]
         function, b = self._entry("exchanges", kinds)
-        first, last, num_lanes, num, done, temperatures, theta, likelihood, grad, replica, *args = function.args
+        first, last, num_lanes, num, length, done, temperatures, *args = function.args
+        theta, likelihood, grad, replica, *args = args
         swaps, noise, sizes, uniforms, betas, gaps, thetas, log_probs, likelihoods, starts, ends, accepts, *args = args
         replicas, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
         v, dim = Vectors(b, self.scalar, self.program.lanes), self.program.dim
@@ -99,11 +101,15 @@ class Blocks(Assembly):
                 ratio = one.mul(one.splat(gap), one.splat(b.fsub(high, low)))
                 is_swap = one.less(one.log(one.splat(uniform)), ratio)
                 with b.if_then(b.extract_element(is_swap, I64(0))):
-                    for array, length in ((theta, dim), (grad, dim), (likelihood, 1), (replica, 1)):
-                        self._swap(b, array, row, length)
+                    for array, size in ((theta, dim), (grad, dim), (likelihood, 1), (replica, 1)):
+                        self._swap(b, array, row, size)
             with self.loop(b, first, last) as tile:
                 rows = self._rows(b, tile, num_lanes)
-                recorded = [b.add(b.mul(t, num_lanes), row) for row in rows]
+                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
+                chain_of = [b.sdiv(row, temperatures) for row in rows]
+                # Row c K + k to (c length + t) K + k.
+                moved = [b.add(b.mul(chain, b.sub(length, I64(1))), t) for chain in chain_of]
+                recorded = [b.add(row, b.mul(by, temperatures)) for row, by in zip(rows, moved, strict=True)]
                 self._read(b, theta, rows, here), self._read(b, grad, rows, grad_here)
                 log_likelihood, beta = self._get(b, likelihood, rows), self._get(b, betas, rows)
                 self._copy(b, (here, there))
@@ -111,15 +117,15 @@ class Blocks(Assembly):
                     of_prior = v.mul(v.splat(b.load(self.at(b, precision, k))), b.load(self.at(b, here, k)))
                     of_likelihood = b.load(self.at(b, grad_here, k))
                     b.store(v.fma(beta, of_likelihood, v.neg(of_prior)), self.at(b, slope, k))
-                self._draw_momentum(b, v, p, noise, recorded, factor)
+                self._draw_momentum(b, v, p, noise, drawn, factor)
                 now = v.fma(beta, log_likelihood, self._log_prior(b, v, here, precision, log_normalizer))
                 start = v.sub(self._kinetic(b, v, p, inv_mass), now)
-                size, of_tile = self._get(b, sizes, recorded), self._data_of(b, data, tile, rows)
+                size, of_tile = self._get(b, sizes, drawn), self._data_of(b, data, tile, rows)
                 of_trajectory = there, p, slope, grad_there, beta, size, ir.IntType(1)(1)
                 found = b.call(self.trajectory, [*of_trajectory, num_steps, precision, inv_mass, *of_tile])
                 log_prob = v.fma(beta, found, self._log_prior(b, v, there, precision, log_normalizer))
                 end = v.sub(self._kinetic(b, v, p, inv_mass), log_prob)
-                is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, recorded))
+                is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, drawn))
                 self._copy(b, (there, here), (grad_there, grad_here), where=is_accept)
                 self._write(b, here, theta, rows), self._write(b, grad_here, grad, rows)
                 log_likelihood, log_prob = (
@@ -135,15 +141,14 @@ class Blocks(Assembly):
                 ):
                     self._put(b, value, array, recorded)
             with self.loop(b, *chains) as chain:
-                rows_before = b.mul(t, num_lanes)
+                begin, place = b.mul(chain, temperatures), b.add(b.mul(chain, length), t)
                 with self.loop(b, I64(0), temperatures) as k:
-                    row = b.add(b.mul(chain, temperatures), k)
-                    b.store(b.load(self.at(b, replica, row)), self.at(b, replicas, b.add(rows_before, row)))
-                cold = b.add(b.mul(chain, temperatures), pairs)
-                place = b.mul(b.add(b.mul(t, num_chains), chain), I64(dim))
+                    value = b.load(self.at(b, replica, b.add(begin, k)))
+                    b.store(value, self.at(b, replicas, b.add(b.mul(place, temperatures), k)))
+                cold = b.add(begin, pairs)
                 with self._parameters(b) as k:
                     value = b.load(self.at(b, theta, b.add(b.mul(cold, I64(dim)), k)))
-                    b.store(value, self.at(b, thetas, b.add(place, k)))
+                    b.store(value, self.at(b, thetas, b.add(b.mul(place, I64(dim)), k)))
         b.ret_void()
 
     # --- what both do ------------------------------------------------------------------------------------------------
@@ -173,10 +178,10 @@ class Blocks(Assembly):
                 value, place = b.load(self.at(b, source, k)), self.at(b, target, k)
                 b.store(value if where is None else b.select(where, value, b.load(place)), place)
 
-    def _swap(self, b: ir.IRBuilder, array: Value, row: Value, length: int) -> None:
+    def _swap(self, b: ir.IRBuilder, array: Value, row: Value, size: int) -> None:
         """A row and the next one, of so many numbers each."""
-        with self.loop(b, I64(0), I64(length)) as k:
-            low = self.at(b, array, b.add(b.mul(row, I64(length)), k))
-            high = self.at(b, low, I64(length))
+        with self.loop(b, I64(0), I64(size)) as k:
+            low = self.at(b, array, b.add(b.mul(row, I64(size)), k))
+            high = self.at(b, low, I64(size))
             below, above = b.load(low), b.load(high)
             b.store(above, low), b.store(below, high)

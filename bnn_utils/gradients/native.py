@@ -181,9 +181,9 @@ class Native:
         theta, log_likelihood, grad_likelihood, replica = map(_copied, start)
         beta, gaps, sizes = ladder
         (num_chains, temperatures), (num_lanes, dim) = replica.shape, theta.shape
-        thetas, step_size = theta.new_empty(num, num_chains, dim), theta.new_empty(num, num_lanes)
-        floats = tuple(theta.new_empty(num, num_lanes) for _ in range(4))
-        recorded = *floats, theta.new_empty(num, num_lanes, dtype=torch.bool), replica.new_empty(num, num_lanes)
+        thetas, size = theta.new_empty(num_chains, num, dim), theta.new_empty(num_chains, num, temperatures)
+        floats = tuple(torch.empty_like(size) for _ in range(4))
+        recorded = *floats, torch.empty_like(size, dtype=torch.bool), torch.empty_like(size, dtype=replica.dtype)
         constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
         num_pairs, length = num_chains * (temperatures - 1), max(1, NUMBERS_AHEAD // theta.numel())
         for begin in range(0, num, length):
@@ -191,22 +191,18 @@ class Native:
             count = block.stop - begin
             before, noise, uniforms = drawn(generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter))
             swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
-            size = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].expand(count, -1)
-            step_size[block] = size
+            varied = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].repeat(count, 1)
+            size[:, block] = varied.view(count, num_chains, temperatures).transpose(0, 1)
+            moved = theta, log_likelihood, grad_likelihood, replica
+            of_block = [values[:, block] for values in (thetas, *recorded)]  # views: only where they begin is passed on
             self._call(
                 "exchanges",
                 count * num_steps,
-                *(count, done + begin, temperatures, theta, log_likelihood, grad_likelihood, replica, swaps, noise),
-                *(step_size[block], uniforms, beta, gaps, thetas[block], *(values[block] for values in recorded)),
-                *constants,
+                *(count, num, done + begin, temperatures, *moved, swaps, noise, varied, uniforms, beta, gaps),
+                *(*of_block, *constants),
                 whole=temperatures,
             )
-
-        def by_chain(values: Tensor) -> Tensor:
-            return values.view(num, num_chains, temperatures).transpose(0, 1).contiguous()
-
-        made = Exchanges(thetas.transpose(0, 1).contiguous(), *map(by_chain, (*recorded, step_size)))
-        return (theta, log_likelihood, grad_likelihood, replica), made
+        return (theta, log_likelihood, grad_likelihood, replica), Exchanges(thetas, *recorded, size)
 
     def _check(self, *values: Tensor) -> None:
         """Raise where native code would read what is not there."""

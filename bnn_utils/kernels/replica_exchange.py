@@ -97,6 +97,11 @@ class Ladder(NamedTuple):
             num * torch.arange(num_chains, device=like.device)[:, None],
         )
 
+    def with_steps(self, step_sizes: Tensor) -> Ladder:
+        """The same temperatures with other step sizes."""
+        num_chains = len(self.first_rows)
+        return self._replace(step_sizes=step_sizes, sizes=step_sizes.to(self.sizes).repeat(num_chains)[:, None])
+
 
 class ExchangeState(NamedTuple):
     """Where each lane is, who is where, with what they move, and what has been learned so far."""
@@ -215,10 +220,11 @@ class ReplicaExchange:
             made = Exchanges(*(values[:, 0] for values in made))
         else:
             after, made = self._in_torch(density, generator, state)
+        info = Info(*self._info(made))
         if state.warmup is not None:
             swap_rates = _swap_ratio(state).clamp(max=0).exp()
-            after = _learn(after, acceptance_rate(made.start_energy, made.end_energy), swap_rates)
-        return after, Info(*self._info(made))
+            after = _learn(after, info.stats["tempering_acceptance_rate"], swap_rates)
+        return after, info
 
     def steps(
         self, density: Density, generator: torch.Generator, state: ExchangeState, num: int
@@ -349,14 +355,14 @@ def _learn(state: ExchangeState, rates: Tensor, swap_rates: Tensor) -> ExchangeS
     swaps = warmup.swap_rates + mean(swap_rates.cpu().double(), both | ~both.any(0))  # at worst, of all chains
     beta, ends = state.ladder.inverse_temperatures, rounds(warmup.num)
     if count not in ends:
-        sizes, warmup = steps.step_size, Round(warmup.num, count, teachers, steps, swaps, since)
-    elif count == warmup.num:
-        sizes, warmup = steps.final, None
-    else:
-        before, beta = beta, equal_rejection(beta, 1 - swaps / since)
-        sizes = torch.from_numpy(np.interp(beta, before, steps.final.log())).exp()
-        warmup = Round.start(warmup.num, count, teachers, sizes)
-    return state._replace(ladder=Ladder.of(beta, sizes, len(rates), state.theta), warmup=warmup)
+        warmup = Round(warmup.num, count, teachers, steps, swaps, since)
+        return state._replace(ladder=state.ladder.with_steps(steps.step_size), warmup=warmup)
+    if count == warmup.num:
+        return state._replace(ladder=state.ladder.with_steps(steps.final), warmup=None)
+    new = equal_rejection(beta, 1 - swaps / since)
+    sizes = torch.from_numpy(np.interp(new, beta, steps.final.log())).exp()
+    warmup = Round.start(warmup.num, count, teachers, sizes)
+    return state._replace(ladder=Ladder.of(new, sizes, len(rates), state.theta), warmup=warmup)
 
 
 def rounds(num_warmup: int) -> list[int]:
