@@ -24,7 +24,7 @@ from blackjax.mcmc.hmc import HMCState
 from blackjax.smc.resampling import systematic
 
 from bnn_utils import HMC, ReplicaExchange, boxes, diagnostics, sample, square_grid, tutorial
-from problem import DIM, EXCHANGE_STEPS, PRECISION, STEP_SIZE
+from problem import DIM, PRECISION, STEP_SIZE
 from programs import jax_density
 from report import lines
 
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LARGEST_Z = 4.0
 
-NUM_TEMPERATURES, NUM_CHAINS, WARMUP = 16, 16, 1_500
+NUM_STEPS, NUM_TEMPERATURES, NUM_CHAINS, WARMUP = 8, 16, 16, 1_500
 
 TARGET_ESS = 0.7  # of the particles, after a reweighting
 LEAPFROG_STEPS, ACCEPTANCE = 16, 0.75
@@ -107,7 +107,7 @@ def main() -> None:
 
 def replica_exchange(grid: np.ndarray, num_draws: int) -> Result:
     posterior = tutorial.posterior()
-    kernel = ReplicaExchange(HMC(STEP_SIZE, EXCHANGE_STEPS), NUM_TEMPERATURES)
+    kernel = ReplicaExchange(HMC(STEP_SIZE, NUM_STEPS), NUM_TEMPERATURES)
     chain = sample(posterior, kernel, num_draws, num_chains=NUM_CHAINS, warmup=WARMUP, seed=1, progress=False)
     probabilities = posterior.predict(chain.draws, torch.from_numpy(grid))
     return Result(

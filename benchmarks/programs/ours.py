@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Data, NormalPrior, Posterior, ReplicaExchange, sample
-from problem import EXCHANGE_STEPS, NUM_STEPS, NUM_TEMPERATURES, NUM_TEMPERATURES_IN_BRIEF, PRECISION, Problem, Run
+from problem import EXCHANGE_STEPS, NUM_STEPS, NUM_TEMPERATURES, PRECISION, Problem, Run
 
 
 def build(problem: Problem, num_draws: int, compile: Literal[False, "auto"] = "auto") -> Run:
@@ -36,17 +36,17 @@ def build_in_torch(problem: Problem, num_draws: int) -> Run:
     return build(problem, num_draws, compile=False)
 
 
-def build_tempered(problem: Problem, num_draws: int, num_temperatures: int = NUM_TEMPERATURES) -> Run:
-    """Replica exchange with a quarter as many draws of warm-up."""
+def build_tempered(problem: Problem, num_draws: int) -> Run:
+    """Replica exchange with a ninth as many draws of warm-up."""
     posterior, starts = _posterior(problem), torch.from_numpy(problem.starts)
 
     def run(seed: int) -> tuple[np.ndarray, float]:
         chain = sample(
             posterior,
-            ReplicaExchange(HMC(problem.step_size, EXCHANGE_STEPS), num_temperatures),
+            ReplicaExchange(HMC(problem.step_size, EXCHANGE_STEPS), NUM_TEMPERATURES),
             num_draws,
             num_chains=len(starts),
-            warmup=num_draws // 4,
+            warmup=num_draws // 9,
             init=starts,
             seed=seed,
             progress=False,
@@ -54,10 +54,6 @@ def build_tempered(problem: Problem, num_draws: int, num_temperatures: int = NUM
         return chain.draws.numpy(), chain.stats["diverging"].sum().item()
 
     return run
-
-
-def build_tempered_in_brief(problem: Problem, num_draws: int) -> Run:
-    return build_tempered(problem, num_draws, NUM_TEMPERATURES_IN_BRIEF)
 
 
 def _posterior(problem: Problem) -> Posterior:
