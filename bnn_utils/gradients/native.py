@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -31,8 +32,9 @@ MAX_PARAMETERS = 256
 # A vector over lanes saves the sums over its numbers: by so much a full one is faster than one over points.
 GAIN_OVER_LANES = 1.15
 
-# Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
-SECONDS_FOR_THREADS, SECONDS_PER_UNIT = 100e-6, 1e-9
+# Seconds of one core that are worth a second thread; those that a lane's gradient takes for each unit and point, and a
+# normal number.
+SECONDS_FOR_THREADS, SECONDS_PER_UNIT, SECONDS_PER_NUMBER = 100e-6, 1e-9, 3e-9
 
 SHORTEST = 16  # normal numbers that torch makes of uniform ones together
 NUMBERS_AHEAD = 2**18  # that are drawn for a block of transitions: they stay in the caches
@@ -147,7 +149,7 @@ class Native:
         length = max(1, NUMBERS_AHEAD // theta.numel())
         for begin in range(0, num, length):
             block = slice(begin, min(begin + length, num))
-            u, noise, uniforms = drawn(generator, block.stop - begin, theta, self._code, num_lanes * bool(jitter))
+            u, noise, uniforms = self._drawn(generator, block.stop - begin, theta, num_lanes * bool(jitter))
             size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
             sizes[:, block] = size.T
             of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
@@ -189,7 +191,7 @@ class Native:
         for begin in range(0, num, length):
             block = slice(begin, min(begin + length, num))
             count = block.stop - begin
-            before, noise, uniforms = drawn(generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter))
+            before, noise, uniforms = self._drawn(generator, count, theta, num_pairs + num_lanes * bool(jitter))
             swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
             varied = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].repeat(count, 1)
             size[:, block] = varied.view(count, num_chains, temperatures).transpose(0, 1)
@@ -203,6 +205,11 @@ class Native:
                 whole=temperatures,
             )
         return (theta, log_likelihood, grad_likelihood, replica), Exchanges(thetas, *recorded, size)
+
+    def _drawn(
+        self, generator: torch.Generator, num: int, theta: Tensor, num_before: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return drawn(generator, num, theta, self._code, num_before, self.num_threads)
 
     def _check(self, *values: Tensor) -> None:
         """Raise where native code would read what is not there."""
@@ -222,16 +229,29 @@ class Native:
 
         Each takes lanes by the ``whole``.
         """
-        call, shared = self._code.call, (*arguments, *self._arrays, self._arrays[0].shape[1], self._stride)
-        num_tiles = -(-self.num_lanes // self._program.lanes)
-        worth = int(self._seconds * num_gradients / SECONDS_FOR_THREADS)
-        num = max(1, min(self.num_threads, num_tiles, worth))
+        shared = *arguments, *self._arrays, self._arrays[0].shape[1], self._stride
+
+        def call(first: int, last: int) -> None:
+            self._code.call(name, first, last, self.num_lanes, *shared)
+
         unit = math.lcm(whole, self._program.lanes) // self._program.lanes
-        edges = [num_tiles * part // num // unit * unit for part in range(num)] + [num_tiles]
-        others = [_pool().submit(call, name, *edge, self.num_lanes, *shared) for edge in itertools.pairwise(edges[1:])]
-        call(name, 0, edges[1], self.num_lanes, *shared)
-        for other in others:
-            other.result()
+        num_tiles = -(-self.num_lanes // self._program.lanes)
+        _in_parts(call, num_tiles, unit, _parts(self.num_threads, self._seconds * num_gradients))
+
+
+def _parts(num_threads: int, seconds: float) -> int:
+    """Among how many threads to share out what takes one of them so long."""
+    return max(1, min(num_threads, int(seconds / SECONDS_FOR_THREADS)))
+
+
+def _in_parts(call: Callable[[int, int], None], num: int, unit: int, parts: int) -> None:
+    """``call(first, last)`` for all of 0 to ``num``, on as many threads as parts, of which each takes whole units."""
+    edges = [num * part // parts // unit * unit for part in range(parts)] + [num]
+    mine, *others = [edge for edge in itertools.pairwise(edges) if edge[0] < edge[1]]
+    started = [_pool().submit(call, *edge) for edge in others]
+    call(*mine)
+    for other in started:
+        other.result()
 
 
 def _copied(values: Tensor) -> Tensor:
@@ -251,7 +271,7 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def drawn(
-    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int
+    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int, num_threads: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
 
@@ -267,7 +287,11 @@ def drawn(
     if count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
         words = torch.rand(num, first + of_noise + num_lanes, generator=generator, dtype=like.dtype)
-        code.call("normals", words[:, first:], noise, num, count, words.shape[1])
+
+        def make(begin: int, end: int) -> None:
+            code.call("normals", words[begin:, first:], noise[begin:], end - begin, count, words.shape[1])
+
+        _in_parts(make, num, 1, _parts(min(num, num_threads), SECONDS_PER_NUMBER * noise.numel()))
         return words[:, :first], noise, words[:, first + of_noise :].contiguous()
     before, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
     for t in range(num):
