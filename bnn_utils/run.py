@@ -147,9 +147,13 @@ def next_length(num: int, seconds: float, wanted: float = SECONDS_OF_SEGMENT) ->
 
 
 def needs_one_thread(posterior: Posterior, num_lanes: int, compile: bool, num_batches: int) -> bool:
-    """All but a single large batch: smaller ones lose more by waiting for each other than they gain."""
+    """Several batches, and small ones: they lose more by waiting for each other than they gain.
+
+    Native code of small networks has threads of its own, and leaves torch too little to be worth the change.
+    """
     elements = num_lanes * len(posterior.data) * posterior.width
-    return (compile and is_small(posterior)) or num_batches > 1 or elements < ELEMENTS_FOR_THREADS
+    is_native = compile and is_small(posterior)
+    return num_batches > 1 or (not is_native and elements < ELEMENTS_FOR_THREADS)
 
 
 @contextmanager

@@ -328,8 +328,8 @@ FAULTS = [
     Fault(
         "native: lanes beyond the last are read and written",
         PROGRAM,
-        "Assembly._rows",
-        "b.select(b.icmp_signed('<', row, end), row, end)",
+        "Assembly._lanes",
+        "b.select(b.icmp_signed('<', row, rows.last), row, rows.last)",
         "row",
     ),
     Fault(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from bnn_utils.gradients.formulas import finite
-from bnn_utils.gradients.program import Assembly, Program
+from bnn_utils.gradients.program import Assembly, Program, Rows
 from bnn_utils.gradients.vector import Vectors
 from bnn_utils.gradients.writer import I8, I64, Value
 
@@ -40,12 +40,12 @@ class Blocks(Assembly):
         now = self.variable(b, v.type)
         with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
-            of_tile = self._data_of(b, data, tile, rows)
+            of_tile = self._data_of(b, data, tile)
             self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
             b.store(self._get(b, log_prob, rows), now)
             with self.loop(b, I64(0), num) as t:
-                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
-                recorded = [b.add(b.mul(row, length), t) for row in rows]
+                drawn = rows.at(lambda row, t=t: b.add(b.mul(t, num_lanes), row))
+                recorded = rows.at(lambda row, t=t: b.add(b.mul(row, length), t))
                 self._copy(b, (here, there), (slope, slope_there))
                 self._draw_momentum(b, v, p, noise, drawn, factor)
                 size = self._get(b, sizes, drawn)
@@ -105,11 +105,14 @@ class Blocks(Assembly):
                         self._swap(b, array, row, size)
             with self.loop(b, first, last) as tile:
                 rows = self._rows(b, tile, num_lanes)
-                drawn = [b.add(b.mul(t, num_lanes), row) for row in rows]
-                chain_of = [b.sdiv(row, temperatures) for row in rows]
-                # Row c K + k to (c length + t) K + k.
-                moved = [b.add(b.mul(chain, b.sub(length, I64(1))), t) for chain in chain_of]
-                recorded = [b.add(row, b.mul(by, temperatures)) for row, by in zip(rows, moved, strict=True)]
+                drawn = rows.at(lambda row, t=t: b.add(b.mul(t, num_lanes), row))
+
+                def recorded_at(row: Value, t: Value = t) -> Value:
+                    """Row c K + k to (c length + t) K + k."""
+                    chain = b.sdiv(row, temperatures)
+                    return b.add(row, b.mul(b.add(b.mul(chain, b.sub(length, I64(1))), t), temperatures))
+
+                recorded = rows.at(recorded_at)
                 self._read(b, theta, rows, here), self._read(b, grad, rows, grad_here)
                 log_likelihood, beta = self._get(b, likelihood, rows), self._get(b, betas, rows)
                 self._copy(b, (here, there))
@@ -120,7 +123,7 @@ class Blocks(Assembly):
                 self._draw_momentum(b, v, p, noise, drawn, factor)
                 now = v.fma(beta, log_likelihood, self._log_prior(b, v, here, precision, log_normalizer))
                 start = v.sub(self._kinetic(b, v, p, inv_mass), now)
-                size, of_tile = self._get(b, sizes, drawn), self._data_of(b, data, tile, rows)
+                size, of_tile = self._get(b, sizes, drawn), self._data_of(b, data, tile)
                 of_trajectory = there, p, slope, grad_there, beta, size, ir.IntType(1)(1)
                 found = b.call(self.trajectory, [*of_trajectory, num_steps, precision, inv_mass, *of_tile])
                 log_prob = v.fma(beta, found, self._log_prior(b, v, there, precision, log_normalizer))
@@ -153,9 +156,7 @@ class Blocks(Assembly):
 
     # --- what both do ------------------------------------------------------------------------------------------------
 
-    def _draw_momentum(
-        self, b: ir.IRBuilder, v: Vectors, p: Value, noise: Value, rows: list[Value], factor: Value
-    ) -> None:
+    def _draw_momentum(self, b: ir.IRBuilder, v: Vectors, p: Value, noise: Value, rows: Rows, factor: Value) -> None:
         """Of rows of normal numbers, by the factor of a diagonal mass."""
         self._read(b, noise, rows, p)
         with self._parameters(b) as k:

@@ -8,8 +8,8 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -32,9 +32,8 @@ MAX_PARAMETERS = 256
 # A vector over lanes saves the sums over its numbers: by so much a full one is faster than one over points.
 GAIN_OVER_LANES = 1.15
 
-# Seconds of one core that are worth a second thread; those that a lane's gradient takes for each unit and point, and a
-# normal number.
-SECONDS_FOR_THREADS, SECONDS_PER_UNIT, SECONDS_PER_NUMBER = 100e-6, 1e-9, 3e-9
+# Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
+SECONDS_FOR_THREADS, SECONDS_PER_UNIT = 100e-6, 1e-9
 
 SHORTEST = 16  # normal numbers that torch makes of uniform ones together
 NUMBERS_AHEAD = 2**18  # that are drawn for a block of transitions: they stay in the caches
@@ -107,7 +106,7 @@ class Native:
         self._check(theta)
         theta = theta.contiguous()
         value, grad = theta.new_empty(len(theta)), torch.empty_like(theta)
-        self._call("gradients", 1, theta, value, grad)
+        self._call("gradients", 1, [(theta, value, grad)])
         return value, grad
 
     @property
@@ -123,7 +122,7 @@ class Native:
         log_prob, is_one = theta.new_empty(len(theta)), not isinstance(step_size, Tensor)
         sizes = torch.full_like(log_prob, step_size) if is_one else step_size.contiguous()
         constants = num_steps, self._precision, self._or_ones(inv_mass), self._log_normalizer
-        self._call("trajectories", num_steps, theta, p, grad, log_prob, sizes, *constants)
+        self._call("trajectories", num_steps, [(theta, p, grad, log_prob, sizes, *constants)])
         return type(start)(theta, log_prob, grad), p
 
     def transitions(
@@ -146,18 +145,16 @@ class Native:
         accepts = torch.empty_like(log_probs, dtype=torch.bool)
         recorded = thetas, log_probs, starts, ends, accepts
         constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
-        length = max(1, NUMBERS_AHEAD // theta.numel())
-        for begin in range(0, num, length):
-            block = slice(begin, min(begin + length, num))
-            u, noise, uniforms = self._drawn(generator, block.stop - begin, theta, num_lanes * bool(jitter))
-            size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
-            sizes[:, block] = size.T
-            of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
-            self._call(
-                "transitions",
-                (block.stop - begin) * num_steps,
-                *(block.stop - begin, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants),
-            )
+
+        def blocks() -> Iterator[tuple[Tensor | float, ...]]:
+            for block, count in _blocks(num, theta):
+                u, noise, uniforms = drawn(generator, count, theta, self._code, num_lanes * bool(jitter))
+                size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
+                sizes[:, block] = size.T
+                of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
+                yield count, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants
+
+        self._call("transitions", num * num_steps, blocks())
         return Transitions(theta, log_prob, grad, *recorded, sizes)
 
     def exchanges(
@@ -187,29 +184,23 @@ class Native:
         floats = tuple(torch.empty_like(size) for _ in range(4))
         recorded = *floats, torch.empty_like(size, dtype=torch.bool), torch.empty_like(size, dtype=replica.dtype)
         constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
-        num_pairs, length = num_chains * (temperatures - 1), max(1, NUMBERS_AHEAD // theta.numel())
-        for begin in range(0, num, length):
-            block = slice(begin, min(begin + length, num))
-            count = block.stop - begin
-            before, noise, uniforms = self._drawn(generator, count, theta, num_pairs + num_lanes * bool(jitter))
-            swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
-            varied = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].repeat(count, 1)
-            size[:, block] = varied.view(count, num_chains, temperatures).transpose(0, 1)
-            moved = theta, log_likelihood, grad_likelihood, replica
-            of_block = [values[:, block] for values in (thetas, *recorded)]  # views: only where they begin is passed on
-            self._call(
-                "exchanges",
-                count * num_steps,
-                *(count, num, done + begin, temperatures, *moved, swaps, noise, varied, uniforms, beta, gaps),
-                *(*of_block, *constants),
-                whole=temperatures,
-            )
-        return (theta, log_likelihood, grad_likelihood, replica), Exchanges(thetas, *recorded, size)
+        moved, num_pairs = (theta, log_likelihood, grad_likelihood, replica), num_chains * (temperatures - 1)
 
-    def _drawn(
-        self, generator: torch.Generator, num: int, theta: Tensor, num_before: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return drawn(generator, num, theta, self._code, num_before, self.num_threads)
+        def blocks() -> Iterator[tuple[Tensor | float, ...]]:
+            for block, count in _blocks(num, theta):
+                before, noise, uniforms = drawn(
+                    generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter)
+                )
+                swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
+                varied = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].repeat(count, 1)
+                size[:, block] = varied.view(count, num_chains, temperatures).transpose(0, 1)
+                of_block = [values[:, block] for values in (thetas, *recorded)]
+                drawn_for_block = swaps, noise, varied, uniforms
+                done_before = done + block.start
+                yield count, num, done_before, temperatures, *moved, *drawn_for_block, beta, gaps, *of_block, *constants
+
+        self._call("exchanges", num * num_steps, blocks(), whole=temperatures)
+        return moved, Exchanges(thetas, *recorded, size)
 
     def _check(self, *values: Tensor) -> None:
         """Raise where native code would read what is not there."""
@@ -224,34 +215,47 @@ class Native:
     def _or_ones(self, diagonal: Tensor | None) -> Tensor:
         return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
 
-    def _call(self, name: str, num_gradients: int, *arguments: Tensor | float, whole: int = 1) -> None:
-        """One of the functions for all tiles; several threads take some of them each, where that is worth it.
+    def _call(
+        self, name: str, num_gradients: int, blocks: Iterable[tuple[Tensor | float, ...]], whole: int = 1
+    ) -> None:
+        """One of the functions for all tiles, with the arguments of one block after the other.
 
-        Each takes lanes by the ``whole``.
+        Where it is worth that, several threads take some tiles each, lanes by the ``whole``. They go from block to
+        block by themselves: this one, which draws the numbers of the next block before it does its part of this one,
+        keeps nobody waiting.
         """
-        shared = *arguments, *self._arrays, self._arrays[0].shape[1], self._stride
+        shared = *self._arrays, self._arrays[0].shape[1], self._stride
 
-        def call(first: int, last: int) -> None:
-            self._code.call(name, first, last, self.num_lanes, *shared)
+        def call(first: int, last: int, arguments: tuple[Tensor | float, ...], before: Future | None = None) -> None:
+            if before is not None:
+                before.result()
+            self._code.call(name, first, last, self.num_lanes, *arguments, *shared)
 
-        unit = math.lcm(whole, self._program.lanes) // self._program.lanes
         num_tiles = -(-self.num_lanes // self._program.lanes)
-        _in_parts(call, num_tiles, unit, _parts(self.num_threads, self._seconds * num_gradients))
+        unit = math.lcm(whole, self._program.lanes) // self._program.lanes
+        worth = int(self._seconds * num_gradients / SECONDS_FOR_THREADS)
+        parts = max(1, min(self.num_threads, num_tiles // unit, worth))
+        edges = [num_tiles * part // parts // unit * unit for part in range(parts)] + [num_tiles]
+        mine, *others = itertools.pairwise(edges)
+        started, last = [None] * len(others), None
+        for arguments in blocks:
+            started = [
+                _pool().submit(call, *edge, arguments, before) for edge, before in zip(others, started, strict=True)
+            ]
+            if last is not None:
+                call(*mine, last)
+            last = arguments
+        call(*mine, last)
+        for other in started:
+            other.result()
 
 
-def _parts(num_threads: int, seconds: float) -> int:
-    """Among how many threads to share out what takes one of them so long."""
-    return max(1, min(num_threads, int(seconds / SECONDS_FOR_THREADS)))
-
-
-def _in_parts(call: Callable[[int, int], None], num: int, unit: int, parts: int) -> None:
-    """``call(first, last)`` for all of 0 to ``num``, on as many threads as parts, of which each takes whole units."""
-    edges = [num * part // parts // unit * unit for part in range(parts)] + [num]
-    mine, *others = [edge for edge in itertools.pairwise(edges) if edge[0] < edge[1]]
-    started = [_pool().submit(call, *edge) for edge in others]
-    call(*mine)
-    for other in started:
-        other.result()
+def _blocks(num: int, theta: Tensor) -> Iterator[tuple[slice, int]]:
+    """Of ``num`` transitions at theta, those whose numbers are drawn together, and how many they are."""
+    length = max(1, NUMBERS_AHEAD // theta.numel())
+    for begin in range(0, num, length):
+        end = min(begin + length, num)
+        yield slice(begin, end), end - begin
 
 
 def _copied(values: Tensor) -> Tensor:
@@ -271,7 +275,7 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def drawn(
-    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int, num_threads: int = 1
+    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
 
@@ -287,11 +291,7 @@ def drawn(
     if count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
         words = torch.rand(num, first + of_noise + num_lanes, generator=generator, dtype=like.dtype)
-
-        def make(begin: int, end: int) -> None:
-            code.call("normals", words[begin:, first:], noise[begin:], end - begin, count, words.shape[1])
-
-        _in_parts(make, num, 1, _parts(min(num, num_threads), SECONDS_PER_NUMBER * noise.numel()))
+        code.call("normals", words[:, first:], noise, num, count, words.shape[1])
         return words[:, :first], noise, words[:, first + of_noise :].contiguous()
     before, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
     for t in range(num):

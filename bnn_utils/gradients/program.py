@@ -10,9 +10,10 @@ order: what is computed is the same to the bit on every processor that has this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llvmlite import ir
 
@@ -85,6 +86,17 @@ class Program:
     def lanes(self) -> int:
         """That are worked on at once, a tile."""
         return self.width if self.over == "lanes" else 1
+
+
+class Rows(NamedTuple):
+    """The lanes of a tile."""
+
+    first: Value
+    last: Value  # of all lanes
+    place: Callable[[Value], Value]  # from a lane to its row in an array
+
+    def at(self, place: Callable[[Value], Value]) -> Rows:
+        return self._replace(place=place)
 
 
 class Assembly(Writer):
@@ -255,7 +267,7 @@ class Assembly(Writer):
         with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             self._read(b, theta, rows, here)
-            found = b.call(self.both, [here, there, *self._data_of(b, data, tile, rows)])
+            found = b.call(self.both, [here, there, *self._data_of(b, data, tile)])
             self._put(b, found, value, rows)
             self._write(b, there, grad, rows)
         b.ret_void()
@@ -271,7 +283,7 @@ class Assembly(Writer):
             rows = self._rows(b, tile, num_lanes)
             for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._read(b, array, rows, memory)
-            size, of_tile = self._get(b, sizes, rows), self._data_of(b, data, tile, rows)
+            size, of_tile = self._get(b, sizes, rows), self._data_of(b, data, tile)
             found = b.call(self.trajectory, [*tiles, beta, size, is_tempered, num_steps, precision, inv_mass, *of_tile])
             of_prior = self._log_prior(b, v, tiles[0], precision, log_normalizer)
             self._put(b, v.add(found, of_prior), log_prob, rows)
@@ -319,42 +331,57 @@ class Assembly(Writer):
         function = self.function(name, ir.FunctionType(VOID, [I64, I64, I64, *kinds, *self._data, I64]))
         return function, ir.IRBuilder(function.append_basic_block())
 
-    def _data_of(self, b: ir.IRBuilder, data: list[Value], tile: Value, rows: list[Value]) -> list[Value]:
+    def _data_of(self, b: ir.IRBuilder, data: list[Value], tile: Value) -> list[Value]:
         """The data of a tile: targets may be its own."""
         x, y, weights, num, stride = data
-        number = tile if self.program.over == "lanes" else rows[0]
-        return [x, self.at(b, y, b.mul(number, stride)), weights, num]
+        return [x, self.at(b, y, b.mul(tile, stride)), weights, num]
 
     def _tile(self, b: ir.IRBuilder) -> Value:
         return self.at(b, self.variable(b, ir.ArrayType(self.tile_type, self.program.dim)), I64(0), I64(0))
 
-    def _rows(self, b: ir.IRBuilder, tile: Value, num_lanes: Value) -> list[Value]:
-        """Which lanes are in a tile; the last lane fills up the last tile, and is computed and written many times."""
-        first, end = b.mul(tile, I64(self.program.lanes)), b.sub(num_lanes, I64(1))
-        rows = [b.add(first, I64(lane)) for lane in range(self.program.lanes)]
-        return [b.select(b.icmp_signed("<", row, end), row, end) for row in rows]
+    def _rows(self, b: ir.IRBuilder, tile: Value, num_lanes: Value) -> Rows:
+        return Rows(b.mul(tile, I64(self.program.lanes)), b.sub(num_lanes, I64(1)), lambda row: row)
 
-    def _get(self, b: ir.IRBuilder, array: Value, places: list[Value]) -> Value:
-        """A vector of numbers that lie at these places."""
-        value = self.tile_type(ir.Undefined)
-        for lane, place in enumerate(places):
-            value = b.insert_element(value, b.load(self.at(b, array, place)), I64(lane))
-        return value
+    @contextmanager
+    def _lanes(self, b: ir.IRBuilder, rows: Rows) -> Iterator[tuple[Value, Value]]:
+        """A loop over the lanes of a tile, with the places of their rows.
 
-    def _put(self, b: ir.IRBuilder, value: Value, array: Value, places: list[Value]) -> None:
-        for lane, place in enumerate(places):
-            b.store(b.extract_element(value, I64(lane)), self.at(b, array, place))
+        The last lane fills up the last tile, and is computed and written many times.
+        """
+        with self.loop(b, I64(0), I64(self.program.lanes)) as lane:
+            row = b.add(rows.first, lane)
+            yield lane, rows.place(b.select(b.icmp_signed("<", row, rows.last), row, rows.last))
 
-    def _read(self, b: ir.IRBuilder, array: Value, rows: list[Value], tile: Value) -> None:
-        """Rows of an array ``(C, D)`` into a tile."""
-        dim = I64(self.program.dim)
-        with self._parameters(b) as k:
-            b.store(self._get(b, array, [b.add(b.mul(row, dim), k) for row in rows]), self.at(b, tile, k))
+    def _get(self, b: ir.IRBuilder, array: Value, rows: Rows) -> Value:
+        """A number of each lane."""
+        memory = self.variable(b, self.tile_type)
+        with self._lanes(b, rows) as (lane, place):
+            b.store(b.load(self.at(b, array, place)), self.at(b, b.bitcast(memory, self.pointer), lane))
+        return b.load(memory)
 
-    def _write(self, b: ir.IRBuilder, tile: Value, array: Value, rows: list[Value]) -> None:
-        dim = I64(self.program.dim)
-        with self._parameters(b) as k:
-            self._put(b, b.load(self.at(b, tile, k)), array, [b.add(b.mul(row, dim), k) for row in rows])
+    def _put(self, b: ir.IRBuilder, value: Value, array: Value, rows: Rows) -> None:
+        memory = self.variable(b, value.type)
+        b.store(value, memory)
+        with self._lanes(b, rows) as (lane, place):
+            b.store(b.load(self.at(b, b.bitcast(memory, array.type), lane)), self.at(b, array, place))
+
+    def _read(self, b: ir.IRBuilder, array: Value, rows: Rows, tile: Value) -> None:
+        """Rows of an array ``(..., D)`` into a tile."""
+        for source, target in self._numbers(b, array, rows, tile):
+            b.store(b.load(source), target)
+
+    def _write(self, b: ir.IRBuilder, tile: Value, array: Value, rows: Rows) -> None:
+        for target, source in self._numbers(b, array, rows, tile):
+            b.store(b.load(source), target)
+
+    def _numbers(self, b: ir.IRBuilder, array: Value, rows: Rows, tile: Value) -> Iterator[tuple[Value, Value]]:
+        """A loop over all numbers of a tile: their places in an array ``(..., D)``, and in the tile."""
+        numbers = b.bitcast(tile, self.pointer)
+        with self._lanes(b, rows) as (lane, place):
+            begin = b.mul(place, I64(self.program.dim))
+            with self._parameters(b) as k:
+                in_tile = b.add(b.mul(k, I64(self.program.lanes)), lane)
+                yield self.at(b, array, b.add(begin, k)), self.at(b, numbers, in_tile)
 
     def _parameters(self, b: ir.IRBuilder) -> Any:
         return self.loop(b, I64(0), I64(self.program.dim))
