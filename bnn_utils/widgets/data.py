@@ -44,7 +44,7 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
     data = boxes(n=20) if data is None else data
     _check.instance("data", data, Data, "a Data, as by Data(x, y)")
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
-    grid = square_grid(25, limit=LIMIT)
+    grid = square_grid(25, limit=LIMIT, like=torch.zeros(0))
     pad = PointPad(_points(data), LIMIT)
     seeds = ipywidgets.BoundedIntText(value=seed, max=2**31 - 1, description="seed", layout={"width": "150px"})
     again = ipywidgets.Button(description="Resample", tooltip="draw other chains from the same posterior")
@@ -77,7 +77,7 @@ def as_data(points: tuple[Point, ...]) -> Data | None:
     """The points as a data set; None without any."""
     if not points:
         return None
-    table = torch.tensor(points, dtype=torch.float64)
+    table = torch.tensor(points)  # single precision: twice as fast, and nobody sees the difference
     return Data(table[:, :2], table[:, 2])
 
 
