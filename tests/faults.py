@@ -351,7 +351,7 @@ FAULTS = [
     Fault(
         "native: swap with the sign turned round",
         BLOCKS,
-        "Blocks._exchanges",
+        "Blocks._is_swapped",
         "b.fsub(high, low)",
         "b.fsub(low, high)",
         SWAPPING,

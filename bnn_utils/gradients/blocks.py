@@ -86,9 +86,9 @@ class Blocks(Assembly):
         replicas, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
         v, dim = Vectors(b, self.scalar, self.program.lanes), self.program.dim
         here, grad_here, there, p, slope, grad_there = (self._tile(b) for _ in range(6))
-        begin, end = (b.mul(edge, I64(self.program.lanes)) for edge in (first, last))
-        end = b.select(b.icmp_signed("<", end, num_lanes), end, num_lanes)
-        chains = b.sdiv(begin, temperatures), b.sdiv(end, temperatures)
+        lanes = [b.mul(edge, I64(self.program.lanes)) for edge in (first, last)]
+        lanes[1] = b.select(b.icmp_signed("<", lanes[1], num_lanes), lanes[1], num_lanes)
+        chains = [b.sdiv(edge, temperatures) for edge in lanes]
         num_chains, pairs = b.sdiv(num_lanes, temperatures), b.sub(temperatures, I64(1))
         with self.loop(b, I64(0), num) as t:
             parity = b.and_(b.add(done, t), I64(1))
@@ -96,11 +96,7 @@ class Blocks(Assembly):
                 row = b.add(b.mul(chain, temperatures), pair)
                 pair_drawn = b.add(b.mul(b.add(b.mul(t, num_chains), chain), pairs), pair)
                 gap, uniform = b.load(self.at(b, gaps, pair)), b.load(self.at(b, swaps, pair_drawn))
-                low, high = (b.load(self.at(b, likelihood, place)) for place in (row, b.add(row, I64(1))))
-                one = Vectors(b, self.scalar, 1)
-                ratio = one.mul(one.splat(gap), one.splat(b.fsub(high, low)))
-                is_swap = one.less(one.log(one.splat(uniform)), ratio)
-                with b.if_then(b.extract_element(is_swap, I64(0))):
+                with b.if_then(self._is_swapped(b, self.at(b, likelihood, row), gap, uniform)):
                     for array, size in ((theta, dim), (grad, dim), (likelihood, 1), (replica, 1)):
                         self._swap(b, array, row, size)
             with self.loop(b, first, last) as tile:
@@ -144,11 +140,11 @@ class Blocks(Assembly):
                 ):
                     self._put(b, value, array, recorded)
             with self.loop(b, *chains) as chain:
-                begin, place = b.mul(chain, temperatures), b.add(b.mul(chain, length), t)
+                hottest, place = b.mul(chain, temperatures), b.add(b.mul(chain, length), t)
                 with self.loop(b, I64(0), temperatures) as k:
-                    value = b.load(self.at(b, replica, b.add(begin, k)))
+                    value = b.load(self.at(b, replica, b.add(hottest, k)))
                     b.store(value, self.at(b, replicas, b.add(b.mul(place, temperatures), k)))
-                cold = b.add(begin, pairs)
+                cold = b.add(hottest, pairs)
                 with self._parameters(b) as k:
                     value = b.load(self.at(b, theta, b.add(b.mul(cold, I64(dim)), k)))
                     b.store(value, self.at(b, thetas, b.add(b.mul(place, I64(dim)), k)))
@@ -178,6 +174,13 @@ class Blocks(Assembly):
             for source, target in pairs:
                 value, place = b.load(self.at(b, source, k)), self.at(b, target, k)
                 b.store(value if where is None else b.select(where, value, b.load(place)), place)
+
+    def _is_swapped(self, b: ir.IRBuilder, likelihood: Value, gap: Value, uniform: Value) -> Value:
+        """Whether a lane and the next one trade places, whose log likelihoods lie side by side."""
+        v = Vectors(b, self.scalar, 1)
+        low, high = (b.load(self.at(b, likelihood, I64(k))) for k in (0, 1))
+        ratio = v.mul(v.splat(gap), v.splat(b.fsub(high, low)))
+        return b.extract_element(v.less(v.log(v.splat(uniform)), ratio), I64(0))
 
     def _swap(self, b: ir.IRBuilder, array: Value, row: Value, size: int) -> None:
         """A row and the next one, of so many numbers each."""
