@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STEP_SIZE, NUM_STEPS, PRECISION = 0.05, 4, 0.09
-EXCHANGE_STEPS, NUM_TEMPERATURES = 12, 10  # of replica exchange, which chooses its step sizes itself
+EXCHANGE_STEPS, NUM_TEMPERATURES = 12, 12  # of replica exchange, which chooses its step sizes itself
 NETWORK = (2, 3, 2, 1)
 DIM = 20
 

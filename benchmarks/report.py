@@ -145,7 +145,7 @@ def markdown(table: pd.DataFrame, skip_beyond: float) -> str:
     sizes = LARGE, LARGER, LARGEST
     return PAGE.format(
         today=date.today().isoformat(),
-        repetitions=table["repetition"].nunique(),
+        repetitions=repetitions(table),
         machine=machine(),
         **{"low": low, "high": high, "low_few": low_few, "high_few": high_few, "near": JUMP[0], "far": JUMP[1]},
         points=listed(f"{size.points:,}" for size in sizes),
@@ -167,6 +167,13 @@ def medians(table: pd.DataFrame, workload: str) -> pd.DataFrame:
     """One row per library, fastest first."""
     rows = table[table["workload"] == workload]
     return rows.groupby("library").median(numeric_only=True).sort_values("value")
+
+
+def repetitions(table: pd.DataFrame) -> str:
+    """How many: a workload that was measured anew may have others."""
+    counts = {name: table.loc[table["workload"] == name, "repetition"].nunique() for name in (*WORKLOADS, "F")}
+    most = max(set(counts.values()), key=list(counts.values()).count)
+    return ", ".join([str(most), *(f"in {name} {count}" for name, count in counts.items() if count != most)])
 
 
 def machine() -> str:
