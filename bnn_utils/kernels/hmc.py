@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
+    from bnn_utils.kernels.replica_exchange import ExchangeState
 
 # By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
 # energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
@@ -295,7 +296,7 @@ class HMC:
 
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
         """One transition of all lanes."""
-        if _is_native(density, state):
+        if is_native(density, state):
             state, made = self._in_native_code(density.joint.native, generator, state, 1)
             stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
             info = Info(made.theta[:, 0], made.log_prob[:, 0], stats)
@@ -315,7 +316,7 @@ class HMC:
     ) -> tuple[HMCState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not HMC.step  # a subclass may have one
-        if not _is_native(density, state) or state.warmup is not None or has_own_step:
+        if not is_native(density, state) or state.warmup is not None or has_own_step:
             return NotImplemented
         state, made = self._in_native_code(density.joint.native, generator, state, num)
         return state, Info.of_many(*made)
@@ -341,7 +342,8 @@ class HMC:
         return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{told_mass(self)}{jitter})"
 
 
-def _is_native(density: Density, state: HMCState) -> bool:
+def is_native(density: Density, state: HMCState | ExchangeState) -> bool:
+    """Whether transitions run in native code."""
     return density.joint.native is not None and not state.metric.is_dense
 
 

@@ -26,6 +26,7 @@ from bnn_utils.kernels.hmc import (
     Metric,
     accept,
     check_step_size,
+    is_native,
     jittered,
     metric,
     propose,
@@ -215,7 +216,7 @@ class ReplicaExchange:
 
     def step(self, density: Density, generator: torch.Generator, state: ExchangeState) -> tuple[ExchangeState, Info]:
         """One transition: swaps, then HMC at every temperature."""
-        if _is_native(density, state):
+        if is_native(density, state):
             after, made = self._in_native_code(density.joint.native, generator, state, 1)
             made = Exchanges(*(values[:, 0] for values in made))
         else:
@@ -231,7 +232,7 @@ class ReplicaExchange:
     ) -> tuple[ExchangeState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not ReplicaExchange.step  # a subclass may have one
-        if not _is_native(density, state) or state.warmup is not None or has_own_step:
+        if not is_native(density, state) or state.warmup is not None or has_own_step:
             return NotImplemented
         after, made = self._in_native_code(density.joint.native, generator, state, num)
         return after, Info.of_many(*self._info(made))
@@ -303,10 +304,6 @@ class ReplicaExchange:
     def __repr__(self) -> str:
         sizes = "" if self.step_sizes is None else f", step sizes {self.step_sizes[-1]:.2g} to {self.step_sizes[0]:.2g}"
         return f"ReplicaExchange({self.kernel!r}, {self.num_temperatures} temperatures{sizes})"
-
-
-def _is_native(density: Density, state: ExchangeState) -> bool:
-    return density.joint.native is not None and not state.metric.is_dense
 
 
 def _swap_ratio(state: ExchangeState) -> Tensor:
