@@ -263,11 +263,16 @@ def test_a_pool_of_the_callers_that_breaks_keeps_the_draws(at_segment, short_seg
 
 def test_an_interruption_cancels_what_waits(at_segment, short_segments):
     """And leaves the executor as it is."""
+    gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         executor = Watched(pool)
-        at_segment(after_9=lambda: signal.raise_signal(signal.SIGINT))
-        with pytest.warns(RuntimeWarning, match="interrupted"):
-            chain = draw(10**5, executor=executor)
+        # The one thread waits at the gate, and behind it the segment that follows the 15th.
+        at_segment(after_15=lambda: pool.submit(gate.wait), after_16=lambda: signal.raise_signal(signal.SIGINT))
+        try:
+            with pytest.warns(RuntimeWarning, match="interrupted"):
+                chain = draw(10**5, executor=executor)
+        finally:
+            gate.set()
         assert sum(future.cancelled() for future in executor.futures) >= 1
         assert all(future.cancelled() or future.running() or future.done() for future in executor.futures)
         assert pool.submit(len, "abc").result() == 3
