@@ -30,7 +30,7 @@ from bnn_utils import (
 )
 from bnn_utils.gradients import LogDensity, fused, machine, native
 from bnn_utils.gradients.blocks import assemble
-from bnn_utils.gradients.native import code_of, drawn, program_of
+from bnn_utils.gradients.native import Code, code_of, drawn, program_of
 from bnn_utils.kernels.hmc import Position
 
 ACTIVATIONS = [
@@ -266,6 +266,35 @@ def test_random_numbers_are_torchs(posterior, shape, has_jitter, dtype):
     assert torch.equal(mine.get_state(), theirs.get_state())
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_uniform_numbers_are_torchs(posterior, dtype):
+    """From wherever its generator is: its 624 words run out within a call, between two, and not at all."""
+    code = code_of(replace(program_of(posterior, 1), dtype=str(dtype).removeprefix("torch.")))
+    assert code.knows_torchs_uniforms
+    mine, theirs = generator(), generator()
+    for count in (1, 7, 616, 1, 623, 624, 625, 1248, 2, 20_000):
+        found = torch.empty(count, dtype=dtype)
+        code.draw_uniforms(mine, found)
+        assert torch.equal(found, torch.rand(count, generator=theirs, dtype=dtype)), count
+        assert torch.equal(mine.get_state(), theirs.get_state()), count
+
+
+def test_where_torch_draws_otherwise_torch_draws(posterior, monkeypatch):
+    """Fails when a version of torch with another generator, here one that stands still, gets other draws."""
+    arguments = {"num_chains": 3, "seed": 1, "compile": True, "progress": False}
+    expected = sample(posterior, HMC(0.05, 4), 10, warmup=5, **arguments).draws
+    draw_uniforms = Code.draw_uniforms
+
+    def stands_still(self, generator, out):
+        draw_uniforms(self, torch.Generator().set_state(generator.get_state()), out)
+
+    monkeypatch.setattr(Code, "draw_uniforms", stands_still)
+    monkeypatch.setattr(native, "_CODE", {})
+    code = code_of(program_of(posterior, 3))
+    assert not code.knows_torchs_uniforms and code.knows_torchs_normals
+    assert torch.equal(sample(posterior, HMC(0.05, 4), 10, warmup=5, **arguments).draws, expected)
+
+
 def test_workers_load_it_for_themselves(posterior):
     arguments = {"num_chains": 10, "batch_size": 5, "seed": 1, "compile": True, "progress": False}
     one, two = (sample(posterior, HMC(0.05, 4), 10, workers=workers, **arguments) for workers in (1, 2))
@@ -365,7 +394,7 @@ def test_another_shapes_file_is_not_taken(posterior, cache, made):
 def test_a_cache_that_can_not_be_written(posterior, tmp_path, monkeypatch, made):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BNN_UTILS_CACHE", str(tmp_path / "file" / "cache"))
-    assert load(program_of(posterior, 1)).function("normals")
+    assert load(program_of(posterior, 1)).function("normals", [])
     assert len(made) == 1
 
 

@@ -259,6 +259,19 @@ def rounded(points):
 FIRST = [(2.0, 2.0, 1), (-3.0, 1.0, 0)]
 
 
+def test_a_picture_over_another_is_as_alone(drawing):
+    """Fails when something of the picture before stays, or the frame moves; and figures that were given do not change."""
+    kept = drawing.figure()
+    before = kept.png()
+    for points in ((*FIRST, (5.0, -5.0, 1)), (), tuple(FIRST)):
+        drawing.controls["points"].value = points
+        drawing.wait()
+    assert drawing.image.value == before == kept.png()
+    drawing.controls["points"].value = ()
+    drawing.wait()
+    assert drawing.image.value == drawing.figure().png() != before
+
+
 def test_points_by_mouse(drawing):
     pad = drawing.controls["points"]
     picture = bytes(drawing.image.value)

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,9 +41,9 @@ class Library:
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
 
-    def function(self, name: str) -> Callable[..., None]:
-        """One of them, for arguments that are objects of ctypes; while it runs other threads do, too."""
-        return ctypes.CFUNCTYPE(None)(self._engine.get_function_address(name))
+    def function(self, name: str, kinds: Sequence[type]) -> Callable[..., None]:
+        """One of them, whose arguments are of these kinds of ctypes; while it runs other threads do, too."""
+        return ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address(name))
 
 
 def translate(text: str) -> bytes:

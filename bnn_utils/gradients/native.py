@@ -35,6 +35,7 @@ GAIN_OVER_LANES = 1.15
 # Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
 SECONDS_FOR_THREADS, SECONDS_PER_UNIT = 100e-6, 1e-9
 
+STATE_BYTES = 5056  # of torch's generator, as the program knows it
 SHORTEST = 16  # normal numbers that torch makes of uniform ones together
 NUMBERS_AHEAD = 2**18  # that are drawn for a block of transitions: they stay in the caches
 
@@ -290,7 +291,11 @@ def drawn(
     noise = like.new_empty(num, num_lanes, dim)
     if count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
-        words = torch.rand(num, first + of_noise + num_lanes, generator=generator, dtype=like.dtype)
+        words = like.new_empty(num, first + of_noise + num_lanes)
+        if code.knows_torchs_uniforms:
+            code.draw_uniforms(generator, words)
+        else:
+            torch.rand(words.shape, generator=generator, out=words)
         code.call("normals", words[:, first:], noise, num, count, words.shape[1])
         return words[:, :first], noise, words[:, first + of_noise :].contiguous()
     before, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
@@ -405,30 +410,54 @@ class Code:
         files = tuple(module.__file__ for module in (writer, vector, formulas, programs, blocks, passes))
         self._library = machine.load(program, lambda: source.assemble(program), files)
         self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
-        self._dtype, self._functions = program.dtype, {}
+        self._torch_dtype, self._functions = getattr(torch, program.dtype), {}
 
     def call(self, name: str, *arguments: Tensor | float) -> None:
         """One of the functions: tensors by where their numbers lie, whole numbers, others in the program's dtype."""
-        function = self._functions.get(name) or self._functions.setdefault(name, self._library.function(name))
-        function(*map(self._passed, arguments))
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = self._library.function(name, [self._kind(value) for value in arguments])
+        function(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
 
-    def _passed(self, value: Tensor | float) -> Any:
+    def _kind(self, value: Tensor | float) -> Any:
         if isinstance(value, Tensor):
-            return ctypes.c_void_p(value.data_ptr())
-        return ctypes.c_int64(value) if isinstance(value, int) else self._scalar(value)
+            return ctypes.c_void_p
+        return ctypes.c_int64 if isinstance(value, int) else self._scalar
+
+    def draw_uniforms(self, generator: torch.Generator, out: Tensor) -> None:
+        """As `torch.rand`, which takes four times as long."""
+        state = generator.get_state()
+        self.call("uniforms", state, out, out.numel())
+        generator.set_state(state)
+
+    @functools.cached_property
+    def knows_torchs_uniforms(self) -> bool:
+        """Whether this version of torch draws uniform numbers as the program does, from a state that looks the same."""
+        theirs, mine = _generators()
+        if theirs.get_state().numel() != STATE_BYTES:
+            return False
+        found = torch.empty(2000, dtype=self._torch_dtype)
+        self.draw_uniforms(mine, found)
+        expected = torch.rand(len(found), generator=theirs, dtype=found.dtype)
+        return torch.equal(found, expected) and torch.equal(mine.get_state(), theirs.get_state())
 
     @functools.cached_property
     def knows_torchs_normals(self) -> bool:
         """Whether this version of torch makes normal numbers of uniform ones as the program does."""
-        dtype = getattr(torch, self._dtype)
         count = 2 * SHORTEST + 5
-        theirs, mine = (torch.Generator().manual_seed(0) for _ in range(2))
-        words, found = torch.rand(count + SHORTEST, generator=mine, dtype=dtype), torch.empty(count, dtype=dtype)
+        theirs, mine = _generators()
+        words = torch.rand(count + SHORTEST, generator=mine, dtype=self._torch_dtype)
+        found = torch.empty_like(words[:count])
         self.call("normals", words, found, 1, count, 0)
-        expected = torch.randn(count, generator=theirs, dtype=dtype)
-        tolerance = 64 * torch.finfo(dtype).eps
+        expected = torch.randn(count, generator=theirs, dtype=found.dtype)
+        tolerance = 64 * torch.finfo(found.dtype).eps
         is_close = torch.allclose(found, expected, tolerance, tolerance)
         return is_close and torch.equal(mine.get_state(), theirs.get_state())
+
+
+def _generators() -> tuple[torch.Generator, torch.Generator]:
+    """Two that draw the same."""
+    return torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
 
 
 _CODE: dict[Program | Passes, Code] = {}

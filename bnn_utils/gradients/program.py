@@ -24,6 +24,12 @@ from bnn_utils.gradients.writer import I64, VOID, Value, Writer, width_of
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 PAIRS = 8  # of uniform numbers that torch turns into normal ones together
 
+# The state of torch's generator, in words of 64 bits: those that a twister's 624 words begin at, and that hold how many
+# are left, plus one, and which is next.
+TWISTER, STATE_WORDS, STATE_LEFT, STATE_NEXT = 624, 3, 1, 2
+UPPER, LOWER = 2**31, 2**31 - 1  # bits of one word and of the next, from which a new one is made
+I32, WORDS = ir.IntType(32), 8  # that are made at once
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -100,7 +106,7 @@ class Rows(NamedTuple):
 
 
 class Assembly(Writer):
-    """A module in the making, with `gradients`, `trajectories` and `normals`.
+    """A module in the making, with `gradients`, `trajectories`, `uniforms` and `normals`.
 
     Within functions, "tile" means the numbers of `Program.lanes` lanes: an array ``[D]`` of vectors of that width.
     What is called from outside begins with the tiles from ``first`` to ``last`` of C lanes, and ends with the data:
@@ -114,7 +120,7 @@ class Assembly(Writer):
         self.tile_type = ir.VectorType(self.scalar, program.lanes)
         self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
         self.trajectory = self._trajectory()
-        self._gradients(), self._trajectories(), self._normals()
+        self._gradients(), self._trajectories(), self._uniforms(), self._normals()
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -290,6 +296,84 @@ class Assembly(Writer):
             for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._write(b, memory, array, rows)
         b.ret_void()
+
+    def _uniforms(self) -> None:
+        """``count`` uniform numbers as torch draws them, from the state of its generator, which goes on.
+
+        It is the Mersenne twister (Matsumoto and Nishimura 1998): of each 624 words the next follow, eight at a time.
+        A float64 takes two words.
+        """
+        function = self.function("uniforms", ir.FunctionType(VOID, [I64.as_pointer(), self.pointer, I64]))
+        state, out, count = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        vector, size = ir.VectorType(I32, WORDS), I64(TWISTER)
+        words = self.at(b, self.variable(b, ir.ArrayType(I32, 2 * TWISTER)), I64(0), I64(0))
+
+        def vector_at(place: Value | int) -> Value:
+            return b.bitcast(self.at(b, words, I64(place) if isinstance(place, int) else place), vector.as_pointer())
+
+        def read(place: Value, ahead: int) -> Value:
+            return b.load(vector_at(b.add(place, I64(ahead))), align=4)
+
+        def constant(kind: ir.Type, value: int) -> ir.Constant:
+            return ir.Constant(kind, [value] * WORDS if kind == vector else value)
+
+        def tempered(y: Value) -> Value:
+            for shift, bits, mask in ((b.lshr, 11, 2**32 - 1), (b.shl, 7, 0x9D2C5680), (b.shl, 15, 0xEFC60000)):
+                y = b.xor(y, b.and_(shift(y, constant(y.type, bits)), constant(y.type, mask)))
+            return b.xor(y, b.lshr(y, constant(y.type, 18)))
+
+        with self.loop(b, I64(0), size) as k:
+            word = b.load(self.at(b, state, b.add(k, I64(STATE_WORDS))))
+            b.store(b.trunc(word, I32), self.at(b, words, k))
+        done, place = (self.variable(b, I64) for _ in range(2))
+        left = b.bitcast(self.at(b, state, I64(STATE_LEFT)), I32.as_pointer())
+        b.store(I64(0), done)
+        b.store(b.sub(I64(TWISTER + 1), b.zext(b.load(left), I64)), place)
+        total, target = b.mul(count, I64(self.bytes // 4)), b.bitcast(out, I32.as_pointer())
+        missing = b.sub(b.add(total, b.load(place)), size)
+        rounds = b.sdiv(b.add(missing, I64(2 * TWISTER - 1)), size)  # one more than the times that words run out
+        with self.loop(b, I64(0), rounds) as turn:
+            with b.if_then(b.icmp_signed("<", I64(0), turn)):
+                with self.loop(b, I64(0), size, WORDS) as n:
+                    joined = b.or_(
+                        b.and_(read(n, 0), constant(vector, 0x80000000)),
+                        b.and_(read(n, 1), constant(vector, 0x7FFFFFFF)),
+                    )
+                    odd = b.sub(constant(vector, 0), b.and_(joined, constant(vector, 1)))
+                    twisted = b.xor(b.lshr(joined, constant(vector, 1)), b.and_(odd, constant(vector, 0x9908B0DF)))
+                    b.store(b.xor(read(n, 397), twisted), vector_at(b.add(n, size)), align=4)
+                with self.loop(b, I64(0), size, WORDS) as n:
+                    b.store(read(n, TWISTER), vector_at(n), align=4)
+                b.store(I64(0), place)
+            first, begin = b.load(place), b.load(done)
+            there, wanted = b.sub(size, first), b.sub(total, begin)
+            num = b.select(b.icmp_signed("<", there, wanted), there, wanted)
+            in_vectors = b.and_(num, I64(-WORDS))
+            with self.loop(b, I64(0), in_vectors, WORDS) as n:
+                to = b.bitcast(self.at(b, target, b.add(begin, n)), vector.as_pointer())
+                b.store(tempered(read(b.add(first, n), 0)), to, align=4)
+            with self.loop(b, in_vectors, num) as n:
+                word = b.load(self.at(b, words, b.add(first, n)))
+                b.store(tempered(word), self.at(b, target, b.add(begin, n)))
+            b.store(b.add(begin, num), done), b.store(b.add(first, num), place)
+        with self.loop(b, I64(0), size) as k:
+            word = b.load(self.at(b, words, k))
+            b.store(b.zext(word, I64), self.at(b, state, b.add(k, I64(STATE_WORDS))))
+        b.store(b.trunc(b.sub(I64(TWISTER + 1), b.load(place)), I32), left)
+        b.store(b.load(place), self.at(b, state, I64(STATE_NEXT)))
+        with self.loop(b, I64(0), count) as n:
+            self._make_uniform(b, self.at(b, out, n))
+        b.ret_void()
+
+    def _make_uniform(self, b: ir.IRBuilder, place: Value) -> None:
+        """Of the word or the two words that lie there, by their last bits, as many as the number has."""
+        kind, bits = (I32, 24) if self.bytes == 4 else (I64, 53)
+        word = b.load(b.bitcast(place, kind.as_pointer()))
+        if kind == I64:  # the first of the two is the upper half
+            word = b.or_(b.shl(word, I64(32)), b.lshr(word, I64(32)))
+        number = b.sitofp(b.and_(word, kind(2**bits - 1)), self.scalar)
+        b.store(b.fmul(number, self.scalar(2.0**-bits)), place)
 
     def _normals(self) -> None:
         """Normal numbers as torch makes them of uniform ones, ``num`` times ``count`` of them; count is 16 or more.

@@ -2,7 +2,13 @@
 
 from bnn_utils.plots.chains import against_published, autocorrelations, energies, ranks, speed, traces
 from bnn_utils.plots.convergence import convergence_maps, rhat_comparison, rhat_map, rhat_maps, rhat_weights
-from bnn_utils.plots.explorers import editable_points, mean_and_disagreement, prior_predictive, trajectories
+from bnn_utils.plots.explorers import (
+    MeanAndDisagreement,
+    editable_points,
+    mean_and_disagreement,
+    prior_predictive,
+    trajectories,
+)
 from bnn_utils.plots.methods import methods
 from bnn_utils.plots.predictions import (
     decision_maps,
@@ -21,6 +27,7 @@ from bnn_utils.plots.trust import calibrations, energy_slopes, partings
 
 __all__ = [
     "Figure",
+    "MeanAndDisagreement",
     "against_published",
     "answers",
     "autocorrelations",

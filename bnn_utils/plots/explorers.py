@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.image import imsave
 from torch import Tensor
 
 from bnn_utils.data import Data
@@ -16,11 +22,13 @@ from bnn_utils.plots.style import (
     GREY,
     INK,
     LINE_STYLES,
+    PROBABILITY_LEVELS,
     RED,
     UNCERTAINTY_MAP,
     Figure,
     mesh,
     probability_contours,
+    probability_ramp,
     scatter,
     square,
 )
@@ -91,27 +99,68 @@ def prior_predictive(p: Tensor, grid: Tensor, title: str = "", shown: int = 6) -
     return figure
 
 
+class MeanAndDisagreement(Figure):
+    """The average prediction of many draws above their epistemic uncertainty, on a square grid ``(M, 2)``.
+
+    Others may be shown in the same figure later. Its axes are laid out and drawn once: that takes most of the time.
+    """
+
+    def __init__(self, grid: Tensor, title: str = "") -> None:
+        super().__init__(
+            figsize=(3.7, 6.2),
+            title=title,
+            alt="Above: map of the average probability of class 1. Below: map of how much networks disagree, in bits",
+        )
+        FigureCanvasAgg(self)
+        self._grid, self._empty = grid, None  # the picture without maps, from the first one on
+        self._panels = self.subplots(2, 1, sharex=True)
+        names = "average of all networks", "epistemic: the networks disagree"
+        ramps = probability_ramp(), ScalarMappable(Normalize(0, 1), UNCERTAINTY_MAP)
+        for ax, name, ramp, label in zip(self._panels, names, ramps, ("probability of class 1", "bits"), strict=True):
+            ticks = [0, 0.25, 0.5, 0.75, 1]
+            self.colorbar(ramp, ax=ax, label=label, boundaries=PROBABILITY_LEVELS, ticks=ticks)
+            square(ax, limit=float(grid.max()))
+            ax.label_outer()
+            ax.set_title(name, fontsize=10)
+
+    def show(self, p: Tensor, data: Data | None) -> MeanAndDisagreement:
+        """Draws' predictions ``(..., M)``, and points if there are any, in place of those before."""
+        for artist in self._maps:
+            artist.remove()
+        above, below = self._panels
+        probability_contours(above, self._grid, predictive_mean(p, of_classes=False))
+        epistemic = split_uncertainty(p, of_classes=False).epistemic
+        below.contourf(*mesh(self._grid, epistemic), levels=PROBABILITY_LEVELS, cmap=UNCERTAINTY_MAP)
+        for ax in self._panels if data is not None else ():
+            scatter(ax, data, size=20)
+        return self
+
+    def png(self) -> bytes:
+        canvas = self.canvas
+        if self._empty is None:
+            for artist in self._maps:
+                artist.set_visible(False)
+            self.get_layout_engine().execute(self)  # as `savefig` does: a second time, in `draw`, makes it better
+            canvas.draw()
+            self._empty = canvas.copy_from_bbox(self.bbox)
+            for artist in self._maps:
+                artist.set_visible(True)
+        canvas.restore_region(self._empty)
+        for ax in self._panels:
+            for artist in [*sorted(ax.collections, key=Artist.get_zorder), *ax.spines.values()]:
+                ax.draw_artist(artist)
+        buffer = io.BytesIO()
+        imsave(buffer, canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
+        return buffer.getvalue()
+
+    @property
+    def _maps(self) -> list[Artist]:
+        return [artist for ax in self._panels for artist in ax.collections]
+
+
 def mean_and_disagreement(p: Tensor, grid: Tensor, data: Data | None, title: str = "") -> Figure:
     """The average prediction of many draws above their epistemic uncertainty; p has shape ``(..., M)``."""
-    figure = Figure(
-        figsize=(3.7, 6.2),
-        title=title,
-        alt="Above: map of the average probability of class 1. Below: map of how much the networks disagree, in bits",
-    )
-    above, below = figure.subplots(2, 1, sharex=True)
-    filled = probability_contours(above, grid, predictive_mean(p, of_classes=False))
-    figure.colorbar(filled, ax=above, label="probability of class 1", ticks=[0, 0.25, 0.5, 0.75, 1])
-    levels = np.linspace(0, 1, 21)
-    epistemic = split_uncertainty(p, of_classes=False).epistemic
-    filled = below.contourf(*mesh(grid, epistemic), levels=levels, cmap=UNCERTAINTY_MAP)
-    figure.colorbar(filled, ax=below, label="bits", ticks=[0, 0.25, 0.5, 0.75, 1])
-    for ax, name in ((above, "average of all networks"), (below, "epistemic: the networks disagree")):
-        if data is not None:
-            scatter(ax, data, size=20)
-        square(ax, limit=float(grid.max()))
-        ax.label_outer()
-        ax.set_title(name, fontsize=10)
-    return figure
+    return MeanAndDisagreement(grid, title).show(p, data)
 
 
 def editable_points(

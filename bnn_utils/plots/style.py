@@ -19,6 +19,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.contour import QuadContourSet
 from torch import Tensor
@@ -87,11 +88,16 @@ def scatter(ax: Axes, data: Data, size: float, edge: str = "white") -> None:
 def probability_contours(ax: Axes, grid: Tensor, p: Tensor) -> QuadContourSet:
     """Filled contours of a probability, white at 0.5, with the decision boundary drawn in."""
     xyz = mesh(grid, p)
-    norm = TwoSlopeNorm(0.5, 0, 1)
-    filled = ax.contourf(*xyz, levels=PROBABILITY_LEVELS, cmap=PROBABILITY_MAP, norm=norm)
+    ramp = probability_ramp()
+    filled = ax.contourf(*xyz, levels=PROBABILITY_LEVELS, cmap=ramp.cmap, norm=ramp.norm)
     if p.min() < 0.5 < p.max():
         ax.contour(*xyz, levels=[0.5], colors=INK, linewidths=1.2)
     return filled
+
+
+def probability_ramp() -> ScalarMappable:
+    """The colours of probabilities, for a colour bar of its own."""
+    return ScalarMappable(TwoSlopeNorm(0.5, 0, 1), PROBABILITY_MAP)
 
 
 def mesh(grid: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ipywidgets
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from bnn_utils.data import Data, square_grid
 from bnn_utils.diagnostics import rhat
 from bnn_utils.kernels.hmc import HMC
 from bnn_utils.likelihoods import Bernoulli
-from bnn_utils.plots import Figure, mean_and_disagreement
+from bnn_utils.plots import Figure, MeanAndDisagreement
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import NormalPrior
 from bnn_utils.sampling import sample
@@ -50,12 +52,17 @@ def data_explorer(data: Data | None = None, seed: int = 0) -> Explorer:
     again = ipywidgets.Button(description="Resample", tooltip="draw other chains from the same posterior")
     again.on_click(lambda _: seeds.set_trait("value", seeds.value + 1))
 
-    def work(points: tuple[Point, ...], seed: int) -> tuple[Figure, str]:
+    def work_on(figure: MeanAndDisagreement, points: tuple[Point, ...], seed: int) -> tuple[Figure, str]:
         drawn = draw(net, points, grid, seed)
-        return mean_and_disagreement(drawn, grid, as_data(points)), _status(points, drawn)
+        return figure.show(drawn, as_data(points)), _status(points, drawn)
 
-    arranged = [pad, ipywidgets.HBox([seeds, again])]
-    return Explorer({"points": pad, "seed": seeds}, work, arranged, beside=True)
+    return Explorer(
+        {"points": pad, "seed": seeds},
+        work=partial(work_on, MeanAndDisagreement(grid)),
+        still=lambda **values: work_on(MeanAndDisagreement(grid), **values),
+        arranged=[pad, ipywidgets.HBox([seeds, again])],
+        beside=True,
+    )
 
 
 def draw(net: nn.Module, points: tuple[Point, ...], grid: Tensor, seed: int) -> Tensor:

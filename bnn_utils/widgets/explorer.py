@@ -32,6 +32,7 @@ class Explorer(ipywidgets.VBox):
     Args:
         controls: name -> widget with a ``value``; their values are passed to ``work`` under these names.
         work: makes a figure and a status from the values of the controls, in any thread.
+        still: the same for `figure`, where ``work`` draws on one figure again and again.
         arranged: the controls as they are shown; without it, one below the other.
         beside: whether they are left of the picture, where there is room, or above it.
     """
@@ -40,13 +41,14 @@ class Explorer(ipywidgets.VBox):
         self,
         controls: Mapping[str, ipywidgets.ValueWidget],
         work: Callable[..., tuple[Figure, str]],
+        still: Callable[..., tuple[Figure, str]] | None = None,
         arranged: Sequence[ipywidgets.Widget] | None = None,
         beside: bool = False,
     ) -> None:
         self.controls = dict(controls)
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="fit-content", max_width="100%"))
         self.status = ipywidgets.HTML()
-        self._work = work
+        self._work, self._still = work, still or work
         self._changed = threading.Condition()
         self._waiting: dict[str, Any] | None = None
         self._is_working = False
@@ -63,7 +65,7 @@ class Explorer(ipywidgets.VBox):
 
     def figure(self, **values: Any) -> Figure:
         """The picture with the controls as they are, but for those whose values are given; nothing is moved."""
-        return self._work(**self._values() | values)[0]
+        return self._still(**self._values() | values)[0]
 
     def wait(self, timeout: float = 60.0) -> None:
         """Return when all that was asked for is shown.

@@ -103,4 +103,4 @@ def posterior_explorer(
     if all(run.num_chains == 1 for run in runs.values()):
         controls["number"].layout.display = "none"
     which = ipywidgets.HBox([controls["run"], controls["number"]])
-    return Explorer(controls, work, [which, controls["view"], ipywidgets.HBox([controls["draw"], play])])
+    return Explorer(controls, work, arranged=[which, controls["view"], ipywidgets.HBox([controls["draw"], play])])
