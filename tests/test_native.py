@@ -291,7 +291,7 @@ def test_where_torch_draws_otherwise_torch_draws(posterior, monkeypatch):
     monkeypatch.setattr(Code, "draw_uniforms", stands_still)
     monkeypatch.setattr(native, "_CODE", {})
     code = code_of(program_of(posterior, 3))
-    assert not code.knows_torchs_uniforms and code.knows_torchs_normals
+    assert not code.knows_torchs_uniforms
     assert torch.equal(sample(posterior, HMC(0.05, 4), 10, warmup=5, **arguments).draws, expected)
 
 

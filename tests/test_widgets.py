@@ -260,7 +260,7 @@ FIRST = [(2.0, 2.0, 1), (-3.0, 1.0, 0)]
 
 
 def test_a_picture_over_another_is_as_alone(drawing):
-    """Fails when something of the picture before stays, or the frame moves; and figures that were given do not change."""
+    """Fails when something of the picture before stays, or the frame moves; and figures that were given change."""
     kept = drawing.figure()
     before = kept.png()
     for points in ((*FIRST, (5.0, -5.0, 1)), (), tuple(FIRST)):
