@@ -14,7 +14,7 @@ from bnn_utils import _check
 from bnn_utils.gradients import LogDensity
 from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
 from bnn_utils.gradients.backprop import closed_form
-from bnn_utils.gradients.fused import fused
+from bnn_utils.gradients.fused import Fused
 from bnn_utils.gradients.native import Native, can_be_native, is_small
 from bnn_utils.priors import DiagonalNormal
 
@@ -32,16 +32,14 @@ class Density:
     Args:
         posterior: given by its model and data.
         num_lanes: C, the rows of each batch; for several data sets a multiple of their number.
-        compile: in native code, which is made in half a second for a network's shape, and kept on disk: of a small
-            network all of it, of a larger one what comes between products of matrices. Where that fails, as without
-            llvmlite, it says so once, and runs in torch.
+        compile: in native code, which is made in half a second for a network's shape, and kept on disk. Where that
+            fails, as without llvmlite, it says so once, and runs in torch.
 
     Attributes:
         joint: ``log p(y | theta) + log p(theta)``.
         prior: ``log p(theta)``.
         likelihood: ``log p(y | theta)``.
         num_lanes: C.
-        native: the native code of a small network; None without.
 
     Raises:
         TypeError: if this is no posterior.
@@ -52,8 +50,7 @@ class Density:
         _check.posterior(posterior)
         self.num_lanes = _check.whole("num_lanes", num_lanes, 1)
         self.posterior, self._compile = posterior, compile
-        made = _native(posterior, self.num_lanes) if compile else None
-        self.native, self._passes = (made, None) if isinstance(made, Native) else (None, made)
+        self._code = _native(posterior, self.num_lanes) if compile else None
 
     @property
     def dim(self) -> int:
@@ -70,7 +67,12 @@ class Density:
 
     @property
     def is_compiled(self) -> bool:
-        return self.native is not None or self._passes is not None
+        return self._code is not None
+
+    def share_out(self, num_threads: int) -> None:
+        """Let native code take up to so many threads, which changes no number."""
+        if self._code is not None:
+            self._code.num_threads = num_threads
 
     @cached_property
     def joint(self) -> LogDensity:
@@ -109,10 +111,8 @@ class Density:
     @cached_property
     def likelihood(self) -> LogDensity:
         posterior = self.posterior
-        if self._passes is not None:
-            return self._passes
-        if self.native is not None:
-            return self.native.likelihood
+        if self._code is not None:
+            return self._code.likelihood
         if posterior.layers is None and self._is_one_block:
             return by_autograd(posterior.log_likelihood)
         # Autograd is closed to tensors that are made in inference mode.
@@ -150,10 +150,10 @@ def check_can_compile(posterior: Posterior) -> None:
         )
 
 
-def _native(posterior: Posterior, num_lanes: int) -> Native | LogDensity | None:
+def _native(posterior: Posterior, num_lanes: int) -> Native | Fused | None:
     check_can_compile(posterior)
     try:
-        return Native(posterior, num_lanes) if is_small(posterior) else fused(posterior, num_lanes)
+        return Native(posterior, num_lanes) if is_small(posterior) else Fused(posterior, num_lanes)
     except (ImportError, OSError, RuntimeError) as error:
         _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return None

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from bnn_utils.checkpoints import Checkpoint
 from bnn_utils.density import Density
-from bnn_utils.gradients.native import is_small
 from bnn_utils.kernels.base import Info, Kernel, check_info, first_lost
 from bnn_utils.posterior import Posterior
 
@@ -66,8 +65,7 @@ class Plan:
                 density = self.idle.pop()
             except IndexError:  # there is none, or other threads have them all
                 density = self.posterior.density(self.num_chains * self.kernel.lanes_per_chain, self.compile)
-            if density.native is not None:
-                density.native.num_threads = num_threads
+            density.share_out(num_threads)
             try:
                 yield density
             finally:
@@ -149,11 +147,10 @@ def next_length(num: int, seconds: float, wanted: float = SECONDS_OF_SEGMENT) ->
 def needs_one_thread(posterior: Posterior, num_lanes: int, compile: bool, num_batches: int) -> bool:
     """Several batches, and small ones: they lose more by waiting for each other than they gain.
 
-    Native code of small networks has threads of its own, and leaves torch too little to be worth the change.
+    Native code has threads of its own, and leaves torch too little to be worth the change.
     """
     elements = num_lanes * len(posterior.data) * posterior.width
-    is_native = compile and is_small(posterior)
-    return num_batches > 1 or (not is_native and elements < ELEMENTS_FOR_THREADS)
+    return num_batches > 1 or (not compile and elements < ELEMENTS_FOR_THREADS)
 
 
 @contextmanager

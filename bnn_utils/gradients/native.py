@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:
-    from bnn_utils.gradients.passes import Passes
+    from bnn_utils.gradients.products import Products
     from bnn_utils.gradients.program import Program, Unit
     from bnn_utils.posterior import Posterior
 
@@ -251,6 +251,16 @@ class Native:
             other.result()
 
 
+def shared_out(call: Callable[[int, int], None], num: int, num_threads: int, seconds: float) -> None:
+    """What takes so many seconds of one core, from 0 to ``num``, among threads where that is worth it."""
+    parts = max(1, min(num_threads, num, int(seconds / SECONDS_FOR_THREADS)))
+    mine, *others = itertools.pairwise(num * part // parts for part in range(parts + 1))
+    started = [_pool().submit(call, *edge) for edge in others]
+    call(*mine)
+    for other in started:
+        other.result()
+
+
 def _blocks(num: int, theta: Tensor) -> Iterator[tuple[slice, int]]:
     """Of ``num`` transitions at theta, those whose numbers are drawn together, and how many they are."""
     length = max(1, NUMBERS_AHEAD // theta.numel())
@@ -315,7 +325,7 @@ def can_be_native(posterior: Posterior) -> bool:
 
 
 def is_small(posterior: Posterior) -> bool:
-    """Whether a program holds a variable for every number; larger networks have passes between products of matrices."""
+    """Whether a program holds a variable for every number; larger ones are products of matrices."""
     return posterior.dim <= MAX_PARAMETERS
 
 
@@ -402,12 +412,12 @@ class Code:
         RuntimeError: where LLVM fails, or the processor is too old.
     """
 
-    def __init__(self, program: Program | Passes) -> None:
-        from bnn_utils.gradients import blocks, formulas, machine, passes, vector, writer
+    def __init__(self, program: Program | Products) -> None:
+        from bnn_utils.gradients import blocks, formulas, machine, products, vector, writer
         from bnn_utils.gradients import program as programs
 
-        source = blocks if isinstance(program, programs.Program) else passes
-        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, blocks, passes))
+        source = blocks if isinstance(program, programs.Program) else products
+        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, blocks, products))
         self._library = machine.load(program, lambda: source.assemble(program), files)
         self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
         self._torch_dtype, self._functions = getattr(torch, program.dtype), {}
@@ -460,11 +470,11 @@ def _generators() -> tuple[torch.Generator, torch.Generator]:
     return torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
 
 
-_CODE: dict[Program | Passes, Code] = {}
+_CODE: dict[Program | Products, Code] = {}
 _LOCK = threading.Lock()  # held while code is made: two threads need no two copies
 
 
-def code_of(program: Program | Passes) -> Code:
+def code_of(program: Program | Products) -> Code:
     """Once in a process."""
     with _LOCK:
         if program not in _CODE:

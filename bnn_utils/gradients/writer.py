@@ -52,7 +52,7 @@ class Writer:
         b.store(value, b.bitcast(pointer, value.type.as_pointer()), align=self.bytes)
 
     @contextmanager
-    def loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: int = 1) -> Iterator[Value]:
+    def loop(self, b: ir.IRBuilder, start: Value, stop: Value, step: Value | int = 1) -> Iterator[Value]:
         before = b.block
         head, body, after = (b.append_basic_block() for _ in range(3))
         b.branch(head)
@@ -62,6 +62,6 @@ class Writer:
         b.cbranch(b.icmp_signed("<", index, stop), body, after)
         b.position_at_end(body)
         yield index
-        index.add_incoming(b.add(index, I64(step)), b.block)
+        index.add_incoming(b.add(index, I64(step) if isinstance(step, int) else step), b.block)
         b.branch(head)
         b.position_at_end(after)
