@@ -122,7 +122,7 @@ JUMP = (0.75, 1.2)
 
 # Instructions for float32 in bnn_utils/gradients/vector.py, a division among those of tanh. Dividing takes longer than
 # the others but goes on beside them.
-TANH, EXP = 15, 16
+TANH, EXP = 15, 17
 
 
 class Setting(NamedTuple):

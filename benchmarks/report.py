@@ -68,7 +68,7 @@ transitions. Each library is used in the fastest way found that its documentatio
 one flat vector, with the points in columns; in Pyro a potential function.
 
 This project has two rows: `bnn_utils` is what runs when nothing is said, in native code, and `bnn_utils, torch` is the
-same with `compile=False`. For the networks of G only what comes between products of matrices is native code.
+same with `compile=False`. For the networks of G, only gradients are native code.
 
 NumPyro has two rows. `MCMC.run` compiles its loop again at every call, so that its warm rows hold a compilation, spread
 over the transitions. With the whole run under `jax.jit` they hold none.
@@ -118,10 +118,11 @@ statistics.
 
 Milliseconds of this project alone, measured once, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and
 width (64 lanes, 80 points): in torch by autograd, in torch by the closed-form gradient, and as it runs when nothing is
-said, in native code. Beyond 256 parameters, from 2-16-16-1 on, that is only what comes between products of matrices.
+said, in native code. Beyond 256 parameters, from 2-16-16-1 on, only gradients are.
 
-The limit is the arithmetic that a transition cannot do without, at {peak:.0f} GFLOP/s, the speed of the fastest product
-of two 1,024 x 1,024 float32 matrices on the same core in the same run. It has two parts, which are added:
+The limit is the arithmetic that a transition cannot do without, at {peak:.0f} GFLOP/s, the speed of float32
+multiply-adds whose numbers never leave the registers, on the same core in the same run. It has two parts, which are
+added:
 
 - Products: two operations per multiply-add of the matrix products, forward (n m per point in a layer of n inputs and m
   outputs) and backward (n m for the weights, and n m for the inputs in all layers but the first).

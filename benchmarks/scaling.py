@@ -1,7 +1,8 @@
-"""What one transition costs as the problem grows, and how fast the processor multiplies matrices."""
+"""What one transition costs as the problem grows, and how fast the processor multiplies and adds."""
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -9,10 +10,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from llvmlite import ir
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Chain, NormalPrior, Posterior, boxes, sample
+from bnn_utils.gradients.machine import Library, translate
 from bnn_utils.gradients.native import NUMBERS_AHEAD, code_of, drawn, program_of
+from bnn_utils.gradients.products import ROWS
+from bnn_utils.gradients.vector import Vectors
+from bnn_utils.gradients.writer import I64, VOID, Writer
 from problem import CURVES, NUM_STEPS, PRECISION, PROFILED, STEP_SIZE, WORKLOADS, Setting, Workload, network_name
 
 FEWEST, MOST, WARMUP = 3, 10_000, 2  # transitions
@@ -99,12 +105,23 @@ def once(function: Callable[[], object], seconds: float = 0.5) -> float:
     return median(times) * 1e3
 
 
-def peak(size: int = 1_024, times: int = 20) -> dict[str, Any]:
-    """10^9 floating-point operations per second in the fastest of several products of square matrices."""
-    a, b = torch.randn(2, size, size)
-    fastest = float("inf")
-    for _ in range(times):
-        started = time.perf_counter()
-        a @ b
-        fastest = min(fastest, time.perf_counter() - started)
-    return {"value": 2 * size**3 / fastest / 1e9}
+def peak(rounds: int = 10**6) -> dict[str, Any]:
+    """10^9 floating-point operations per second of multiply-adds whose numbers never leave the registers."""
+    writer = Writer("float32")
+    function = writer.function("rounds", ir.FunctionType(VOID, [writer.pointer, I64]))
+    out, num = function.args
+    b = ir.IRBuilder(function.append_basic_block())
+    v = Vectors(b, writer.scalar, writer.width)
+    places = [writer.at(b, out, I64(k * v.width)) for k in range(ROWS)]
+    sums = [writer.variable(b, v.type) for _ in places]
+    for memory, place in zip(sums, places, strict=True):
+        b.store(writer.load(b, place, v.type), memory)
+    with writer.loop(b, I64(0), num):
+        for memory in sums:
+            b.store(v.fma(b.load(memory), v.constant(0.5), v.constant(1.0)), memory)
+    for memory, place in zip(sums, places, strict=True):
+        writer.store(b, b.load(memory), place)
+    b.ret_void()
+    library = Library(translate(str(writer.module)))
+    call, found = library.function("rounds", [ctypes.c_void_p, ctypes.c_int64]), torch.zeros(ROWS * v.width)
+    return {"value": 2 * found.numel() * rounds / once(lambda: call(found.data_ptr(), rounds)) / 1e6}

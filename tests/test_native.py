@@ -101,8 +101,8 @@ def test_it_is_the_closed_form(
 ):
     """Of random networks, the value and the gradient, for few lanes and many, few points and many.
 
-    In single precision, too, what is expected is computed in double precision. Where terms cancel each other, torch errs
-    by more than the tolerance as well: then by four times as much at most.
+    In single precision, too, what is expected is computed in double precision. Where terms cancel each other, torch
+    errs by more than the tolerance as well: then by four times as much at most.
     """
     likelihood, num_outputs, last, targets = LIKELIHOODS[likelihood]
     layers, (num_lanes, num_points), dice = [], sizes, generator(seed)
