@@ -49,6 +49,24 @@ def at_segment(monkeypatch):
 
 
 @pytest.fixture
+def once_all_have_some(monkeypatch):
+    """Have something done when there are draws of all batches, of which one may have come much further than another."""
+
+    def once_all_have_some(what):
+        take, done = Batches.take, []
+
+        def watched(self, batch, made):
+            take(self, batch, made)
+            if self.num_draws >= 20 and not done:
+                done.append(batch)
+                what()
+
+        monkeypatch.setattr(Batches, "take", watched)
+
+    return once_all_have_some
+
+
+@pytest.fixture
 def short_segments(monkeypatch):
     """So that a run has many of them."""
     monkeypatch.setattr(executors, "next_length", lambda num, seconds, wanted: 20)
@@ -234,16 +252,9 @@ def test_threads_of_one_process_have_a_density_each(posterior):
         assert same(chain, draw(200, **arguments))
 
 
-def test_an_executor_that_is_shut_down_keeps_the_draws(monkeypatch, short_segments):
+def test_an_executor_that_is_shut_down_keeps_the_draws(once_all_have_some, short_segments):
     with ThreadPoolExecutor(2) as executor:
-        take = Batches.take
-
-        def until_all_have_some(self, batch, made):
-            take(self, batch, made)
-            if self.num_draws >= 20:  # not after so many segments: one thread may have come much further than the other
-                executor.shutdown(wait=False)
-
-        monkeypatch.setattr(Batches, "take", until_all_have_some)
+        once_all_have_some(lambda: executor.shutdown(wait=False))
         with pytest.raises(RuntimeError, match="the executor takes no more segments: RuntimeError: cannot") as caught:
             draw(10**5, executor=executor)
     chain = caught.value.chain
@@ -251,13 +262,14 @@ def test_an_executor_that_is_shut_down_keeps_the_draws(monkeypatch, short_segmen
     assert torch.equal(chain.draws, draw(chain.num_draws).draws)
 
 
-def test_a_pool_of_the_callers_that_breaks_keeps_the_draws(at_segment, short_segments):
+def test_a_pool_of_the_callers_that_breaks_keeps_the_draws(once_all_have_some, short_segments):
     """It is theirs to start anew."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        at_segment(after_9=lambda: os.kill(next(iter(executor._processes)), signal.SIGKILL))
+        once_all_have_some(lambda: os.kill(next(iter(executor._processes)), signal.SIGKILL))
         with pytest.raises(RuntimeError, match="the executor takes no more segments: BrokenProcessPool") as caught:
-            draw(executor=executor)
+            draw(10**5, executor=executor)
     chain = caught.value.chain
+    assert 20 <= chain.num_draws < 10**5
     assert torch.equal(chain.draws, draw(chain.num_draws).draws)
 
 
