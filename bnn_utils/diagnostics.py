@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from bnn_utils import _check
 from bnn_utils.coupling import Pairs, copies, coupled, named
 from bnn_utils.mixing import by_quantity, in_order, mean_ess, mean_se, rank, rank_rhat, split_chains, tail_ess, variance
+
+if TYPE_CHECKING:
+    from bnn_utils.mixing_native import Code
 
 RHAT_LIMIT = 1.01  # Vehtari et al. 2021, section 4
 FEWEST_SHARED = 10  # different predictions, in the same order, that make two chains copies: one in 10! by chance
@@ -35,7 +38,7 @@ def rhat(draws: Tensor) -> Tensor:
     Raises:
         ValueError: if a value is NaN or infinite, or there are fewer than 4 draws.
     """
-    return by_quantity(lambda x: rank_rhat(rank(split_chains(x))), draws)
+    return by_quantity(lambda x, code: rank_rhat(rank(split_chains(x), code), code), draws)
 
 
 def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tensor:
@@ -49,9 +52,9 @@ def ess(draws: Tensor, method: Literal["bulk", "tail", "mean"] = "bulk") -> Tens
         shape ``(...)``, float64 on the CPU; NaN for a quantity that never changed.
     """
     methods = {
-        "bulk": lambda x: mean_ess(rank(split_chains(x)).scores),
-        "tail": lambda x: tail_ess(split_chains(x), in_order(x)),
-        "mean": lambda x: mean_ess(split_chains(x)),
+        "bulk": lambda x, code: mean_ess(rank(split_chains(x), code).scores, code),
+        "tail": lambda x, code: tail_ess(split_chains(x), in_order(x), code),
+        "mean": lambda x, code: mean_ess(split_chains(x), code),
     }
     _check.choice("method", method, methods)
     return by_quantity(methods[method], draws)
@@ -77,7 +80,7 @@ def mcse(draws: Tensor) -> Tensor:
     Returns:
         shape ``(...)``, float64 on the CPU; NaN for a quantity that never changed.
     """
-    return by_quantity(lambda x: mean_se(x, split_chains(x)), draws)
+    return by_quantity(lambda x, code: mean_se(x, split_chains(x), code), draws)
 
 
 class Mixing(NamedTuple):
@@ -94,12 +97,13 @@ def diagnose(draws: Tensor) -> Mixing:
     return Mixing(*by_quantity(_mixing, draws))
 
 
-def _mixing(x: np.ndarray) -> np.ndarray:
+def _mixing(x: np.ndarray, code: Code | None) -> np.ndarray:
     halves = split_chains(x)
-    ranks = rank(halves)
+    ranks = rank(halves, code)
     # The middle draw of an odd number is in no half, so that the sorted halves lack it.
     ordered = ranks.ordered if x.shape[2] % 2 == 0 else in_order(x)
-    return np.stack([rank_rhat(ranks), mean_ess(ranks.scores), tail_ess(halves, ordered), mean_se(x, halves)])
+    bulk, tail = mean_ess(ranks.scores, code), tail_ess(halves, ordered, code)
+    return np.stack([rank_rhat(ranks, code), bulk, tail, mean_se(x, halves, code)])
 
 
 def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:
@@ -134,7 +138,7 @@ def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:
             f"and more than one draw in each; got {tuple(draws.shape)} and {num_superchains} superchains"
         )
 
-    def of_superchains(x: np.ndarray) -> np.ndarray:
+    def of_superchains(x: np.ndarray, _: Code | None) -> np.ndarray:
         x = x.reshape(len(x), num_superchains, -1, length).astype(np.float64, copy=False)
         means = x.mean(axis=3)
         between = means.mean(axis=2).var(axis=1, ddof=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,15 +16,28 @@ from torch import Tensor
 
 from bnn_utils import _check
 
+if TYPE_CHECKING:
+    from bnn_utils.mixing_native import Code
+
 FEWEST_DRAWS = 4  # two in each half of a chain
 FEWEST_BATCHES = 12  # of all chains together: with 10 to 30 intervals are about as good (Schmeiser 1982)
 COLUMNS, ROWS = 256, 128  # of draws that are transposed at once
 EXACT = 2**14  # flags whose pairs single precision counts: it errs by less than 0.05, and 0.5 would be too much
 BLOCK_ELEMENTS = 2**17  # worked on by one thread at once: bounds the memory of many quantities to some ten megabytes
 
+# Native code takes a fifth of a second to compile once and for all, and 50 ms to load: so many values save as much. Of
+# shorter rows it would spend its time on empty buckets.
+NATIVE_VALUES, NATIVE_DRAWS = 2**22, 400
+MOST_DRAWS = 2**31 - 1  # places are 32-bit numbers
 
-def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, fewest: int = FEWEST_DRAWS) -> Tensor:
-    """Blocks of quantities ``(Q, chains, draws)`` to ``function``, its results ``(..., Q)`` together and in shape."""
+
+def by_quantity(
+    function: Callable[[np.ndarray, Code | None], np.ndarray], draws: Tensor, fewest: int = FEWEST_DRAWS
+) -> Tensor:
+    """Blocks of quantities ``(Q, chains, draws)`` to ``function``, its results ``(..., Q)`` together and in shape.
+
+    With each block it gets native code where that pays, and None elsewhere.
+    """
     values = _check.tensor("draws", draws).detach().cpu()
     if values.ndim < 2 or values.shape[1] < fewest:
         raise ValueError(
@@ -45,6 +58,7 @@ def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, few
         raise ValueError(f"{bad} of the values are NaN or infinite")
     chains, length = values.shape[:2]
     columns = values.reshape(chains * length, -1).numpy()
+    code = _code(columns)
     width = max(1, BLOCK_ELEMENTS // len(columns))
     # Read more at once than is worked on at once: each row of many quantities lies far from the next.
     group = -(-max(width, min(COLUMNS, COLUMNS * ROWS**2 // len(columns))) // width) * width
@@ -55,12 +69,24 @@ def by_quantity(function: Callable[[np.ndarray], np.ndarray], draws: Tensor, few
 
     def of_block(x: np.ndarray) -> np.ndarray:
         unmoved = (x == x[:, :1, :1]).all(axis=(1, 2))
-        return np.where(unmoved, np.nan, function(x))
+        return np.where(unmoved, np.nan, function(x, code))
 
     # NumPy sorts and transforms on one thread; these are as many as the reader lets torch have.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         results = np.concatenate(list(pool.map(of_group, range(0, columns.shape[1], group))), axis=-1)
     return torch.from_numpy(results.reshape(results.shape[:-1] + values.shape[2:]))
+
+
+def _code(columns: np.ndarray) -> Code | None:
+    """Native code, if there is much to do."""
+    if columns.size < NATIVE_VALUES or not NATIVE_DRAWS <= len(columns) <= MOST_DRAWS:
+        return None
+    try:
+        from bnn_utils import mixing_native
+
+        return mixing_native.code_of(columns.dtype.name)
+    except (ImportError, RuntimeError):  # no llvmlite, or an old processor: NumPy gives the same
+        return None
 
 
 def _transposed(columns: np.ndarray) -> np.ndarray:
@@ -83,11 +109,15 @@ def in_order(x: np.ndarray) -> np.ndarray:
 
 class Ranks(NamedTuple):
     ordered: np.ndarray  # (Q, S), all values of each quantity in ascending order
-    places: np.ndarray  # (Q, S), where each of them stands in the flattened block
+    places: np.ndarray  # (Q, S), where each of them stands: in the flattened block, or by native code in its row
     scores: np.ndarray  # normal scores, in the shape of the values
 
 
-def rank(halves: np.ndarray) -> Ranks:
+def rank(halves: np.ndarray, code: Code | None) -> Ranks:
+    if code:
+        values = halves.reshape(len(halves), -1)
+        ordered, places, scores = code.rank(values, _score_table(values.shape[1]))
+        return Ranks(ordered, places, scores.reshape(halves.shape))
     places = _argsort(halves.reshape(len(halves), -1))
     ordered = halves.ravel()[places]
     scores = np.empty(halves.shape)
@@ -139,9 +169,14 @@ def _score_table(size: int) -> np.ndarray:
     return ndtri((np.arange(2, 2 * size + 1) / 2 - 3 / 8) / (size + 1 / 4))
 
 
-def rank_rhat(ranks: Ranks) -> np.ndarray:
+def rank_rhat(ranks: Ranks, code: Code | None) -> np.ndarray:
+    _, chains, draws, _ = ranks.scores.shape
+    if code:
+        folded = code.fold(ranks.ordered, ranks.places, _score_table(ranks.ordered.shape[1]), chains)
+    else:
+        folded = _sums(_folded_scores(ranks))
     # Where all values lie equally far from the median, the folded ones never change and say nothing.
-    return np.fmax(_rhat(ranks.scores), _rhat(_folded_scores(ranks)))
+    return np.fmax(_rhat(*_sums(ranks.scores), draws), _rhat(*folded, draws))
 
 
 def _folded_scores(ranks: Ranks) -> np.ndarray:
@@ -167,11 +202,14 @@ def _folded_scores(ranks: Ranks) -> np.ndarray:
     return folded
 
 
-def _rhat(scores: np.ndarray) -> np.ndarray:
-    draws = scores.shape[2]
-    means = _series(scores).mean(axis=2).view(np.float64)
+def _sums(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over each half of a chain, ``(Q, 2 chains)``; and of squares over all, ``(Q,)``."""
+    return _series(scores).sum(axis=2).view(np.float64), np.einsum("qcdh,qcdh->q", scores, scores)
+
+
+def _rhat(sums: np.ndarray, squares: np.ndarray, draws: int) -> np.ndarray:
+    means = sums / draws
     # Scores are about zero, so that sums of squares will do; what rounding leaves of no variance may be negative.
-    squares = np.einsum("qcdh,qcdh->q", scores, scores)
     within = (squares - draws * np.einsum("qc,qc->q", means, means)) / (means.shape[1] * (draws - 1))
     between = draws * means.var(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # a quantity that never changed within its chains
@@ -188,7 +226,7 @@ def variance(x: np.ndarray) -> np.ndarray:
     return x.var(axis=-1, ddof=1) if x.shape[-1] > 1 else np.zeros(x.shape[:-1])
 
 
-def tail_ess(halves: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+def tail_ess(halves: np.ndarray, ordered: np.ndarray, code: Code | None) -> np.ndarray:
     """The smaller ESS of two indicators: of values up to the 5 % quantile, and of those above the 95 % quantile.
 
     ``ordered`` are all values ``(Q, S)`` in ascending order, those that are in no half too.
@@ -196,7 +234,7 @@ def tail_ess(halves: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     size = ordered.shape[1]
     places = [size * p + (1 - p) for p in (0.05, 0.95)]  # counted from 1, between two values (type 7 of R)
     low, high = (_interpolated(ordered, place)[:, None, None, None] for place in places)
-    return np.minimum(*np.split(mean_ess(np.concatenate([halves <= low, halves > high])), 2))
+    return np.minimum(*np.split(mean_ess(np.concatenate([halves <= low, halves > high]), code), 2))
 
 
 def _interpolated(ordered: np.ndarray, place: float) -> np.ndarray:
@@ -206,9 +244,9 @@ def _interpolated(ordered: np.ndarray, place: float) -> np.ndarray:
     return (1 - weight) * ordered[:, below - 1].astype(np.float64) + weight * ordered[:, below].astype(np.float64)
 
 
-def mean_se(x: np.ndarray, halves: np.ndarray) -> np.ndarray:
+def mean_se(x: np.ndarray, halves: np.ndarray, code: Code | None) -> np.ndarray:
     """Standard error of the mean of ``(Q, chains, draws)``: see `diagnostics.mcse`."""
-    by_lags = x.std(axis=(1, 2), ddof=1, dtype=np.float64) / np.sqrt(mean_ess(halves))
+    by_lags = x.std(axis=(1, 2), ddof=1, dtype=np.float64) / np.sqrt(mean_ess(halves, code))
     return np.maximum(by_lags, _batch_se(x))
 
 
@@ -224,18 +262,21 @@ def _batch_se(x: np.ndarray) -> np.ndarray:
     return widened * means.std(axis=1, ddof=1) * np.sqrt(size / (chains * draws))
 
 
-def mean_ess(halves: np.ndarray, lags: int = 0) -> np.ndarray:
+def mean_ess(halves: np.ndarray, code: Code | None, done: int = 0) -> np.ndarray:
     """Effective sample size of the mean of `split_chains`: S / tau, with tau = -1 + 2 (rho_0 + rho_1 + ...).
 
     The sum over lags ends by Geyer's initial monotone sequence (1992), in the details as ArviZ does it: neighbours
     rho_2k + rho_2k+1 are taken while their sum is positive, and none for more than those before; of the first that
-    are not taken, the even one is added once. ``lags`` is how many are looked at, at first a seventh, as the sum seldom
-    ends later; where it does, all of them.
+    are not taken, the even one is added once. At first a seventh of the lags is looked at, as the sum seldom ends
+    later; where it does, all of them. Native code begins with a few. ``done`` is how many were not enough.
     """
     chains, draws = 2 * halves.shape[1], halves.shape[2]
     size = chains * draws
-    lags = lags or max(2, draws // 7)
-    products, means = (_products_of_flags if halves.dtype == bool else _products)(halves, lags)
+    seventh = max(2, draws // 7)
+    first = [few for few in code.LAGS if few < seventh] if code else []
+    lags, *later = [more for more in sorted({*first, seventh, draws}) if more > done]
+    products_of = _products_of_flags if halves.dtype == bool else _products
+    products, means = products_of(halves, lags, code if lags in first else None)
     covariance = products / size
     within = covariance[:, :1] * draws / (draws - 1)
     total = covariance[:, :1] + means.var(axis=1, ddof=1, keepdims=True)
@@ -254,33 +295,40 @@ def mean_ess(halves: np.ndarray, lags: int = 0) -> np.ndarray:
     tau = 2 * np.where(kept, np.minimum.accumulate(sums, axis=1), 0).sum(axis=1) - 1 + once[:, 0]
     # Antithetic draws may be worth more than independent ones, though not without limit.
     result = np.where(total[:, 0] == 0, size, size / np.maximum(tau, 1 / np.log10(size)))
-    if lags < draws and len(more):
-        result[more] = mean_ess(halves[more], draws)
+    if later and len(more):
+        result[more] = mean_ess(halves[more], code, lags)
     return result
 
 
-def _products(halves: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray]:
+def _products(halves: np.ndarray, lags: int, code: Code | None) -> tuple[np.ndarray, np.ndarray]:
     """Of residuals k draws apart, summed over all halves, ``(Q, lags)``; and the means of these, ``(Q, 2 chains)``."""
+    if code:
+        return code.products(halves, lags)
     series = _series(halves.astype(np.float64, copy=False))
     means = series.mean(axis=2)
     return _lagged(series - means[:, :, None], lags), means.view(np.float64)
 
 
-def _products_of_flags(halves: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray]:
-    """`_products` of what is true or false. Pairs of true ones are counted, in single precision, in half the time."""
+def _products_of_flags(halves: np.ndarray, lags: int, code: Code | None) -> tuple[np.ndarray, np.ndarray]:
+    """`_products` of what is true or false, from numbers of true ones, which are exact."""
     draws = halves.shape[2]
+    pairs, counts, crossed = code.pairs(halves, lags) if code else _pairs(halves, lags)
+    # Less the means: the sum of (x_t - m) (x_t+k - m) is that of x_t x_t+k - m (x_t + x_t+k) + m^2.
+    means = counts / draws
+    squares = np.square(means).sum(axis=1, keepdims=True) * np.arange(draws, draws - lags, -1)
+    return pairs - crossed / draws + squares, means
+
+
+def _pairs(halves: np.ndarray, lags: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`Code.pairs`. They are counted by a Fourier transform in single precision, in half the time."""
     series = _series(halves.astype(np.float32))
     counts = series.sum(axis=2)
     if counts.view(np.float32).sum(axis=1).max() >= EXACT:
         series, counts = series.astype(np.complex128), counts.astype(np.complex128)
-    pairs = np.rint(_lagged(series, lags))
-    # Less the means: the sum of (x_t - m) (x_t+k - m) is that of x_t x_t+k - m (x_t + x_t+k) + m^2. Not by `@`, which
-    # would start threads of its own.
-    means = counts.view(series.real.dtype).astype(np.float64) / draws
-    weighted = (series * counts.conj()[:, :, None]).sum(axis=1).real.astype(np.float64) / draws
+    # Not by `@`, which would start threads of its own.
+    weighted = (series * counts.conj()[:, :, None]).sum(axis=1).real.astype(np.float64)
     crossed = np.cumsum(weighted + weighted[:, ::-1], axis=1)[:, : -lags - 1 : -1]
-    squares = np.square(means).sum(axis=1, keepdims=True) * np.arange(draws, draws - lags, -1)
-    return pairs - crossed + squares, means
+    return np.rint(_lagged(series, lags)), counts.view(series.real.dtype).astype(np.float64), crossed
 
 
 def _lagged(series: np.ndarray, lags: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Diagnostics against ArviZ, and on specimens that must fail them."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from scipy.stats import binom, f, norm, rankdata
 from scipy.stats import t as student
 
+import bnn_utils
 from bnn_utils import mixing
 from bnn_utils._arviz import arviz
-from bnn_utils.diagnostics import Convergence, convergence, ess, mcse, nested_rhat, rhat
+from bnn_utils.diagnostics import Convergence, convergence, diagnose, ess, mcse, nested_rhat, rhat
 
 
 def walk(chains, draws, *shape, seed=0):
@@ -182,6 +184,75 @@ def test_flags_are_counted_exactly():
         flags = mixing._series(flags.astype(np.float32))
         single = mixing._lagged(flags, 100)
         assert abs(single - np.rint(mixing._lagged(flags.astype(np.complex128), 100))).max() < 0.05
+
+
+HARD_TO_RANK = {
+    "distinct": lambda x: x,
+    "ties": lambda x: x.round(1),
+    "two values": lambda x: np.sign(x),
+    "zeros of both signs": np.trunc,
+    "tiny": lambda x: x.round(1) * np.finfo(x.dtype).smallest_subnormal * 30,
+    "huge": lambda x: x / abs(x).max() * np.finfo(x.dtype).max / 4,
+    "one value": np.zeros_like,
+    "in order": np.sort,
+    "one apart": lambda x: np.where(x == x.max(), x, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("chains", "draws"), [(1, 2), (1, 7), (3, 35), (5, 400)])
+@pytest.mark.parametrize("make", HARD_TO_RANK.values(), ids=HARD_TO_RANK)
+def test_native_ranks_are_numpys(make, chains, draws, dtype):
+    code = pytest.importorskip("bnn_utils.mixing_native").code_of(dtype)
+    halves = make(iid(3, 2 * chains * draws).numpy().astype(dtype)).reshape(3, chains, draws, 2)
+    expected, found = mixing.rank(halves, None), mixing.rank(halves, code)
+    rows = np.arange(3)[:, None] * halves[0].size
+    np.testing.assert_array_equal(
+        found.ordered.view(f"i{halves.itemsize}"), expected.ordered.view(f"i{halves.itemsize}")
+    )
+    np.testing.assert_array_equal(found.places + rows, expected.places)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    folded = code.fold(found.ordered, found.places, mixing._score_table(halves[0].size), chains)
+    for values, of_numpy in zip(folded, mixing._sums(mixing._folded_scores(expected)), strict=True):
+        np.testing.assert_allclose(values, of_numpy, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("draws", [115, 128, 471])
+def test_native_sums_over_lags_are_numpys(draws, dtype):
+    code = pytest.importorskip("bnn_utils.mixing_native").code_of(dtype)
+    halves = walk(2, 3, draws, 2).numpy().astype(dtype)
+    for lags in code.LAGS:
+        for found, expected in zip(code.products(halves, lags), mixing._products(halves, lags, None), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
+        for flags in (halves > np.median(halves), halves > halves.max(), halves <= halves.max()):
+            for found, expected in zip(code.pairs(flags, lags), mixing._pairs(flags, lags), strict=True):
+                np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 4, 5), (4, 101, 3), (3, 301, 3), (2, 1200, 2)], ids=str)
+@pytest.mark.parametrize("make", DRAWS.values(), ids=DRAWS)
+def test_native_diagnostics_are_numpys(make, shape, dtype, monkeypatch):
+    """With the first few lags enough, and not enough."""
+    pytest.importorskip("llvmlite")
+    draws = make(*shape).to(dtype)
+    expected = [*diagnose(draws), ess(draws, "mean")]
+    monkeypatch.setattr(mixing, "NATIVE_VALUES", 0)
+    monkeypatch.setattr(mixing, "NATIVE_DRAWS", 0)
+    for found, of_numpy in zip([*diagnose(draws), ess(draws, "mean")], expected, strict=True):
+        torch.testing.assert_close(found, of_numpy, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_native_code_is_for_much_to_do(monkeypatch):
+    pytest.importorskip("llvmlite")
+    much = np.empty((mixing.NATIVE_DRAWS, -(-mixing.NATIVE_VALUES // mixing.NATIVE_DRAWS)), np.float32)
+    assert mixing._code(much) is not None
+    assert mixing._code(much[:, :-1]) is None
+    assert mixing._code(much.reshape(mixing.NATIVE_DRAWS // 2, -1)) is None
+    monkeypatch.setitem(sys.modules, "bnn_utils.mixing_native", None)  # as where it can't be imported
+    monkeypatch.delattr(bnn_utils, "mixing_native")
+    assert mixing._code(much) is None
 
 
 def by_batches(draws):
