@@ -50,11 +50,8 @@ def by_quantity(
         )
     if values.dtype != torch.float32:  # which is ranked as it is, in half the time
         values = values.double()
-    bad = 0
-    for part in values.reshape(-1).split(BLOCK_ELEMENTS):
-        if not torch.stack(part.aminmax()).isfinite().all():  # several times as fast as to look at each value
-            bad += int((~part.isfinite()).sum())
-    if bad:
+    if not torch.stack(values.aminmax()).isfinite().all():  # several times as fast as to look at each value
+        bad = sum(int((~part.isfinite()).sum()) for part in values.reshape(-1).split(BLOCK_ELEMENTS))
         raise ValueError(f"{bad} of the values are NaN or infinite")
     chains, length = values.shape[:2]
     columns = values.reshape(chains * length, -1).numpy()
