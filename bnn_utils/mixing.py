@@ -270,10 +270,9 @@ def mean_ess(halves: np.ndarray, code: Code | None, done: int = 0) -> np.ndarray
     chains, draws = 2 * halves.shape[1], halves.shape[2]
     size = chains * draws
     seventh = max(2, draws // 7)
-    first = [few for few in code.LAGS if few < seventh] if code else []
-    lags, *later = [more for more in sorted({*first, seventh, draws}) if more > done]
-    products_of = _products_of_flags if halves.dtype == bool else _products
-    products, means = products_of(halves, lags, code if lags in first else None)
+    code = code if code and seventh > code.LAGS else None
+    lags = code.LAGS if code else seventh if done < seventh else draws
+    products, means = (_products_of_flags if halves.dtype == bool else _products)(halves, lags, code)
     covariance = products / size
     within = covariance[:, :1] * draws / (draws - 1)
     total = covariance[:, :1] + means.var(axis=1, ddof=1, keepdims=True)
@@ -292,8 +291,8 @@ def mean_ess(halves: np.ndarray, code: Code | None, done: int = 0) -> np.ndarray
     tau = 2 * np.where(kept, np.minimum.accumulate(sums, axis=1), 0).sum(axis=1) - 1 + once[:, 0]
     # Antithetic draws may be worth more than independent ones, though not without limit.
     result = np.where(total[:, 0] == 0, size, size / np.maximum(tau, 1 / np.log10(size)))
-    if later and len(more):
-        result[more] = mean_ess(halves[more], code, lags)
+    if lags < draws and len(more):
+        result[more] = mean_ess(halves[more], None, lags)
     return result
 
 

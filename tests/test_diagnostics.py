@@ -218,11 +218,11 @@ def test_native_ranks_are_numpys(make, chains, draws, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("draws", [115, 128, 471])
+@pytest.mark.parametrize("draws", [67, 115, 128, 471])
 def test_native_sums_over_lags_are_numpys(draws, dtype):
     code = pytest.importorskip("bnn_utils.mixing_native").code_of(dtype)
     halves = walk(2, 3, draws, 2).numpy().astype(dtype)
-    for lags in code.LAGS:
+    for lags in (4, code.LAGS, 64):
         for found, expected in zip(code.products(halves, lags), mixing._products(halves, lags, None), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
         for flags in (halves > np.median(halves), halves > halves.max(), halves <= halves.max()):
