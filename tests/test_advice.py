@@ -445,5 +445,5 @@ def test_healthy_runs_are_told_nothing(run, seeds):
     """
     posterior, kernel, warmup, num_samples = run
     for seed in seeds:
-        chain = sample(posterior, kernel, num_samples, 8, warmup, seed=seed, progress=False, compile=False)
+        chain = sample(posterior, kernel, num_samples, 8, warmup, seed=seed, progress=False)
         assert chain.warnings == []
