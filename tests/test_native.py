@@ -331,6 +331,8 @@ def test_what_does_not_fit_is_refused(posterior, theta, wrong):
     density = posterior.density(5, compile=True)
     with pytest.raises(ValueError, match=r"this density is for vectors in the shape \(5, 20\) and torch.float64, one"):
         density.joint.log_prob_and_grad(wrong(theta))
+    with pytest.raises(ValueError, match=r"this density is for vectors in the shape \(5, 20\) and torch.float64, one"):
+        fused.Fused(posterior, 5).log_prob_and_grad(wrong(theta))
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.native.trajectory(Position(theta, theta[:, 0], theta), wrong(theta), 0.1, 2, None)
     with pytest.raises(ValueError, match="this density is for vectors"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnn_utils.gradients import LogDensity
-from bnn_utils.gradients.native import activation_of, arrays_of, code_of, filled_up, shared_out
+from bnn_utils.gradients.native import activation_of, arrays_of, check_vectors, code_of, filled_up, shared_out
 from bnn_utils.layers import Layer
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Fused:
 
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``(C, D)`` -> ``(C,)``, ``(C, D)``."""
+        check_vectors((self.num_lanes, len(self._inverse)), self._data[0].dtype, theta)
         num_jobs = self._num_parts * self.num_lanes
         ordered = torch.cat([theta, theta.new_zeros(self.num_lanes, 1)], dim=1).index_select(1, self._order)
         values, grads = theta.new_empty(num_jobs), theta.new_empty(num_jobs, ordered.shape[1])

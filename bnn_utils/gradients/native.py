@@ -91,6 +91,7 @@ class Native:
     def __init__(self, posterior: Posterior, num_lanes: int) -> None:
         self._program = program_of(posterior, num_lanes)
         self._code = code_of(self._program)
+        self._check = functools.partial(check_vectors, (num_lanes, posterior.dim), posterior.dtype)
         self.num_lanes, self.num_threads = num_lanes, 1
         prior = posterior.prior_distribution
         self.has_prior = isinstance(prior, DiagonalNormal)
@@ -203,16 +204,6 @@ class Native:
         self._call("exchanges", num * num_steps, blocks(), whole=temperatures)
         return moved, Exchanges(thetas, *recorded, size)
 
-    def _check(self, *values: Tensor) -> None:
-        """Raise where native code would read what is not there."""
-        expected = (self.num_lanes, self._program.dim), f"torch.{self._program.dtype}"
-        for value in values:
-            if (tuple(value.shape), str(value.dtype)) != expected:
-                raise ValueError(
-                    f"this density is for vectors in the shape {expected[0]} and {expected[1]}, one for each lane; got "
-                    f"{tuple(value.shape)} and {value.dtype}"
-                )
-
     def _or_ones(self, diagonal: Tensor | None) -> Tensor:
         return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
 
@@ -249,6 +240,16 @@ class Native:
         call(*mine, last)
         for other in started:
             other.result()
+
+
+def check_vectors(shape: tuple[int, int], dtype: torch.dtype, *values: Tensor) -> None:
+    """Raise where native code would read what is not there."""
+    for value in values:
+        if (tuple(value.shape), value.dtype) != (shape, dtype):
+            raise ValueError(
+                f"this density is for vectors in the shape {shape} and {dtype}, one for each lane; got "
+                f"{tuple(value.shape)} and {value.dtype}"
+            )
 
 
 def shared_out(call: Callable[[int, int], None], num: int, num_threads: int, seconds: float) -> None:
