@@ -82,7 +82,7 @@ def _code(columns: np.ndarray) -> Code | None:
         from bnn_utils import mixing_native
 
         return mixing_native.code_of(columns.dtype.name)
-    except (ImportError, RuntimeError):  # no llvmlite, or an old processor: NumPy gives the same
+    except (ImportError, OSError, RuntimeError):  # no llvmlite, or an old processor: NumPy gives the same
         return None
 
 
