@@ -6,6 +6,7 @@ from bnn_utils.flat import FlatModule
 from bnn_utils.kernels.chees import ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC
+from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
 from bnn_utils.layers import LogScale
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
+    "NUTS",
     "Bernoulli",
     "Categorical",
     "ChEES",

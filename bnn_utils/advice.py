@@ -19,6 +19,7 @@ from bnn_utils.diagnostics import ESS_PER_CHAIN, RHAT_LIMIT, diagnose, enumerate
 from bnn_utils.kernels.chees import CHEES_TARGET_ACCEPTANCE, MAX_STEPS, ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, TARGET_ACCEPTANCE
+from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange, rounds
 from bnn_utils.mixing import FEWEST_DRAWS
 
@@ -133,6 +134,8 @@ def target_acceptance(chain: Chain) -> float | None:
     """What a warm-up of the chain's kernel aims at; None for kernels that are not known here."""
     if isinstance(chain.kernel, ChEES):
         return CHEES_TARGET_ACCEPTANCE
+    if isinstance(chain.kernel, NUTS):
+        return chain.kernel.target_acceptance
     if isinstance(chain.kernel, (HMC, Hamiltorch)):
         return LANGEVIN_TARGET_ACCEPTANCE if chain.kernel.num_steps == 1 else TARGET_ACCEPTANCE
     return TARGET_ACCEPTANCE if isinstance(chain.kernel, ReplicaExchange) else None
@@ -160,10 +163,11 @@ def lagging(chain: Chain) -> str | None:
 def energy(chain: Chain) -> str | None:
     """Where new momenta bring about little of the energy's spread at once.
 
-    It has a meaning where every transition draws all of the momentum anew and nothing else changes the energy: for HMC
-    and ChEES, and NUTS elsewhere; not for replica exchange, where swaps do, nor for draws that are not neighbours.
+    It has a meaning where every transition draws all of the momentum anew and nothing else changes the energy: for HMC,
+    ChEES and NUTS, of this package and of others; not for replica exchange, where swaps do, nor for draws that are not
+    neighbours.
     """
-    is_of_momenta = isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, str)) and chain.few.tempering is None
+    is_of_momenta = isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, NUTS, str)) and chain.few.tempering is None
     is_meant = is_of_momenta and chain.thinning == 1
     if not is_meant or chain.num_draws < FEWEST_FOR_MEANS:
         return None
@@ -204,7 +208,7 @@ def warmup(chain: Chain) -> str | None:
         if len(rounds(chain.warmup)) > 1:
             return None
         return f"{seen}, too few to set the temperatures, which are those it began with. Take several hundred."
-    if not isinstance(chain.kernel, (HMC, Hamiltorch, ChEES)):
+    if not isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, NUTS)):
         return None
     if chain.warmup < ONLY_STEPS:
         return f"{seen}, in which the step size adapts only roughly, and nothing else does. Take {SETTLING} or more."
@@ -240,6 +244,21 @@ def trajectory(chain: Chain) -> str | None:
     return (
         f"The trajectory length is {steps:,.0f} steps, and a transition makes at most {MAX_STEPS:,}: wide directions "
         "are explored slowly. Take a longer warm-up, which fits the mass to them."
+    )
+
+
+def tree_depth(chain: Chain) -> str | None:
+    """Trajectories of NUTS that were cut before they turned back."""
+    reached = statistic(chain, "reached_max_treedepth")
+    if reached is None or not reached.any():
+        return None
+    num, of = int(reached.sum()), reached.numel()
+    steps = statistic(chain, "n_steps")
+    after = "" if steps is None else f", after {steps[reached > 0].max():,.0f} leapfrog steps,"
+    return (
+        f"{num:,} of {of:,} trajectories ({_percent(num / of)}) were cut at the largest tree depth{after} before they "
+        "turned back: draws are right, and follow each other more closely than they need to. Take a longer warm-up, or "
+        "a larger max_tree_depth."
     )
 
 
@@ -317,6 +336,7 @@ CHECKS: tuple[Callable[[Chain], str | None], ...] = (
     warmup,
     step_sizes,
     trajectory,
+    tree_depth,
     swaps,
     round_trips,
     convergence,

@@ -16,6 +16,7 @@ from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, val
 from bnn_utils.gradients.backprop import closed_form
 from bnn_utils.gradients.fused import Fused
 from bnn_utils.gradients.native import Native, can_be_native, is_small
+from bnn_utils.gradients.trees import Trees
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:  # a posterior makes densities itself
@@ -95,7 +96,10 @@ class Density:
 
         # Of a likelihood that was replaced, as by one that counts its calls, native code knows nothing.
         native = likelihood.native
-        return LogDensity(log_prob_and_grad, grad, native if native and native.has_prior else None)
+        native = native if native and native.has_prior else None
+        has_trees = likelihood.callee is not None and isinstance(prior, DiagonalNormal)
+        trees = Trees(likelihood.callee, prior) if has_trees else None
+        return LogDensity(log_prob_and_grad, grad, native, trees=trees)
 
     @cached_property
     def prior(self) -> LogDensity:

@@ -144,3 +144,38 @@ def _with_generator(func: OpOverload) -> OpOverload:
         f"{func} draws from torch's global stream and takes no generator: a distribution that draws with it cannot be "
         "given a stream of its own; draw with torch.rand, torch.randn or torch.distributions"
     )
+
+
+# --- numbers of a lane's own ------------------------------------------------------------------------------------------
+
+# How many random numbers a lane needs may depend on where it goes, and no other lane may see that. So each draws a key
+# from the generator, and from it follow its numbers as in SplitMix64 (Steele, Lea and Flood 2014): the n-th is
+# key + n GOLDEN, mixed.
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd
+MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # shifts and factors
+LAST_SHIFT = 31
+KEY_BITS = 24  # of each of the two uniform numbers of which a key is made: all that one in single precision has
+
+
+def lane_keys(first: Tensor, second: Tensor) -> Tensor:
+    """From two uniform numbers for each lane, ``(...)``: int64."""
+    high, low = ((u * 2**KEY_BITS).long() for u in (first, second))
+    return (high << KEY_BITS) + low
+
+
+def lane_uniform(key: Tensor, number: int) -> Tensor:
+    """The n-th number in [0, 1) that follows from each key, ``(...)``, float32."""
+    z = key + _wrapped(number * GOLDEN)
+    for shift, factor in MIXING:
+        z = (z ^ _shifted(z, shift)) * _wrapped(factor)
+    return _shifted(z ^ _shifted(z, LAST_SHIFT), 64 - KEY_BITS).float() * 2.0**-KEY_BITS
+
+
+def _wrapped(number: int) -> int:
+    """As int64 has it, which wraps around."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros from the left."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -46,12 +46,13 @@ class Fault(NamedTuple):
 in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
+TREES, GROWTH = "kernels/nuts.py", "gradients/growth.py"
 NATIVE, PROGRAM, BLOCKS = "gradients/native.py", "gradients/program.py", "gradients/blocks.py"
 VECTOR, FORMULAS = "gradients/vector.py", "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
 
 ACCEPTANCE = "log_ratio(before, after) > u.log()"
-KEPT = "_where(is_accept, proposal.position, start)"
+KEPT = "of_each_lane(is_accept, proposal.position, start)"
 TRAJECTORY = "leapfrog(start, p, density.log_prob_and_grad, {}, num_steps, metric.velocity, density.grad)"
 
 FAULTS = [
@@ -71,7 +72,7 @@ FAULTS = [
     ),
     in_torch("no Metropolis correction", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > -torch.inf"),
     in_torch("acceptance with u for log u", HMC, "accept", ACCEPTANCE, "log_ratio(before, after) > u - 1"),
-    in_torch("energy without the momentum", HMC, "_energy", "(p * velocity(p)).sum(-1)", "0 * p.sum(-1)"),
+    in_torch("energy without the momentum", HMC, "energy_of", "(p * velocity(p)).sum(-1)", "0 * p.sum(-1)"),
     in_torch(
         "stale gradient after a rejection",
         HMC,
@@ -120,6 +121,78 @@ FAULTS = [
         "max(1, int(num_steps(state.count, state.trajectory_length, state.step_size)"
         " * (1 + state.position.theta.mean().tanh())))",
         "ChEES",
+    ),
+    in_torch(
+        "NUTS takes the last state of a doubling",
+        TREES,
+        "doubled",
+        "lane_uniform(key, 3 * (2**level + i) + STATE) < (log_weight - total).exp()",
+        "lane_uniform(key, 3 * (2**level + i) + STATE) < 2",
+        "NUTS",
+    ),
+    in_torch(
+        "NUTS takes every doubling, whatever it weighs",
+        TREES,
+        "_joined",
+        "u < (more - before).clamp(max=0).exp()",
+        "u < 2",
+        "NUTS",
+    ),
+    in_torch(
+        "NUTS goes on when a part of a doubling turns back",
+        TREES,
+        "doubled",
+        "grows & ~turns_back(stretches[-1], last)",
+        "grows",
+        "NUTS",
+    ),
+    in_torch(
+        "NUTS always goes forwards",
+        TREES,
+        "transition",
+        "lane_uniform(key, 3 * 2**level + DIRECTION) < 0.5",
+        "lane_uniform(key, 3 * 2**level + DIRECTION) < 2",
+        "NUTS",
+    ),
+    in_torch(
+        "NUTS forgets the weight of what was there before",
+        TREES,
+        "_joined",
+        "torch.logaddexp(before, more)",
+        "more",
+        "NUTS",
+    ),
+    in_torch(
+        "NUTS has one key for all lanes",
+        TREES,
+        "NUTS.step",
+        "lane_keys(first, torch.rand(len(theta), **of_each))",
+        "0 * first.long() + lane_keys(first, torch.rand(len(theta), **of_each))[0]",
+        "NUTS",
+    ),
+    Fault(
+        "NUTS takes the last state of a doubling, in native code",
+        GROWTH,
+        "_Assembly._arrive",
+        "lane.is_less(lane.uniform(b.add(first, place), STATE), lane.probability(b.fsub(log_weight, total)))",
+        "I1(1)",
+        "NUTS",
+    ),
+    Fault(
+        "NUTS takes every doubling, in native code",
+        GROWTH,
+        "_Assembly._take_over",
+        "lane.is_less(u, lane.probability(b.fsub(more, before)))",
+        "I1(1)",
+        "NUTS",
+    ),
+    Fault(
+        "NUTS has one key for all lanes, in native code",
+        GROWTH,
+        "_Assembly._begin",
+        "lane.array('keys', drawn, kind=I64)",
+        "lane.array('keys', b.mul(lane.get('transition'), lane.field('num_lanes')), kind=I64)",
+        "NUTS",
     ),
     in_torch(
         "swap without the difference of the likelihoods",

@@ -21,11 +21,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange, batches, boxes, sample
+from bnn_utils import (
+    HMC,
+    NUTS,
+    Bernoulli,
+    Chain,
+    ChEES,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    batches,
+    boxes,
+    sample,
+)
 from bnn_utils.stores import folder as folders
 from bnn_utils.stores import open_for_reading
 
-KERNELS = {"HMC": HMC(0.05, 4), "ChEES": ChEES(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 4), 4)}
+KERNELS = {"HMC": HMC(0.05, 4), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 4), 4)}
 NUM_DRAWS, WARMUP = 400, 120
 MOST_KILLS = 3  # of one run
 

@@ -15,7 +15,7 @@ from scipy.stats import qmc
 from targets import generator, normal, regression, rotated, spread
 from torch import nn
 
-from bnn_utils import HMC, ChEES, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
+from bnn_utils import HMC, NUTS, ChEES, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
 from bnn_utils.adaptation import (
     LARGEST_LOG,
     MOST_REJECTIONS,
@@ -286,7 +286,7 @@ def test_the_mass_is_that_of_the_posterior(lanes, factor):
     assert (ratio < factor).all()
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES()], ids=["HMC", "ChEES"])
+@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
 @pytest.mark.parametrize("mass", [torch.full((3,), 2.0), torch.eye(3) + 0.5], ids=["diagonal", "dense"])
 def test_a_given_mass_is_kept(kernel, mass):
     mass = mass.double()
@@ -562,7 +562,7 @@ def test_a_narrow_mode_is_learned_from(kernel):
 # --- what a warm-up is and is not -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES()], ids=["HMC", "ChEES"])
+@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
 def test_the_kernel_changes_in_the_warmup_and_not_afterwards(kernel):
     states, _ = run(kernel, gaussian([1.0, 2.0, 3.0]), 30, 20, 4)
     assert states[0].step_size == kernel.step_size
@@ -573,7 +573,7 @@ def test_the_kernel_changes_in_the_warmup_and_not_afterwards(kernel):
     assert states[30].metric.inv_mass is not None
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES()], ids=["HMC", "ChEES"])
+@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
 def test_without_a_warmup_nothing_adapts(kernel):
     states, _ = run(kernel, gaussian([1.0, 2.0]), 0, 20)
     assert {state.step_size for state in states} == {kernel.step_size}
@@ -581,7 +581,7 @@ def test_without_a_warmup_nothing_adapts(kernel):
     assert repr(kernel.adapted(states[-1])) == repr(kernel)
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES()], ids=["HMC", "ChEES"])
+@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
 def test_a_chain_says_with_what_it_was_drawn(kernel):
     posterior = gaussian([1.0, 2.0, 3.0])
     chain = sample(posterior, kernel, 20, num_chains=4, warmup=30, seed=5, progress=False)

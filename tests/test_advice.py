@@ -13,7 +13,7 @@ from targets import generator, normal, regression
 from test_adaptation import gaussian
 from torch import nn
 
-from bnn_utils import HMC, Chain, ChEES, Gaussian, NormalPrior, Posterior, ReplicaExchange, advice, sample
+from bnn_utils import HMC, NUTS, Chain, ChEES, Gaussian, NormalPrior, Posterior, ReplicaExchange, advice, sample
 from bnn_utils._arviz import arviz
 from bnn_utils.chain import LINE
 from bnn_utils.evidence import Tempering
@@ -315,7 +315,17 @@ def test_what_is_shown_is_escaped(monkeypatch):
 
 # --- chains of any kind -----------------------------------------------------------------------------------------------
 
-KERNELS = ["", "NUTS", HMC(0.1, 1), HMC(0.1, 3, torch.eye(2)), ChEES(), ReplicaExchange(HMC(0.1, 2), 3), object(), None]
+KERNELS = [
+    "",
+    "NUTS",
+    HMC(0.1, 1),
+    HMC(0.1, 3, torch.eye(2)),
+    ChEES(),
+    NUTS(),
+    ReplicaExchange(HMC(0.1, 2), 3),
+    object(),
+    None,
+]
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf, 1e300, 1e-300])
 
 
@@ -430,6 +440,7 @@ RUNS = {
     "HMC without a warm-up": (SILENT, HMC(0.5, 5, torch.tensor([0.25, 1.0, 4.0]), jitter=0.3), 0, 1000),
     "Langevin": (SILENT, HMC(0.1, 1), 150, 2000),
     "ChEES": (SILENT, ChEES(), 150, 1000),
+    "NUTS": (SILENT, NUTS(), 150, 1000),
     "replica exchange": (REGRESSION, ReplicaExchange(HMC(0.1, 5), 4), 100, 1000),
 }
 

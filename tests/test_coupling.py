@@ -5,7 +5,7 @@ import pytest
 import torch
 from targets import FALSE_ALARM
 
-from bnn_utils import HMC, Chain, ChEES, ReplicaExchange, coupling, sample
+from bnn_utils import HMC, NUTS, Chain, ChEES, ReplicaExchange, coupling, sample
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.diagnostics import convergence
 
@@ -151,7 +151,7 @@ def test_the_same_random_numbers_from_different_starts(posterior, kernel):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("kernel", [HMC(0.1, 5), ChEES(0.05, 0.5), ReplicaExchange(HMC(0.1, 2), 3)], ids=repr)
+@pytest.mark.parametrize("kernel", [HMC(0.1, 5), ChEES(0.05, 0.5), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)], ids=repr)
 def test_lanes_of_one_run_are_independent(posterior, kernel):
     """Also where they share trajectory lengths. False alarm: 1e-6."""
     chain = sample(posterior, kernel, 400, 16, seed=0, progress=False, compile=False)

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils import HMC, Bernoulli, ChEES, Data, NormalPrior, Posterior, ReplicaExchange, boxes, sample
+from bnn_utils import HMC, NUTS, Bernoulli, ChEES, Data, NormalPrior, Posterior, ReplicaExchange, boxes, sample
 from bnn_utils.adaptation import Moments
 from bnn_utils.evidence import Tempering
 from bnn_utils.kernels.base import Info
@@ -153,7 +153,7 @@ def test_on_a_gpu(net, gradient):
     assert chain.device.startswith("cuda")
     assert chain.draws.is_cuda
     assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
-    for other in (kernel, ChEES(), ReplicaExchange(kernel, 6)):
+    for other in (kernel, ChEES(), NUTS(), ReplicaExchange(kernel, 6)):
         chain = sample(posterior, other, 50, num_chains=8, warmup=100, seed=0, progress=False)
         assert chain.draws.is_cuda
         assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1

@@ -22,7 +22,7 @@ from targets import (
     with_moments,
 )
 
-from bnn_utils import HMC, ChEES, NormalPrior, ReplicaExchange, sample
+from bnn_utils import HMC, NUTS, ChEES, NormalPrior, ReplicaExchange, sample
 from bnn_utils.diagnostics import ess, mcse
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
@@ -147,12 +147,12 @@ def assert_balanced(before, after, cells):
     assert statistic < chi2.isf(FALSE_ALARM, int(often.sum()))
 
 
-@each_sampler("replica exchange", SAME)
+@each_sampler("replica exchange", "NUTS", SAME)
 def test_detailed_balance(sampler):
     """One transition from 200,000 exact draws, seen through eight cells. Some proposals are rejected.
 
-    (Replica exchange swaps and explores in turn; each is in balance, both together only invariant.) Fails when the
-    Metropolis correction is left out or looks at the wrong energy.
+    (Replica exchange swaps and explores in turn; each is in balance, both together only invariant. So is NUTS, which
+    prefers what it added last.) Fails when the Metropolis correction is left out or looks at the wrong energy.
     """
     posterior, covariance, stream = double_well(), vector(0.5).square()[:, None], generator(3)
     start = exact_draws(posterior, sampler.size(200_000), stream)
@@ -191,6 +191,8 @@ def finer(kernel, halvings):
     if isinstance(kernel, ReplicaExchange):
         sizes = None if kernel.step_sizes is None else kernel.step_sizes / 2**halvings
         return replace(kernel, kernel=finer(kernel.kernel, halvings), step_sizes=sizes)
+    if isinstance(kernel, NUTS):
+        return replace(kernel, step_size=kernel.step_size / 2**halvings, max_tree_depth=1 + halvings)
     if isinstance(kernel, ChEES):
         return replace(kernel, step_size=kernel.step_size / 2**halvings, trajectory_length=4 * kernel.step_size)
     return replace(kernel, step_size=kernel.step_size / 2**halvings, num_steps=kernel.num_steps * 2**halvings)

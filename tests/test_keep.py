@@ -10,7 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from bnn_utils import HMC, Bernoulli, Chain, ChEES, NormalPrior, Posterior, ReplicaExchange, boxes, sample, square_grid
+from bnn_utils import (
+    HMC,
+    NUTS,
+    Bernoulli,
+    Chain,
+    ChEES,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    boxes,
+    sample,
+    square_grid,
+)
 from bnn_utils.batches import Batches
 from bnn_utils.diagnostics import diagnose
 from bnn_utils.stores import open_for_reading
@@ -18,7 +30,7 @@ from bnn_utils.stores import open_for_reading
 POSTERIOR = Posterior(nn.Linear(2, 1), boxes(n=8), NormalPrior(1.0), Bernoulli())
 GRID = square_grid(5)
 LOCK = threading.Lock()  # which can't be pickled
-KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
+KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 beside_or_in_place = pytest.mark.parametrize("keep_draws", [True, False], ids=["beside", "in place"])

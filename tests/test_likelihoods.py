@@ -10,6 +10,7 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    NUTS,
     Bernoulli,
     Categorical,
     ChEES,
@@ -348,7 +349,7 @@ class CountsByHand(Counts):
         return D.Poisson(outputs[..., 0].exp()).log_prob(y)
 
 
-KERNELS = {"HMC": HMC(0.05, 2), "ChEES": ChEES(), "replica exchange": ReplicaExchange(HMC(0.05, 2), 3)}
+KERNELS = {"HMC": HMC(0.05, 2), "ChEES": ChEES(), "NUTS": NUTS(), "replica exchange": ReplicaExchange(HMC(0.05, 2), 3)}
 OWN = CASES | {"a class": (Counts(), 1, count), "a class by hand": (CountsByHand(), 1, count)}
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    NUTS,
     Bernoulli,
     Categorical,
     ChEES,
@@ -29,7 +30,7 @@ from bnn_utils import (
     boxes,
     sample,
 )
-from bnn_utils.gradients import LogDensity, fused, machine, native
+from bnn_utils.gradients import LogDensity, fused, machine, native, trees
 from bnn_utils.gradients.blocks import assemble
 from bnn_utils.gradients.native import Code, code_of, drawn, program_of
 from bnn_utils.kernels.hmc import Position
@@ -168,6 +169,10 @@ KERNELS = {
     "dense mass": (HMC(0.05, 4, inv_mass=torch.eye(20) + 0.1), 0),
     "warm-up": (HMC(0.01, 2), 6),
     "ChEES": (ChEES(0.02, 0.1), 6),
+    "NUTS": (NUTS(0.02, 5), 0),
+    "NUTS, diagonal mass": (NUTS(0.02, 5, torch.linspace(0.5, 1.5, 20)), 0),
+    "NUTS, dense mass": (NUTS(0.02, 5, torch.eye(20) + 0.1), 0),
+    "NUTS, warm-up": (NUTS(0.002, 2), 6),
     "replica exchange": (ReplicaExchange(HMC(0.02, 3), 4), 0),
     "replica exchange, warm-up": (ReplicaExchange(HMC(0.001, 3), 5), 6),
     "replica exchange, mass": (ReplicaExchange(HMC(0.02, 3, torch.linspace(0.5, 1.5, 20), jitter=0.0), 3), 0),
@@ -197,9 +202,45 @@ def test_a_likelihood_that_was_replaced(posterior):
     """As by one that counts its calls: trajectories in native code would pass it over."""
     density = posterior.density(3, compile=True)
     assert density.joint.native is density.likelihood.native
+    assert density.joint.trees is not None
     density = posterior.density(3, compile=True)
     density.likelihood = LogDensity(*density.likelihood[:2])
     assert density.joint.native is None
+    assert density.joint.trees is None
+
+
+@pytest.mark.parametrize("num_chains", [1, 5])
+@pytest.mark.parametrize("num_datasets", [1, 5])
+@pytest.mark.parametrize("sizes", [LARGE, SMALL], ids=["at once", "in parts"])
+def test_trees_of_large_networks(sizes, num_chains, num_datasets, monkeypatch):
+    """Follow torch's, with layers without a bias, a noise that is a parameter, and data of each lane's own.
+
+    Fails when numbers of theta are in another order than its gradient's, or a part of the points is left out.
+    """
+    dice = generator(3)
+    x = torch.randn(70, 3, generator=dice, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(3, 9, bias=False), nn.ReLU(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 1), LogScale())
+    posterior = Posterior(net, Data(x, x[:, 0].sin()), FanInPrior(), Gaussian())
+    if num_datasets > 1:
+        num_chains = num_datasets
+        posterior = posterior.with_targets(torch.randn(num_datasets, 70, generator=dice, dtype=torch.float64))
+    with mock.patch.multiple(fused, **sizes):
+        code = fused.Fused(posterior, num_chains)
+    density, other = (posterior.density(num_chains) for _ in range(2))
+    density.likelihood = code.likelihood
+    kernel, theta = NUTS(0.003, 5), normal(num_chains, posterior.dim) / 2
+    (mine, found), (theirs, expected) = (
+        _twice(kernel, density, kernel.init(density, theta, 0), generator()) for density in (density, other)
+    )
+    assert density.joint.trees is not None
+    torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(found, expected)
+
+
+def _twice(kernel, density, state, dice):
+    """The state after two transitions, and what is recorded of the second."""
+    state, _ = kernel.step(density, dice, state)
+    return kernel.step(density, dice, state)
 
 
 def test_trajectories_that_diverge_are_rejected(posterior):
@@ -215,15 +256,22 @@ def test_trajectories_that_diverge_are_rejected(posterior):
 @pytest.mark.parametrize("num_chains", [1, 3, 20])
 @pytest.mark.parametrize(
     "kernel",
-    [HMC(0.05, 2), HMC(0.05, 2, jitter=0.2), ReplicaExchange(HMC(0.05, 2), 3)],
-    ids=["HMC", "jitter", "replica exchange"],
+    [
+        HMC(0.05, 2),
+        HMC(0.05, 2, jitter=0.2),
+        NUTS(0.1),
+        NUTS(0.1, inv_mass=torch.eye(20) + 0.1),
+        ReplicaExchange(HMC(0.05, 2), 3),
+    ],
+    ids=["HMC", "jitter", "NUTS", "NUTS, dense mass", "replica exchange"],
 )
 def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
     """To the bit, with the generator: how many is decided by the clock."""
     num_lanes = num_chains * kernel.lanes_per_chain
     density, theta = posterior.density(num_lanes, compile=True), normal(num_chains, 20)
     start, found = kernel.init(density, theta, 0), []
-    monkeypatch.setattr(native, "NUMBERS_AHEAD", 3 * num_lanes * 20)  # in blocks of 3
+    for module in (native, trees):  # in blocks of 3
+        monkeypatch.setattr(module, "NUMBERS_AHEAD", 3 * num_lanes * 20)
     for nums in ([11], [1] * 11, [4, 7]):
         dice, state, infos = generator(), start, []
         for num in nums:
@@ -244,11 +292,14 @@ def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num
 
 @pytest.mark.parametrize("num_chains", [7, 64])
 @pytest.mark.parametrize(
-    "kernel", [HMC(0.05, 3, jitter=0.2), ReplicaExchange(HMC(0.05, 3), 6)], ids=["HMC", "replica exchange"]
+    "kernel",
+    [HMC(0.05, 3, jitter=0.2), NUTS(0.1), ReplicaExchange(HMC(0.05, 3), 6)],
+    ids=["HMC", "NUTS", "replica exchange"],
 )
 def test_threads_change_no_bit(posterior, kernel, num_chains, monkeypatch):
     """Fails where a chain's temperatures are shared out among threads, which swap before others are ready."""
-    monkeypatch.setattr(native, "SECONDS_FOR_THREADS", 1e-12)
+    for module in (native, trees):
+        monkeypatch.setattr(module, "SECONDS_FOR_THREADS", 1e-12)
     density = posterior.density(num_chains * kernel.lanes_per_chain, compile=True)
     start, found = kernel.init(density, normal(num_chains, 20), 0), []
     for num_threads in (1, 2, 3, 100):
@@ -337,6 +388,8 @@ def test_what_does_not_fit_is_refused(posterior, theta, wrong):
         density.joint.native.trajectory(Position(theta, theta[:, 0], theta), wrong(theta), 0.1, 2, None)
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.native.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, 2, None, None, 1)
+    with pytest.raises(ValueError, match="this density is for vectors"):
+        density.joint.trees.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 5, 1e3, None, None, 1)
     start = wrong(theta), theta[:, 0], theta, torch.arange(5)[None]
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.native.exchanges(generator(), start, 3 * (theta[:, :1],), 0, 0.0, 2, None, None, 1)

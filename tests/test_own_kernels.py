@@ -173,7 +173,7 @@ class HalfALane(RandomWalk):
 def test_no_kernel(posterior, kernel, told):
     """The protocol in words, and where an example is."""
     words = (
-        r"kernel must be HMC, ChEES, .* or one of your own: an object with lanes_per_chain, init\(density, theta, "
+        r"kernel must be HMC, NUTS, .* or one of your own: an object with lanes_per_chain, init\(density, theta, "
         r"num_warmup\) -> state, and step\(density, generator, state\) -> \(state, Info\).*kernels.base shows one; "
     )
     with pytest.raises(TypeError, match=words + told):

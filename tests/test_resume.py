@@ -12,6 +12,7 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    NUTS,
     Bernoulli,
     Chain,
     ChEES,
@@ -27,7 +28,7 @@ from bnn_utils import (
 from bnn_utils.stores import open_for_reading
 
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
-KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
+KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    NUTS,
     Bernoulli,
     ChEES,
     Hamiltorch,
@@ -204,7 +205,9 @@ def test_draws_do_not_depend_on_the_number_of_workers(posterior):
     assert not torch.equal(one.draws, draw(posterior, num_chains=7, batch_size=3, seed=3).draws)
 
 
-@pytest.mark.parametrize("kernel", [ChEES(), ReplicaExchange(KERNEL, 4)], ids=["ChEES", "ReplicaExchange"])
+@pytest.mark.parametrize(
+    "kernel", [ChEES(), NUTS(), ReplicaExchange(KERNEL, 4)], ids=["ChEES", "NUTS", "ReplicaExchange"]
+)
 def test_every_kernel_travels_to_workers(posterior, kernel):
     one, two = (
         draw(posterior, kernel=kernel, num_chains=3, batch_size=2, seed=3, warmup=35, workers=n) for n in (1, 2)

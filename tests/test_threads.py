@@ -18,6 +18,7 @@ from torch.utils import _python_dispatch
 
 from bnn_utils import (
     HMC,
+    NUTS,
     Bernoulli,
     Chain,
     ChEES,
@@ -117,7 +118,12 @@ MODELS = {
     "by distribution": lambda: Posterior(small(), NUMBERS, NormalPrior(1.0), noisy),
     "element prior": lambda: Posterior(small(nn.LayerNorm(2)), DATA, HEAVY, Bernoulli()),
 }
-KERNELS = {"HMC": HMC(0.1, 2), "ChEES": ChEES(0.1, 0.2), "replica exchange": ReplicaExchange(HMC(0.1, 2), 3)}
+KERNELS = {
+    "HMC": HMC(0.1, 2),
+    "ChEES": ChEES(0.1, 0.2),
+    "NUTS": NUTS(),
+    "replica exchange": ReplicaExchange(HMC(0.1, 2), 3),
+}
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

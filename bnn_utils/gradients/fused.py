@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class Fused:
 
     Attributes:
         num_threads: at most.
+        seconds: that gradients of all lanes take one core, roughly.
+        lanes_in_tile: that are worked on together.
+        numbers: what draws random numbers; None for torch.
 
     Raises:
         ImportError, RuntimeError: as `Code`.
@@ -46,7 +49,7 @@ class Fused:
 
         products = _products_of(posterior)
         self._code = code_of(products)
-        self.num_lanes, self.num_threads = num_lanes, 1
+        self.num_lanes, self.num_threads, self.lanes_in_tile, self.numbers = num_lanes, 1, 1, None
         # A layer without bias has one that is always 0, from behind all parameters, and drops its gradient.
         order = _order(posterior.layers)
         self._order = torch.where(order < 0, posterior.dim, order)
@@ -62,7 +65,7 @@ class Fused:
         self._part = self._block * -(-num_blocks // max(1, most))
         self._num_parts = -(-len(weights) // self._part)
         self._memory = products.memory * self._block
-        self._seconds = SECONDS_PER_PRODUCT * 6 * products.dim * len(weights) / self._num_parts
+        self.seconds = SECONDS_PER_PRODUCT * 6 * products.dim * len(weights) * num_lanes
 
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """``(C, D)`` -> ``(C,)``, ``(C, D)``."""
@@ -76,13 +79,28 @@ class Fused:
             extent = first, last, self.num_lanes, self._part, self._block
             self._code.call("gradients", *extent, ordered, values, grads, memory, *self._data)
 
-        shared_out(call, num_jobs, self.num_threads, self._seconds * num_jobs)
+        shared_out(call, num_jobs, self.num_threads, self.seconds)
         grad = grads.view(self._num_parts, *ordered.shape).sum(0)
         return values.view(self._num_parts, -1).sum(0), grad.index_select(1, self._inverse)
 
     @property
     def likelihood(self) -> LogDensity:
-        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1])
+        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1], callee=self)
+
+    def called(self) -> tuple[int, Tensor, Any]:
+        """For other native code: where the log likelihood of a lane begins, the context to call it with, and what must
+        live as long. It works in memory of its own, so that each thread needs another one.
+        """
+        from bnn_utils.gradients.products import CONTEXT
+
+        x, y, weights, num, y_stride = self._data
+        parts, dim = self._num_parts, len(self._order)
+        sizes = {"dim": len(self._inverse), "parts": parts, "part": self._part, "block": self._block, "num": num}
+        arrays = {"order": self._order, "x": x, "y": y, "weights": weights}
+        for name, size in {"theta": dim, "values": parts, "grads": parts * dim, "memory": self._memory}.items():
+            arrays[name] = x.new_empty(size)
+        known = sizes | {"y_stride": y_stride} | {name: array.data_ptr() for name, array in arrays.items()}
+        return self._code.address("of_tile"), torch.tensor([known[name] for name in CONTEXT]), (self._code, arrays)
 
 
 def _order(layers: list[Layer]) -> Tensor:

@@ -43,7 +43,11 @@ class Library:
 
     def function(self, name: str, kinds: Sequence[type]) -> Callable[..., None]:
         """One of them, whose arguments are of these kinds of ctypes; while it runs other threads do, too."""
-        return ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address(name))
+        return ctypes.CFUNCTYPE(None, *kinds)(self.address(name))
+
+    def address(self, name: str) -> int:
+        """Where one of them begins."""
+        return self._engine.get_function_address(name)
 
 
 def translate(text: str) -> bytes:

@@ -86,6 +86,9 @@ class Native:
     Attributes:
         num_threads: at most.
         has_prior: whether the prior is one that trajectories know; otherwise there are gradients of the likelihood.
+        seconds: that gradients of all lanes take one core, roughly.
+        lanes_in_tile: that are worked on together.
+        numbers: what draws random numbers.
     """
 
     def __init__(self, posterior: Posterior, num_lanes: int) -> None:
@@ -93,6 +96,7 @@ class Native:
         self._code = code_of(self._program)
         self._check = functools.partial(check_vectors, (num_lanes, posterior.dim), posterior.dtype)
         self.num_lanes, self.num_threads = num_lanes, 1
+        self.lanes_in_tile, self.numbers = self._program.lanes, self._code
         prior = posterior.prior_distribution
         self.has_prior = isinstance(prior, DiagonalNormal)
         if self.has_prior:
@@ -101,7 +105,7 @@ class Native:
         self._arrays, self._stride = _laid_out(self._program, posterior, num_lanes)
         num_points = self._arrays[0].shape[1]
         units = sum(len(unit.places) for unit in self._program.layers)
-        self._seconds = SECONDS_PER_UNIT * units * num_points * num_lanes
+        self.seconds = SECONDS_PER_UNIT * units * num_points * num_lanes
 
     def log_prob_and_grad(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The log likelihood and its gradient."""
@@ -113,7 +117,14 @@ class Native:
 
     @property
     def likelihood(self) -> LogDensity:
-        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1], self)
+        return LogDensity(self.log_prob_and_grad, lambda theta: self.log_prob_and_grad(theta)[1], self, callee=self)
+
+    def called(self) -> tuple[int, Tensor, Any]:
+        """For other native code: where the log likelihood of a tile begins, the context to call it with, and what must
+        live as long.
+        """
+        data = *(array.data_ptr() for array in self._arrays), self._arrays[0].shape[1], self._stride
+        return self._code.address("of_tile"), torch.tensor([self.num_lanes, *data]), (self._code, self._arrays)
 
     def trajectory(
         self, start: P, p: Tensor, step_size: float | Tensor, num_steps: int, inv_mass: Tensor | None
@@ -225,7 +236,7 @@ class Native:
 
         num_tiles = -(-self.num_lanes // self._program.lanes)
         unit = math.lcm(whole, self._program.lanes) // self._program.lanes
-        worth = int(self._seconds * num_gradients / SECONDS_FOR_THREADS)
+        worth = int(self.seconds * num_gradients / SECONDS_FOR_THREADS)
         parts = max(1, min(self.num_threads, num_tiles // unit, worth))
         edges = [num_tiles * part // parts // unit * unit for part in range(parts)] + [num_tiles]
         mine, *others = itertools.pairwise(edges)
@@ -262,6 +273,14 @@ def shared_out(call: Callable[[int, int], None], num: int, num_threads: int, sec
         other.result()
 
 
+def in_threads(work: Callable[[], None], num: int) -> None:
+    """The same in so many threads, of which this is one."""
+    started = [_pool().submit(work) for _ in range(num - 1)]
+    work()
+    for other in started:
+        other.result()
+
+
 def _blocks(num: int, theta: Tensor) -> Iterator[tuple[slice, int]]:
     """Of ``num`` transitions at theta, those whose numbers are drawn together, and how many they are."""
     length = max(1, NUMBERS_AHEAD // theta.numel())
@@ -287,20 +306,21 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def drawn(
-    generator: torch.Generator, num: int, like: Tensor, code: Code, num_before: int
+    generator: torch.Generator, num: int, like: Tensor, code: Code | None, num_before: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
 
     In each, so many uniforms, a normal ``(C, D)`` and a uniform ``(C,)``. Torch makes 16 and
     more normal numbers of as many uniform ones, and draws these one by one: so all can be drawn together, and the
-    generator comes as far as by the calls of torch. The normal numbers are torch's but for rounding.
+    generator comes as far as by the calls of torch. The normal numbers are torch's but for rounding. Without code torch
+    draws them.
 
     Returns:
         uniforms that come first ``(num, num_before)``; noise ``(num, C, D)``; uniforms for acceptance ``(num, C)``.
     """
     (num_lanes, dim), count, first = like.shape, like.numel(), num_before
     noise = like.new_empty(num, num_lanes, dim)
-    if count >= SHORTEST and code.knows_torchs_normals:
+    if code is not None and count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
         words = like.new_empty(num, first + of_noise + num_lanes)
         if code.knows_torchs_uniforms:
@@ -429,6 +449,10 @@ class Code:
         if function is None:
             function = self._functions[name] = self._library.function(name, [self._kind(value) for value in arguments])
         function(*[value.data_ptr() if isinstance(value, Tensor) else value for value in arguments])
+
+    def address(self, name: str) -> int:
+        """Where a function begins."""
+        return self._library.address(name)
 
     def _kind(self, value: Tensor | float) -> Any:
         if isinstance(value, Tensor):

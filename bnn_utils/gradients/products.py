@@ -10,7 +10,8 @@ Arrays have a row of points for each unit, a multiple of the vectors' width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ from bnn_utils.gradients.writer import I64, VOID, Value, Writer
 BY_OUTPUT = ("Tanh", "Sigmoid", "ReLU")  # whose derivative is known from what they give
 ROWS = 6  # of a product at once: their sums are in 12 of the 16 registers of AVX2
 GRAD_ROWS, GRAD_COLUMNS = 4, 3  # of the gradient by weights at once, with vectors of half the width: 12 as well
+# What a function for one lane is given beside it: sizes and whole numbers, and where arrays begin.
+CONTEXT = (
+    *("dim", "parts", "part", "block", "num", "y_stride"),
+    *("order", "theta", "values", "grads", "memory", "x", "y", "weights"),
+)
 Activation = tuple[str | None, tuple[tuple[str, Any], ...]]  # its name, and its options
 
 
@@ -87,7 +93,8 @@ class _Assembly(Writer):
         self.backward = {activation: self._backward(k, activation) for k, activation in enumerate(hidden)}
         self.outputs = self._forward(len(hidden), (None, ()))
         self.judge, self.sums = self._judge(), self._sums()
-        self._gradients()
+        self.gradients = self._gradients()
+        self._of_tile()
 
     # --- products -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +241,7 @@ class _Assembly(Writer):
 
     # --- what is called from outside ----------------------------------------------------------------------------------
 
-    def _gradients(self) -> None:
+    def _gradients(self) -> ir.Function:
         """Log likelihoods and their gradients for jobs from ``first`` to ``last``: each is some points for some lane.
 
         Jobs go over lanes, C, and then over parts of so many points. Theta is ``(C, dim)``, what is found ``(jobs,)``
@@ -290,6 +297,52 @@ class _Assembly(Writer):
                         g = below
             b.store(b.load(total), self.at(b, values, job))
         b.ret_void()
+        return function
+
+    def _of_tile(self) -> None:
+        """The same of one lane, whose theta ``(C, D)`` is in the posterior's order, for other native code.
+
+        A context holds `CONTEXT`: sizes, places in theta of a lane's numbers (D for none), memory for these, for what
+        is found of each part, and for a block of points, and the data.
+        """
+        kind = ir.FunctionType(VOID, [I64.as_pointer(), I64, *3 * [self.pointer]])
+        function = self.function("of_tile", kind)
+        context, lane, theta, value, grad = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        known = {name: b.load(self.at(b, context, I64(k))) for k, name in enumerate(CONTEXT)}
+        for name in ("theta", "values", "grads", "memory", "x", "y", "weights"):
+            known[name] = b.inttoptr(known[name], self.pointer)
+        order, dim = b.inttoptr(known["order"], I64.as_pointer()), known["dim"]
+        of_lane = [self.at(b, array, b.mul(lane, dim)) for array in (theta, grad)]
+
+        @contextmanager
+        def numbers() -> Iterator[tuple[Value, list[Value], Value]]:
+            """In our order: which, where in theta and in its gradient, and whether there."""
+            with self.loop(b, I64(0), I64(self.products.dim)) as k:
+                place = b.load(self.at(b, order, k))
+                yield k, [self.at(b, array, place) for array in of_lane], b.icmp_signed("<", place, dim)
+
+        with numbers() as (k, (place, _), is_there):
+            b.store(self.scalar(0.0), self.at(b, known["theta"], k))
+            with b.if_then(is_there):
+                b.store(b.load(place), self.at(b, known["theta"], k))
+        targets = self.at(b, known["y"], b.mul(lane, known["y_stride"]))
+        sizes = I64(0), known["parts"], I64(1), known["part"], known["block"]
+        memory = [known[name] for name in ("theta", "values", "grads", "memory")]
+        b.call(self.gradients, [*sizes, *memory, known["x"], targets, known["weights"], known["num"], I64(0)])
+        b.store(self._sum_over_parts(b, known["values"], I64(0), I64(1), known["parts"]), self.at(b, value, lane))
+        with numbers() as (k, (_, place), is_there), b.if_then(is_there):
+            total = self._sum_over_parts(b, known["grads"], k, I64(self.products.dim), known["parts"])
+            b.store(total, place)
+        b.ret_void()
+
+    def _sum_over_parts(self, b: ir.IRBuilder, array: Value, first: Value, step: Value, num: Value) -> Value:
+        total = self.variable(b, self.scalar)
+        b.store(self.scalar(0.0), total)
+        with self.loop(b, I64(0), num) as part:
+            one = b.load(self.at(b, array, b.add(first, b.mul(part, step))))
+            b.store(b.fadd(b.load(total), one), total)
+        return b.load(total)
 
 
 def _back(v: Vectors, activation: Activation, kept: Value, g: Value) -> Value:

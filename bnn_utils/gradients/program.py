@@ -120,7 +120,8 @@ class Assembly(Writer):
         self.tile_type = ir.VectorType(self.scalar, program.lanes)
         self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
         self.trajectory = self._trajectory()
-        self._gradients(), self._trajectories(), self._uniforms(), self._normals()
+        self.gradients = self._gradients()
+        self._of_tile(), self._trajectories(), self._uniforms(), self._normals()
 
     # --- the network --------------------------------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Assembly(Writer):
 
     # --- what is called from outside ----------------------------------------------------------------------------------
 
-    def _gradients(self) -> None:
+    def _gradients(self) -> ir.Function:
         """Log likelihoods ``(C,)`` and their gradients ``(C, D)`` at theta ``(C, D)``."""
         function, b = self._entry("gradients", [*3 * [self.pointer]])
         first, last, num_lanes, theta, value, grad, *data = function.args
@@ -276,6 +277,19 @@ class Assembly(Writer):
             found = b.call(self.both, [here, there, *self._data_of(b, data, tile)])
             self._put(b, found, value, rows)
             self._write(b, there, grad, rows)
+        b.ret_void()
+        return function
+
+    def _of_tile(self) -> None:
+        """The same of one tile, for other native code, which knows nothing of the data: a context holds C and these."""
+        kind = ir.FunctionType(VOID, [I64.as_pointer(), I64, *3 * [self.pointer]])
+        function = self.function("of_tile", kind)
+        context, tile, *arrays = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        num_lanes, *words = (b.load(self.at(b, context, I64(k))) for k in range(2 + len(self._data)))
+        kinds = [*self._data, I64]
+        data = [b.inttoptr(x, kind) if kind == self.pointer else x for x, kind in zip(words, kinds, strict=True)]
+        b.call(self.gradients, [tile, b.add(tile, I64(1)), num_lanes, *arrays, *data])
         b.ret_void()
 
     def _trajectories(self) -> None:

@@ -154,7 +154,7 @@ class Kernel(Protocol[S]):
 
 
 PROTOCOL = (
-    "HMC, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an "
+    "HMC, NUTS, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an "
     "object with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, state) -> "
     "(state, Info); bnn_utils.kernels.base shows one"
 )

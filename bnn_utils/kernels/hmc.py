@@ -169,7 +169,7 @@ def propose(
         end, p_end = density.native.trajectory(start, p, step_size, num_steps, metric.inv_mass)
     else:
         end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
-    return Proposal(end, p_end, _energy(start, p, metric.velocity), _energy(end, p_end, metric.velocity))
+    return Proposal(end, p_end, energy_of(start, p, metric.velocity), energy_of(end, p_end, metric.velocity))
 
 
 def accept(generator: torch.Generator, start: P, proposal: Proposal) -> tuple[P, Tensor]:
@@ -177,7 +177,7 @@ def accept(generator: torch.Generator, start: P, proposal: Proposal) -> tuple[P,
     before, after = proposal.start_energy, proposal.end_energy
     u = torch.rand(before.shape, generator=generator, dtype=before.dtype, device=before.device)
     is_accept = log_ratio(before, after) > u.log()  # strictly: u may be 0, and -inf must never win
-    return _where(is_accept, proposal.position, start), is_accept
+    return of_each_lane(is_accept, proposal.position, start), is_accept
 
 
 def recorded(
@@ -201,22 +201,23 @@ def jittered(step_size: float | Tensor, jitter: float, generator: torch.Generato
     return step_size * (1 + jitter * (2 * u - 1))
 
 
+def energy_of(position: Position, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+    """``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``, shape ``(C,)``."""
+    return torch.add(-position.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
+
+
+def of_each_lane(condition: Tensor, a: P, b: P) -> P:
+    """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
+    rows = condition.unsqueeze(-1)
+    fields = zip(a, b, strict=True)
+    return type(a)(*(torch.where(condition if x.ndim == 1 else rows, x, y) for x, y in fields))
+
+
 def _step(start: Tensor, slope: Tensor, size: float | Tensor) -> Tensor:
     """``start + size * slope``"""
     if isinstance(size, Tensor):
         return torch.addcmul(start, slope, size)
     return torch.add(start, slope, alpha=size)
-
-
-def _energy(position: Position, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.add(-position.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
-
-
-def _where(condition: Tensor, a: P, b: P) -> P:
-    """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
-    rows = condition.unsqueeze(-1)
-    fields = zip(a, b, strict=True)
-    return type(a)(*(torch.where(condition if x.ndim == 1 else rows, x, y) for x, y in fields))
 
 
 # --- the kernel -------------------------------------------------------------------------------------------------------
