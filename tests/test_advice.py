@@ -440,7 +440,7 @@ RUNS = {
     "HMC without a warm-up": (SILENT, HMC(0.5, 5, torch.tensor([0.25, 1.0, 4.0]), jitter=0.3), 0, 1000),
     "Langevin": (SILENT, HMC(0.1, 1), 150, 2000),
     "ChEES": (SILENT, ChEES(), 150, 1000),
-    "NUTS": (SILENT, NUTS(), 150, 1000),
+    "NUTS": (REGRESSION, NUTS(), 150, 1000),
     "replica exchange": (REGRESSION, ReplicaExchange(HMC(0.1, 5), 4), 100, 1000),
 }
 

@@ -7,7 +7,7 @@ draws cannot be told from the parameters that the labels came from (simulation-b
 
 import pytest
 import torch
-from samplers import ROUGHLY, density_for, each_sampler, placed
+from samplers import ROUGHLY, SAMPLERS, density_for, each_sampler, placed
 from scipy.stats import chi2, ks_2samp, norm
 from targets import FALSE_ALARM, generator, vector
 
@@ -91,6 +91,8 @@ def test_simulation_based_calibration(sampler, model):
         sizes = {"num_datasets": 320, "num_draws": 15, "thin": 2}
     elif sampler.kernel(ROUGHLY).lanes_per_chain > 1:  # its draws have to be independent
         sizes = {"num_datasets": 640, "num_draws": 7, "thin": 50, "warmup": 300}
+    elif sampler is SAMPLERS["NUTS"]:  # whose transitions are long
+        sizes["thin"] = 5
     calibration = simulation_based_calibration(
         model, sampler.tuned(ROUGHLY), quantities, **sizes, seed=9, progress=False
     )
