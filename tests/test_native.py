@@ -168,7 +168,8 @@ KERNELS = {
     "diagonal mass": (HMC(0.05, 4, inv_mass=torch.linspace(0.5, 1.5, 20)), 0),
     "dense mass": (HMC(0.05, 4, inv_mass=torch.eye(20) + 0.1), 0),
     "warm-up": (HMC(0.01, 2), 6),
-    "ChEES": (ChEES(0.02, 0.1), 6),
+    "ChEES": (ChEES(0.02, 0.1), 0),
+    "ChEES, warm-up": (ChEES(0.02, 0.1), 6),
     "NUTS": (NUTS(0.02, 5), 0),
     "NUTS, diagonal mass": (NUTS(0.02, 5, torch.linspace(0.5, 1.5, 20)), 0),
     "NUTS, dense mass": (NUTS(0.02, 5, torch.eye(20) + 0.1), 0),
@@ -259,11 +260,14 @@ def test_trajectories_that_diverge_are_rejected(posterior):
     [
         HMC(0.05, 2),
         HMC(0.05, 2, jitter=0.2),
+        HMC(0.05, 2, inv_mass=torch.eye(20) + 0.1),
+        ChEES(0.05, 0.3),
         NUTS(0.1),
         NUTS(0.1, inv_mass=torch.eye(20) + 0.1),
         ReplicaExchange(HMC(0.05, 2), 3),
+        ReplicaExchange(HMC(0.05, 2, inv_mass=torch.eye(20) + 0.1), 3),
     ],
-    ids=["HMC", "jitter", "NUTS", "NUTS, dense mass", "replica exchange"],
+    ids=["HMC", "jitter", "dense", "ChEES", "NUTS", "dense NUTS", "replica exchange", "dense replica exchange"],
 )
 def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
     """To the bit, with the generator: how many is decided by the clock."""
@@ -387,7 +391,9 @@ def test_what_does_not_fit_is_refused(posterior, theta, wrong):
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.native.trajectory(Position(theta, theta[:, 0], theta), wrong(theta), 0.1, 2, None)
     with pytest.raises(ValueError, match="this density is for vectors"):
-        density.joint.native.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, 2, None, None, 1)
+        density.joint.native.transitions(
+            generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, torch.tensor([2]), None, None
+        )
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.trees.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 5, 1e3, None, None, 1)
     start = wrong(theta), theta[:, 0], theta, torch.arange(5)[None]

@@ -26,13 +26,16 @@ class Blocks(Assembly):
         """T transitions of HMC of lanes at theta, log_prob and grad, which move.
 
         Of each it takes what was drawn, normal numbers ``(T, C, D)``, step sizes and uniform numbers ``(T, C)``, and
-        records, in rows of a given length, theta ``(C, length, D)``, and ``(C, length)`` log probability, energies at
-        the two ends of the trajectory, and whether its end was accepted, as bytes.
+        how many steps to make, ``(T,)``. It records, in rows of a given length, theta ``(C, length, D)``, and
+        ``(C, length)`` log probability, energies at the two ends of the trajectory, and whether its end was accepted,
+        as bytes.
         """
-        kinds = [I64, I64, *10 * [self.pointer], I8.as_pointer(), I64, *3 * [self.pointer], self.scalar]
+        kinds = [I64, I64, *10 * [self.pointer], I8.as_pointer(), I64.as_pointer(), *2 * [self.pointer], I64]
+        kinds += [self.pointer, self.scalar]
         function, b = self._entry("transitions", kinds)
         first, last, num_lanes, num, length, theta, log_prob, grad, noise, sizes, uniforms, *args = function.args
-        thetas, log_probs, starts, ends, accepts, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
+        thetas, log_probs, starts, ends, accepts, num_steps, precision, inv_mass, is_dense, factor, *args = args
+        log_normalizer, *data = args
         v = Vectors(b, self.scalar, self.program.lanes)
         here, slope = self._tile(b), self._tile(b)  # where the lanes are
         there, p, slope_there, grad_likelihood = (self._tile(b) for _ in range(4))
@@ -48,14 +51,14 @@ class Blocks(Assembly):
                 recorded = rows.at(lambda row, t=t: b.add(b.mul(row, length), t))
                 self._copy(b, (here, there), (slope, slope_there))
                 self._draw_momentum(b, v, p, noise, drawn, factor)
-                size = self._get(b, sizes, drawn)
-                start = v.sub(self._kinetic(b, v, p, inv_mass), b.load(now))
+                size, steps = self._get(b, sizes, drawn), b.load(self.at(b, num_steps, t))
+                start = v.sub(self._kinetic(b, v, p, inv_mass, is_dense), b.load(now))
                 found = b.call(
                     self.trajectory,
-                    [*of_trajectory, size, ir.IntType(1)(0), num_steps, precision, inv_mass, *of_tile],
+                    [*of_trajectory, size, ir.IntType(1)(0), steps, precision, inv_mass, is_dense, *of_tile],
                 )
                 found = v.add(found, self._log_prior(b, v, there, precision, log_normalizer))
-                end = v.sub(self._kinetic(b, v, p, inv_mass), found)
+                end = v.sub(self._kinetic(b, v, p, inv_mass, is_dense), found)
                 is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, drawn))
                 b.store(v.select(is_accept, found, b.load(now)), now)
                 self._copy(b, (there, here), (slope_there, slope), where=is_accept)
@@ -78,12 +81,13 @@ class Blocks(Assembly):
         was accepted, as bytes, and replicas.
         """
         kinds = [*4 * [I64], *3 * [self.pointer], I64.as_pointer(), *6 * [self.pointer]]
-        kinds += [*5 * [self.pointer], I8.as_pointer(), I64.as_pointer(), I64, *3 * [self.pointer], self.scalar]
+        kinds += [*5 * [self.pointer], I8.as_pointer(), I64.as_pointer(), I64, *2 * [self.pointer], I64]
+        kinds += [self.pointer, self.scalar]
         function, b = self._entry("exchanges", kinds)
         first, last, num_lanes, num, length, done, temperatures, *args = function.args
         theta, likelihood, grad, replica, *args = args
         swaps, noise, sizes, uniforms, betas, gaps, thetas, log_probs, likelihoods, starts, ends, accepts, *args = args
-        replicas, num_steps, precision, inv_mass, factor, log_normalizer, *data = args
+        replicas, num_steps, precision, inv_mass, is_dense, factor, log_normalizer, *data = args
         v, dim = Vectors(b, self.scalar, self.program.lanes), self.program.dim
         here, grad_here, there, p, slope, grad_there = (self._tile(b) for _ in range(6))
         lanes = [b.mul(edge, I64(self.program.lanes)) for edge in (first, last)]
@@ -118,12 +122,12 @@ class Blocks(Assembly):
                     b.store(v.fma(beta, of_likelihood, v.neg(of_prior)), self.at(b, slope, k))
                 self._draw_momentum(b, v, p, noise, drawn, factor)
                 now = v.fma(beta, log_likelihood, self._log_prior(b, v, here, precision, log_normalizer))
-                start = v.sub(self._kinetic(b, v, p, inv_mass), now)
+                start = v.sub(self._kinetic(b, v, p, inv_mass, is_dense), now)
                 size, of_tile = self._get(b, sizes, drawn), self._data_of(b, data, tile)
                 of_trajectory = there, p, slope, grad_there, beta, size, ir.IntType(1)(1)
-                found = b.call(self.trajectory, [*of_trajectory, num_steps, precision, inv_mass, *of_tile])
+                found = b.call(self.trajectory, [*of_trajectory, num_steps, precision, inv_mass, is_dense, *of_tile])
                 log_prob = v.fma(beta, found, self._log_prior(b, v, there, precision, log_normalizer))
-                end = v.sub(self._kinetic(b, v, p, inv_mass), log_prob)
+                end = v.sub(self._kinetic(b, v, p, inv_mass, is_dense), log_prob)
                 is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, drawn))
                 self._copy(b, (there, here), (grad_there, grad_here), where=is_accept)
                 self._write(b, here, theta, rows), self._write(b, grad_here, grad, rows)
@@ -159,9 +163,13 @@ class Blocks(Assembly):
             place = self.at(b, p, k)
             b.store(v.mul(v.splat(b.load(self.at(b, factor, k))), b.load(place)), place)
 
-    def _kinetic(self, b: ir.IRBuilder, v: Vectors, p: Value, inv_mass: Value) -> Value:
-        term = lambda k: (b.load(self.at(b, p, k)), v.splat(b.load(self.at(b, inv_mass, k))))  # noqa: E731
-        return v.mul(v.constant(0.5), self._quadratic(b, v, term))
+    def _kinetic(self, b: ir.IRBuilder, v: Vectors, p: Value, inv_mass: Value, is_dense: Value) -> Value:
+        velocity, total = self._tile(b), self.variable(b, v.type)
+        b.call(self.velocity, [p, velocity, inv_mass, is_dense])
+        b.store(v.constant(0.0), total)
+        with self._parameters(b) as k:
+            b.store(v.fma(b.load(self.at(b, velocity, k)), b.load(self.at(b, p, k)), b.load(total)), total)
+        return v.mul(v.constant(0.5), b.load(total))
 
     def _is_accepted(self, b: ir.IRBuilder, v: Vectors, start: Value, end: Value, uniform: Value) -> Value:
         """What is infinite or not a number is never accepted, and 0 is none of the logarithms that may win."""

@@ -129,12 +129,12 @@ class Native:
     def trajectory(
         self, start: P, p: Tensor, step_size: float | Tensor, num_steps: int, inv_mass: Tensor | None
     ) -> tuple[P, Tensor]:
-        """As `leapfrog`: with one step size for all or ``(C, 1)``, and a mass that is None or diagonal, ``(D,)``."""
+        """As `leapfrog`: with one step size for all or ``(C, 1)``, and a mass of any kind."""
         self._check(start.theta, p, start.grad)
         theta, p, grad = map(_copied, (start.theta, p, start.grad))
         log_prob, is_one = theta.new_empty(len(theta)), not isinstance(step_size, Tensor)
         sizes = torch.full_like(log_prob, step_size) if is_one else step_size.contiguous()
-        constants = num_steps, self._precision, self._or_ones(inv_mass), self._log_normalizer
+        constants = num_steps, self._precision, *self._mass(inv_mass), self._log_normalizer
         self._call("trajectories", num_steps, [(theta, p, grad, log_prob, sizes, *constants)])
         return type(start)(theta, log_prob, grad), p
 
@@ -144,30 +144,31 @@ class Native:
         start: tuple[Tensor, Tensor, Tensor],
         step_size: float,
         jitter: float,
-        num_steps: int,
+        num_steps: Tensor,
         inv_mass: Tensor | None,
         factor: Tensor | None,
-        num: int,
     ) -> Transitions:
-        """``num`` transitions of HMC from theta, log_prob and grad, with a mass that is None or diagonal."""
+        """Transitions of HMC from theta, log_prob and grad, one for each of the numbers of steps ``(T,)``, int64."""
         self._check(start[0], start[2])
         theta, log_prob, grad = map(_copied, start)
-        num_lanes, dim = theta.shape
+        (num_lanes, dim), num = theta.shape, len(num_steps)
         thetas, log_probs = theta.new_empty(num_lanes, num, dim), theta.new_empty(num_lanes, num)
         starts, ends, sizes = (torch.empty_like(log_probs) for _ in range(3))
         accepts = torch.empty_like(log_probs, dtype=torch.bool)
         recorded = thetas, log_probs, starts, ends, accepts
-        constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
+        scaling = self._scaling(factor)
+        constants = self._precision, *self._mass(inv_mass), scaling, self._log_normalizer
 
         def blocks() -> Iterator[tuple[Tensor | float, ...]]:
             for block, count in _blocks(num, theta):
                 u, noise, uniforms = drawn(generator, count, theta, self._code, num_lanes * bool(jitter))
+                noise, steps = mixed(noise, factor), num_steps[block].contiguous()
                 size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
                 sizes[:, block] = size.T
                 of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
-                yield count, num, theta, log_prob, grad, noise, size, uniforms, *of_block, *constants
+                yield count, num, theta, log_prob, grad, noise, size, uniforms, *of_block, steps, *constants
 
-        self._call("transitions", num * num_steps, blocks())
+        self._call("transitions", int(num_steps.sum()), blocks())
         return Transitions(theta, log_prob, grad, *recorded, sizes)
 
     def exchanges(
@@ -187,7 +188,7 @@ class Native:
         Args:
             start: theta ``(C K, D)``, log likelihood with its gradient, and replica ``(C, K)``.
             ladder: beta ``(C K,)``, its differences ``(K - 1,)`` between neighbours, and step sizes ``(C K, 1)``.
-            inv_mass: None for the identity, or its diagonal ``(D,)``; factor likewise.
+            inv_mass: as in HMC; factor: of the mass, as in `Metric`.
         """
         self._check(start[0], start[2])
         theta, log_likelihood, grad_likelihood, replica = map(_copied, start)
@@ -196,7 +197,7 @@ class Native:
         thetas, size = theta.new_empty(num_chains, num, dim), theta.new_empty(num_chains, num, temperatures)
         floats = tuple(torch.empty_like(size) for _ in range(4))
         recorded = *floats, torch.empty_like(size, dtype=torch.bool), torch.empty_like(size, dtype=replica.dtype)
-        constants = num_steps, self._precision, self._or_ones(inv_mass), self._or_ones(factor), self._log_normalizer
+        constants = num_steps, self._precision, *self._mass(inv_mass), self._scaling(factor), self._log_normalizer
         moved, num_pairs = (theta, log_likelihood, grad_likelihood, replica), num_chains * (temperatures - 1)
 
         def blocks() -> Iterator[tuple[Tensor | float, ...]]:
@@ -204,6 +205,7 @@ class Native:
                 before, noise, uniforms = drawn(
                     generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter)
                 )
+                noise = mixed(noise, factor)
                 swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
                 varied = sizes[:, 0] * (1 + jitter * (2 * u - 1)) if jitter else sizes[:, 0].repeat(count, 1)
                 size[:, block] = varied.view(count, num_chains, temperatures).transpose(0, 1)
@@ -215,8 +217,16 @@ class Native:
         self._call("exchanges", num * num_steps, blocks(), whole=temperatures)
         return moved, Exchanges(thetas, *recorded, size)
 
-    def _or_ones(self, diagonal: Tensor | None) -> Tensor:
-        return torch.ones_like(self._precision) if diagonal is None else diagonal.contiguous()
+    def _mass(self, inv_mass: Tensor | None) -> tuple[Tensor, int]:
+        """As an array, and whether it is dense."""
+        if inv_mass is None:
+            return torch.ones_like(self._precision), 0
+        return inv_mass.contiguous(), int(inv_mass.ndim == 2)
+
+    def _scaling(self, factor: Tensor | None) -> Tensor:
+        """What native code makes momenta with; by a dense factor they are made before."""
+        is_diagonal = factor is not None and factor.ndim == 1
+        return factor.contiguous() if is_diagonal else torch.ones_like(self._precision)
 
     def _call(
         self, name: str, num_gradients: int, blocks: Iterable[tuple[Tensor | float, ...]], whole: int = 1
@@ -287,6 +297,13 @@ def _blocks(num: int, theta: Tensor) -> Iterator[tuple[slice, int]]:
     for begin in range(0, num, length):
         end = min(begin + length, num)
         yield slice(begin, end), end - begin
+
+
+def mixed(noise: Tensor, factor: Tensor | None) -> Tensor:
+    """Standard normal numbers ``(T, C, D)`` by a dense factor: to the bit the same for each of T, whatever T is."""
+    if factor is None or factor.ndim == 1:
+        return noise
+    return torch.stack([one @ factor.mT for one in noise])
 
 
 def _copied(values: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ class Assembly(Writer):
         self.program = program
         self.tile_type = ir.VectorType(self.scalar, program.lanes)
         self.slope, self.both = (self._evaluation(name, name == "both") for name in ("slope", "both"))
+        self.velocity = self._velocity()
         self.trajectory = self._trajectory()
         self.gradients = self._gradients()
         self._of_tile(), self._trajectories(), self._uniforms(), self._normals()
@@ -209,22 +210,23 @@ class Assembly(Writer):
         tile = self.tile_type.as_pointer()
         kind = ir.FunctionType(
             self.tile_type,
-            [*4 * [tile], self.tile_type, self.tile_type, ir.IntType(1), I64, *2 * [self.pointer], *self._data],
+            [*4 * [tile], self.tile_type, self.tile_type, ir.IntType(1), I64, *2 * [self.pointer], I64, *self._data],
         )
         function = self.function("trajectory", kind, internal=True)
-        theta, p, grad, grad_likelihood, beta, size, is_tempered, num_steps, precision, inv_mass, *data = function.args
+        theta, p, grad, grad_likelihood, beta, size, is_tempered, num_steps, *args = function.args
+        precision, inv_mass, is_dense, *data = args
         b = ir.IRBuilder(function.append_basic_block())
-        v = Vectors(b, self.scalar, self.program.lanes)
+        v, velocity = Vectors(b, self.scalar, self.program.lanes), self._tile(b)
         half = v.mul(v.constant(0.5), size)
 
         def cleaned(value: Value, otherwise: float) -> Value:
             return b.select(is_tempered, v.select(finite(v, value), value, v.constant(otherwise)), value)
 
         def drift() -> None:
+            b.call(self.velocity, [p, velocity, inv_mass, is_dense])
             with self._parameters(b) as k:
-                velocity = v.mul(v.splat(b.load(self.at(b, inv_mass, k))), b.load(self.at(b, p, k)))
                 place = self.at(b, theta, k)
-                b.store(v.fma(size, velocity, b.load(place)), place)
+                b.store(v.fma(size, b.load(self.at(b, velocity, k)), b.load(place)), place)
 
         def kick(size: Value) -> None:
             with self._parameters(b) as k:
@@ -248,6 +250,29 @@ class Assembly(Writer):
         value = b.call(self.both, [theta, grad_likelihood, *data])
         kick(half)
         b.ret(cleaned(value, -LARGEST[self.program.dtype]))
+        return function
+
+    def _velocity(self) -> ir.Function:
+        """``M^-1 p`` of a tile, with a diagonal ``(D,)`` or a dense matrix ``(D, D)``."""
+        tile = self.tile_type.as_pointer()
+        function = self.function("velocity", ir.FunctionType(VOID, [tile, tile, self.pointer, I64]), internal=True)
+        p, velocity, inv_mass, is_dense = function.args
+        b = ir.IRBuilder(function.append_basic_block())
+        v = Vectors(b, self.scalar, self.program.lanes)
+        total = self.variable(b, v.type)
+
+        def term(weight: Value, k: Value) -> tuple[Value, Value]:
+            return v.splat(b.load(self.at(b, inv_mass, weight))), b.load(self.at(b, p, k))
+
+        with b.if_else(b.icmp_signed("==", is_dense, I64(0))) as (diagonal, dense):
+            with diagonal, self._parameters(b) as k:
+                b.store(v.mul(*term(k, k)), self.at(b, velocity, k))
+            with dense, self._parameters(b) as k:
+                b.store(v.constant(0.0), total)
+                with self._parameters(b) as j:
+                    b.store(v.fma(*term(b.add(b.mul(k, I64(self.program.dim)), j), j), b.load(total)), total)
+                b.store(b.load(total), self.at(b, velocity, k))
+        b.ret_void()
         return function
 
     def _log_prior(self, b: ir.IRBuilder, v: Vectors, theta: Value, precision: Value, log_normalizer: Value) -> Value:
@@ -294,9 +319,9 @@ class Assembly(Writer):
 
     def _trajectories(self) -> None:
         """Leapfrog steps of lanes: theta, p and grad ``(C, D)`` move, each by its step size; log_prob is filled in."""
-        function, b = self._entry("trajectories", [*5 * [self.pointer], I64, *2 * [self.pointer], self.scalar])
+        function, b = self._entry("trajectories", [*5 * [self.pointer], I64, *2 * [self.pointer], I64, self.scalar])
         first, last, num_lanes, theta, p, grad, log_prob, sizes, *args = function.args
-        num_steps, precision, inv_mass, log_normalizer, *data = args
+        num_steps, precision, inv_mass, is_dense, log_normalizer, *data = args
         v = Vectors(b, self.scalar, self.program.lanes)
         tiles, beta, is_tempered = [self._tile(b) for _ in range(4)], v.constant(1.0), ir.IntType(1)(0)
         with self.loop(b, first, last) as tile:
@@ -304,7 +329,8 @@ class Assembly(Writer):
             for array, memory in zip((theta, p, grad), tiles, strict=False):
                 self._read(b, array, rows, memory)
             size, of_tile = self._get(b, sizes, rows), self._data_of(b, data, tile)
-            found = b.call(self.trajectory, [*tiles, beta, size, is_tempered, num_steps, precision, inv_mass, *of_tile])
+            constants = is_tempered, num_steps, precision, inv_mass, is_dense
+            found = b.call(self.trajectory, [*tiles, beta, size, *constants, *of_tile])
             of_prior = self._log_prior(b, v, tiles[0], precision, log_normalizer)
             self._put(b, v.add(found, of_prior), log_prob, rows)
             for array, memory in zip((theta, p, grad), tiles, strict=False):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnn_utils.gradients.native import SECONDS_FOR_THREADS, check_vectors, drawn, in_threads
+from bnn_utils.gradients.native import SECONDS_FOR_THREADS, check_vectors, drawn, in_threads, mixed
 from bnn_utils.random import lane_keys
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ class Trees:
         for begin in range(0, num, length):
             count = min(length, num - begin)
             first, noise, second = drawn(generator, count, theta, likelihood.numbers, num_lanes)
-            arrays["momenta"], arrays["keys"] = _momenta(noise, factor), lane_keys(first, second)
+            noise = mixed(noise, factor)
+            is_diagonal = factor is not None and factor.ndim == 1
+            arrays["momenta"], arrays["keys"] = noise * factor if is_diagonal else noise, lane_keys(first, second)
             of_block = {name: values[:, begin : begin + count] for name, values in records.items()}
             addresses = {name: values.data_ptr() for name, values in (arrays | of_block).items()}
             known = sizes | {"num": count} | addresses
@@ -133,15 +135,6 @@ class Trees:
         lanes, dtype = self._likelihood.lanes_in_tile, self._prior.precision.dtype
         numbers = torch.zeros(lanes, memory_of(size, max_depth, width), dtype=dtype)
         return *self._likelihood.called(), numbers, torch.zeros(lanes, len(COUNTS), dtype=torch.int64)
-
-
-def _momenta(noise: Tensor, factor: Tensor | None) -> Tensor:
-    """Standard normal numbers ``(T, C, D)`` to momenta, whatever T is to the bit."""
-    if factor is None:
-        return noise
-    if factor.ndim == 1:
-        return noise * factor
-    return torch.stack([one @ factor.mT for one in noise])
 
 
 @functools.cache

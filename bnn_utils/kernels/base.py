@@ -87,6 +87,11 @@ class Info(NamedTuple):
         columns = {k: v if isinstance(v, Tensor) else _as_column(num * [v], log_prob) for k, v in stats.items()}
         return cls(theta, log_prob, statistics(columns))
 
+    def only(self) -> Info:
+        """The one of as many as one, with shapes ``(C, ...)``."""
+        stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in self.stats.items()}
+        return Info(self.theta[:, 0], self.log_prob[:, 0], stats)
+
     def at(self, places: Sequence[int]) -> Info:
         """Of many transitions those at some places."""
         if len(places) == self.log_prob.shape[1]:

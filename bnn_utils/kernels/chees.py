@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import NotImplementedType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from bnn_utils.kernels.hmc import (
     as_inv_mass,
     check_one_mass,
     check_step_size,
+    in_native_code,
     mass_of,
     metric,
     propose,
@@ -38,6 +40,7 @@ from bnn_utils.kernels.hmc import (
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density
+    from bnn_utils.gradients.native import Native
 
 # Harmonic mean of the lanes' acceptance rates, as in Hoffman, Radul and Sountsov (2021); the rate that Beskos et al.
 # (2013) show to be best in high dimensions.
@@ -150,12 +153,34 @@ class ChEES:
 
     def step(self, density: Density, generator: torch.Generator, state: ChEESState) -> tuple[ChEESState, Info]:
         """One transition of all lanes; it draws a normal ``(C, D)`` and a uniform ``(C,)``."""
+        native = density.joint.native
+        if native is not None and state.warmup is None:
+            state, made = self._in_native_code(native, generator, state, 1)
+            return state, made.only()
         steps = num_steps(state.count, state.trajectory_length, state.step_size)
         proposal = propose(generator, state.position, density.joint, state.step_size, steps, state.metric)
         position, is_accept = accept(generator, state.position, proposal)
         info = recorded(position, proposal, is_accept, steps, state.step_size)
         after = state if state.warmup is None else _learn(state, proposal, position)
         return after._replace(position=position, count=state.count + 1), info
+
+    def steps(
+        self, density: Density, generator: torch.Generator, state: ChEESState, num: int
+    ) -> tuple[ChEESState, Info] | NotImplementedType:
+        """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
+        has_own_step = type(self).step is not ChEES.step  # a subclass may have one
+        if density.joint.native is None or state.warmup is not None or has_own_step:
+            return NotImplemented
+        state, made = self._in_native_code(density.joint.native, generator, state, num)
+        return state, Info.of_many(*made)
+
+    def _in_native_code(
+        self, native: Native, generator: torch.Generator, state: ChEESState, num: int
+    ) -> tuple[ChEESState, Info]:
+        counts = range(state.count, state.count + num)
+        steps = torch.tensor([num_steps(count, state.trajectory_length, state.step_size) for count in counts])
+        position, made = in_native_code(native, generator, state.position, state.step_size, 0.0, steps, state.metric)
+        return state._replace(position=position, count=state.count + num), made
 
     def adapted(self, state: ChEESState) -> ChEES:
         """The kernel with the step size, the length and the mass of a state."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
-    from bnn_utils.kernels.replica_exchange import ExchangeState
 
 # By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
 # energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
@@ -165,7 +164,7 @@ def propose(
     """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
     noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
     p = metric.momentum(noise)
-    if density.native is not None and not metric.is_dense:
+    if density.native is not None:
         end, p_end = density.native.trajectory(start, p, step_size, num_steps, metric.inv_mass)
     else:
         end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
@@ -297,10 +296,9 @@ class HMC:
 
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
         """One transition of all lanes."""
-        if is_native(density, state):
+        if density.joint.native is not None:
             state, made = self._in_native_code(density.joint.native, generator, state, 1)
-            stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
-            info = Info(made.theta[:, 0], made.log_prob[:, 0], stats)
+            info = made.only()
         else:
             size = jittered(state.step_size, state.jitter, generator, state.position.theta)
             proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
@@ -317,7 +315,7 @@ class HMC:
     ) -> tuple[HMCState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not HMC.step  # a subclass may have one
-        if not is_native(density, state) or state.warmup is not None or has_own_step:
+        if density.joint.native is None or state.warmup is not None or has_own_step:
             return NotImplemented
         state, made = self._in_native_code(density.joint.native, generator, state, num)
         return state, Info.of_many(*made)
@@ -325,14 +323,11 @@ class HMC:
     def _in_native_code(
         self, native: Native, generator: torch.Generator, state: HMCState, num: int
     ) -> tuple[HMCState, Info]:
-        made = native.transitions(
-            generator, state.position, state.step_size, state.jitter, self.num_steps, *state.metric, num
+        steps = torch.full((num,), self.num_steps)
+        position, made = in_native_code(
+            native, generator, state.position, state.step_size, state.jitter, steps, state.metric
         )
-        size = made.step_size if state.jitter else state.step_size
-        energies = {"start_energy": made.start_energy, "end_energy": made.end_energy}
-        stats = {"is_accept": made.is_accept, "n_steps": self.num_steps, "step_size": size, **energies}
-        position = Position(made.theta, made.log_prob, made.grad)
-        return state._replace(position=position), Info(made.thetas, made.log_probs, stats)
+        return state._replace(position=position), made
 
     def adapted(self, state: HMCState) -> HMC:
         """The kernel with the step size, the jitter and the mass of a state."""
@@ -343,9 +338,25 @@ class HMC:
         return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{told_mass(self)}{jitter})"
 
 
-def is_native(density: Density, state: HMCState | ExchangeState) -> bool:
-    """Whether transitions run in native code."""
-    return density.joint.native is not None and not state.metric.is_dense
+def in_native_code(
+    native: Native,
+    generator: torch.Generator,
+    start: Position,
+    step_size: float,
+    jitter: float,
+    num_steps: Tensor,
+    metric: Metric,
+) -> tuple[Position, Info]:
+    """A transition for each of the numbers of steps ``(T,)``: where they end, and what is recorded of them."""
+    made = native.transitions(generator, start, step_size, jitter, num_steps, *metric)
+    stats = {
+        "is_accept": made.is_accept,
+        "n_steps": num_steps.expand(len(made.theta), -1),
+        "step_size": made.step_size if jitter else step_size,
+        "start_energy": made.start_energy,
+        "end_energy": made.end_energy,
+    }
+    return Position(made.theta, made.log_prob, made.grad), Info(made.thetas, made.log_probs, stats)
 
 
 def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:

@@ -319,8 +319,7 @@ class NUTS:
         """One transition of all lanes."""
         if density.joint.trees is not None:
             state, made = self._in_native_code(density.joint.trees, generator, state, 1)
-            stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in made.stats.items()}
-            info = Info(made.theta[:, 0], made.log_prob[:, 0], stats)
+            info = made.only()
         else:
             theta = state.position.theta
             of_each = {"generator": generator, "dtype": theta.dtype, "device": theta.device}

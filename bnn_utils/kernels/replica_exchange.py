@@ -26,7 +26,6 @@ from bnn_utils.kernels.hmc import (
     Metric,
     accept,
     check_step_size,
-    is_native,
     jittered,
     metric,
     propose,
@@ -216,7 +215,7 @@ class ReplicaExchange:
 
     def step(self, density: Density, generator: torch.Generator, state: ExchangeState) -> tuple[ExchangeState, Info]:
         """One transition: swaps, then HMC at every temperature."""
-        if is_native(density, state):
+        if density.joint.native is not None:
             after, made = self._in_native_code(density.joint.native, generator, state, 1)
             made = Exchanges(*(values[:, 0] for values in made))
         else:
@@ -232,7 +231,7 @@ class ReplicaExchange:
     ) -> tuple[ExchangeState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not ReplicaExchange.step  # a subclass may have one
-        if not is_native(density, state) or state.warmup is not None or has_own_step:
+        if density.joint.native is None or state.warmup is not None or has_own_step:
             return NotImplemented
         after, made = self._in_native_code(density.joint.native, generator, state, num)
         return after, Info.of_many(*self._info(made))
