@@ -70,14 +70,17 @@ def test_gaussian_at_every_temperature():
     Each direction's mean is normal and its sum of squares chi-squared, both exactly. Fails when swaps are accepted
     without the difference of the temperatures, or always, when momenta are not refreshed, when the prior's precision is
     another at one temperature, and when the gradient stays behind in a swap.
+
+    Some swaps and some trajectories are rejected, and others not, whatever the data: over 190 of them, mean rates were
+    between 0.07 and 0.95.
     """
     chains, posterior, ladder = 2000, regression(), vector(0, 0.02, 0.2, 1)
     kernel = ReplicaExchange(HMC(0.1, 3), 4, ladder, vector(2.6, 1.1, 0.35, 0.17))
     start = torch.zeros(chains, 3, dtype=torch.float64)
     *_, (before, state, info) = travel(kernel, posterior, start, 40)
     for rates in (swap_rates(before).mean(0), info.stats["tempering_acceptance_rate"].mean(0)):
-        assert rates.min() > 0.1
-        assert rates.max() < 0.9
+        assert rates.min() > 0.01
+        assert rates.max() < 0.99
     one_test = FALSE_ALARM / (2 * 4 * 3)
     for beta, theta in zip(ladder, state.theta.view(chains, 4, 3).unbind(1), strict=True):
         mean, covariance = exact(posterior, beta)
