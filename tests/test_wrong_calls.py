@@ -39,6 +39,9 @@ ChEES(True)                                       | step_size must be a number, 
 ChEES(0.1, None)                                  | trajectory_length must be a number, got None
 ChEES(0.1, False)                                 | trajectory_length must be a number, got False
 ChEES(inv_mass="dense")                           | inv_mass must be a tensor or an array of numbers, got 'dense'
+NUTS("0.1")                                       | step_size must be a number, got '0.1'
+NUTS(0.1, "10")                                   | max_tree_depth must be a whole number of at least 1, got '10'
+NUTS(target_acceptance="0.8")                     | target_acceptance must be a probability, got '0.8'
 ReplicaExchange(0.1)                              | kernel must be an HMC kernel, .*HMC\(step_size.*, got 0.1
 ReplicaExchange(HMC)                              | kernel must be an HMC kernel, .* got the class HMC itself
 ReplicaExchange(ChEES())                          | kernel must be an HMC kernel, .* got an object of type ChEES
@@ -321,6 +324,10 @@ plots.convergence_maps(p, data)                   | convergence must be .*conver
 """
 
 VALUES = r"""
+NUTS(0.1, 0)                                      | max_tree_depth must be a whole number of at least 1, got 0
+NUTS(0.1, 40)                                     | max_tree_depth is 40, and a trajectory of so many doublings would .*
+NUTS(target_acceptance=1.5)                       | target_acceptance must be between 0 and 1, got 1.5; 0.8 is usual, .*
+NUTS(inv_mass=torch.ones(2), dense_mass=True)     | a given inv_mass is kept, so that dense_mass=True has nothing to learn
 HMC(-0.1, 3)                                      | step_size must be positive and finite, got -0.1
 HMC(nan, 3)                                       | step_size must be positive and finite, got nan
 HMC(inf, 3)                                       | step_size must be positive and finite, got inf
