@@ -230,11 +230,14 @@ def test_round_trips(histories):
 
 @pytest.mark.statistical
 def test_round_trips_take_time():
-    """Nobody travels faster than one place in a transition: 200 draws have time for at most 25 trips of each of 5."""
-    trips = draw(regression(), 5, 200, 3, warmup=100, seed=1).tempering.round_trips
+    """Nobody travels faster than one place in a transition: 1,000 draws have time for at most 125 trips of each of 5.
+
+    Over 60 data sets the least number of trips was 18.
+    """
+    trips = draw(regression(), 5, 1000, 3, warmup=100, seed=1).tempering.round_trips
     assert trips.shape == (3,)
     assert trips.min() > 0
-    assert trips.max() <= 5 * 25
+    assert trips.max() <= 5 * 125
 
 
 def index_process(rejection, chains, draws, seed=0):
