@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 # over products of matrices.
 MAX_PARAMETERS = 256
 
-# A vector over lanes saves the sums over its numbers: by so much a full one is faster than one over points.
-GAIN_OVER_LANES = 1.15
+# What vectors go over, and how many of the usual length are one: by so much is it faster than one over points, if it is
+# full. One over lanes saves the sums over its numbers. A double one computes with one half while results of the other
+# are on their way; networks of more parameters have more numbers than registers already.
+GAINS = {("points", 1): 1.0, ("lanes", 1): 1.15, ("lanes", 2): 1.25}
+MAX_PARAMETERS_OF_DOUBLE = 40
 
 # Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
 SECONDS_FOR_THREADS, SECONDS_PER_UNIT = 100e-6, 1e-9
@@ -378,9 +381,15 @@ def program_of(posterior: Posterior, num_lanes: int) -> Program:
 
     likelihood, layers, num_points = posterior.likelihood, posterior.layers, len(posterior.counted)
     last, width = layers[-1].log_scale, width_of(posterior.dtype.itemsize)
-    # In whichever fewer numbers of a vector stand for nothing.
-    over_lanes, over_points = _filled(num_lanes, width) * num_points, num_lanes * _filled(num_points, width)
-    over = "lanes" if over_lanes < GAIN_OVER_LANES * over_points else "points"
+
+    def cost(way: tuple[str, int]) -> float:
+        """A vector that is not full takes as long as a full one."""
+        over, times = way
+        along, others = (num_lanes, num_points) if over == "lanes" else (num_points, num_lanes)
+        return _filled(along, times * width) * others / GAINS[way]
+
+    ways = [way for way in GAINS if way[1] == 1 or posterior.dim <= MAX_PARAMETERS_OF_DOUBLE]
+    over, times = min(ways, key=cost)
     return Program(
         layers=tuple(map(_unit, layers)),
         log_scales=tuple(range(last.start, last.stop)) if last else (),
@@ -388,6 +397,7 @@ def program_of(posterior: Posterior, num_lanes: int) -> Program:
         scale=getattr(likelihood, "scale", None),
         dtype=str(posterior.dtype).removeprefix("torch."),
         over=over,
+        width=times * width,
         is_weighted=posterior.counted.weights is not None,
         has_datasets=over == "lanes" and posterior.num_datasets > 1,
     )

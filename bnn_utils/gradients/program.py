@@ -19,7 +19,7 @@ from llvmlite import ir
 
 from bnn_utils.gradients.formulas import activated, combined, finite, judged
 from bnn_utils.gradients.vector import Vectors
-from bnn_utils.gradients.writer import I64, VOID, Value, Writer, width_of
+from bnn_utils.gradients.writer import I64, VOID, Value, Writer
 
 LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 PAIRS = 8  # of uniform numbers that torch turns into normal ones together
@@ -52,6 +52,7 @@ class Program:
         scale: of Gaussian noise where it is known.
         dtype: "float32" or "float64".
         over: what vectors go over.
+        width: numbers in a vector.
         is_weighted: whether points count as often as their weights say. Over points there are always weights: those
             that fill up the last vector have none.
         has_datasets: over lanes, whether each has targets of its own.
@@ -63,6 +64,7 @@ class Program:
     scale: float | None
     dtype: str
     over: Literal["points", "lanes"]
+    width: int
     is_weighted: bool
     has_datasets: bool
 
@@ -82,11 +84,6 @@ class Program:
     @property
     def is_gaussian(self) -> bool:
         return self.likelihood == "Gaussian"
-
-    @property
-    def width(self) -> int:
-        """Numbers in a vector."""
-        return width_of(4 if self.dtype == "float32" else 8)
 
     @property
     def lanes(self) -> int:
