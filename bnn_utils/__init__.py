@@ -10,6 +10,7 @@ from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
 from bnn_utils.layers import LogScale
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from bnn_utils.maxima import find_map
 from bnn_utils.posterior import Posterior
 from bnn_utils.priors import ElementPrior, FanInPrior, NormalPrior
 from bnn_utils.references import reference
@@ -38,6 +39,7 @@ __all__ = [
     "ReplicaExchange",
     "boxes",
     "default_device",
+    "find_map",
     "published_summary",
     "reference",
     "sample",

@@ -15,13 +15,14 @@ from bnn_utils.kernels.base import Kernel
 from bnn_utils.posterior import Posterior
 
 NUM_PROBES = 3
+FROM_PRIOR, FROM_MAXIMA = "draws from the prior", "maxima above draws from the prior"
 
 
 def facts_of(
     posterior: Posterior,
     kernel: Kernel,
     seed: int | torch.Generator,
-    init: Tensor | None,
+    init: Tensor | str | None,
     warmup: int,
     thin: int,
     compile: bool,
@@ -47,7 +48,7 @@ def facts_of(
         "seed": f"a generator in the state {digest(seed.get_state())}"
         if isinstance(seed, torch.Generator)
         else str(seed),
-        "init": "draws from the prior" if init is None else digest(init),
+        "init": FROM_PRIOR if init is None else FROM_MAXIMA if isinstance(init, str) else digest(init),
         "warmup": warmup,
         "thin": thin,
         "gradient": posterior.gradient + ", compiled" * compile,

@@ -58,7 +58,7 @@ class Plan:
     @contextmanager
     def density(self) -> Iterator[Density]:
         """A density for this thread alone, while transitions are made."""
-        num_threads, threads = torch.get_num_threads(), _threads(1) if self.one_thread else _threads(None)
+        num_threads, threads = torch.get_num_threads(), threads_of_torch(1 if self.one_thread else None)
         # Without the bookkeeping of autograd, which a tensor this small pays for with a tenth of its time.
         with threads, torch.inference_mode():
             try:
@@ -154,7 +154,7 @@ def needs_one_thread(posterior: Posterior, num_lanes: int, compile: bool, num_ba
 
 
 @contextmanager
-def _threads(num: int | None) -> Iterator[None]:
+def threads_of_torch(num: int | None) -> Iterator[None]:
     """``torch.set_num_threads`` for this Python thread alone, or nothing.
 
     The number belongs to a thread, but to set it also says with which number new threads begin. Runs that overlap would

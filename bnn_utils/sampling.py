@@ -23,6 +23,7 @@ from bnn_utils.interrupts import noted
 from bnn_utils.keep import check_keep, try_out
 from bnn_utils.kernels.base import Kernel, check_kernel
 from bnn_utils.kernels.hamiltorch import Hamiltorch
+from bnn_utils.maxima import check_one_dataset, starts_at_maxima
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed, spawn
 from bnn_utils.run import Plan, begin, needs_one_thread
@@ -37,7 +38,7 @@ def sample(
     num_samples: int,
     num_chains: int = 1,
     warmup: int = 0,
-    init: Tensor | None = None,
+    init: Tensor | Literal["map"] | None = None,
     seed: int | torch.Generator | None = None,
     progress: bool = True,
     compile: bool | Literal["auto"] = "auto",
@@ -73,6 +74,10 @@ def sample(
         num_chains: how many chains.
         warmup: transitions per chain that adapt the kernel and are thrown away.
         init: where to start, ``(D,)`` for all chains or ``(C, D)``; without it, each chain at a prior draw of its own.
+            "map": each climbs from its prior draw to a maximum first (`bnn_utils.find_map`, with at most 500 iterations
+            of L-BFGS: a chain need not stand on the very top), like the members of a deep ensemble. R-hat presupposes
+            starts that are more spread out than the posterior, which maxima need not be: chains that agree then may all
+            miss what no climb comes to.
         seed: a number, or a generator on the posterior's device, which is advanced. Without it every call has a new
             number, so that runs are independent; it is ``chain.seed``, and with it the run can be made again.
         progress: show a progress bar.
@@ -124,7 +129,15 @@ def sample(
     _check.instance(
         "executor", executor, (Executor, type(None)), "a concurrent.futures.Executor, such as a Dask client's"
     )
-    if init is not None:
+    is_climb = isinstance(init, str)
+    if is_climb:
+        if init != "map":
+            raise ValueError(
+                "init must be starting points of shape (D,) or (C, D), 'map', or None for draws from the prior; got "
+                f"{_check.told(init)}"
+            )
+        check_one_dataset(posterior)
+    elif init is not None:
         init = fit_init(posterior, _check.tensor("init", init), num_chains)
         num_chains = len(init)
     if store is None:
@@ -162,16 +175,18 @@ def sample(
             streams = [as_generator(seed, posterior.device)]
             if len(sizes) > 1:
                 streams = spawn(seed, len(sizes), posterior.device)
-            starts = [None] * len(sizes) if init is None else init.split(batch_size)
+            starts = [None] * len(sizes) if init is None or is_climb else init.split(batch_size)
             starts = [
                 draw_starts(posterior, size, stream) if start is None else start
                 for size, start, stream in zip(sizes, starts, streams, strict=True)
             ]
-            if init is not None:
+            if init is not None and not is_climb:
                 check_starts(posterior, torch.cat(starts))
             if recorded.functions:  # a draw from the prior beside the starts, which may be one, or equal
                 other = posterior.sample_prior(1, torch.Generator(posterior.device).manual_seed(0))
                 try_out(recorded, torch.cat([other, starts[0]]))
+            if is_climb:
+                starts = [starts_at_maxima(posterior, start, compile, progress) for start in starts]
             one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
             plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
             checkpoints = [

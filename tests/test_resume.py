@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,22 @@ def test_goes_on_after_an_interruption(small, kernel, after, tmp_path, monkeypat
     assert same(sample(small, kernel, 50, store=store, **ARGUMENTS), whole)
 
 
+@each_kernel
+def test_goes_on_from_maxima(small, kernel, tmp_path, monkeypatch):
+    """Interrupted once and again, and called with more draws."""
+    arguments, store = ARGUMENTS | {"init": "map"}, tmp_path / "run.zarr"
+    whole = sample(small, kernel, 50, **arguments)
+    for after in (1, 9):
+        with monkeypatch.context() as patch:
+            stopping(patch, after)
+            with suppress(KeyboardInterrupt), warnings.catch_warnings(action="ignore"):
+                sample(small, kernel, 30, store=store, **arguments)
+    assert same(sample(small, kernel, 50, store=store, **arguments), whole)
+    assert same(Chain.load(store), whole)
+    with pytest.raises(ValueError, match="init was 'maxima above draws from the prior', now 'draws from the prior'"):
+        sample(small, kernel, 50, store=store, **ARGUMENTS)
+
+
 def test_an_error_leaves_a_good_folder(small, tmp_path, monkeypatch):
     """In the 26th of the draws of a single batch: those before it are in the error, and the folder is good."""
     arguments = ARGUMENTS | {"batch_size": 4, "compile": False}
@@ -153,6 +171,7 @@ def test_times_add_up(small, tmp_path):
         ({"thin": 2}, "thin was 1, now 2"),
         ({"num_chains": 5}, "batch"),
         ({"init": torch.zeros(4, 3)}, "init was 'draws from the prior', now '"),
+        ({"init": "map"}, "init was 'draws from the prior', now 'maxima above draws from the prior'"),
         ({"data": boxes(n=12)}, "posterior was '.*8 points.*', now '.*12 points"),
         ({"y": 1}, r"log likelihood there\[0\] was -"),
         ({"prior": NormalPrior(1.1)}, r"log prior at some draws from the prior\[0\] was -"),

@@ -197,7 +197,7 @@ sample(posterior, hmc, 3, num_chains=None)        | num_chains must be a whole n
 sample(posterior, hmc, 3, warmup="no")            | warmup must be a whole number of at least 0, got 'no'
 sample(posterior, hmc, 3, warmup=True)            | warmup must be a whole number of at least 0, got True
 sample(posterior, hmc, 3, warmup=None)            | warmup must be a whole number of at least 0, got None
-sample(posterior, hmc, 3, init="prior")           | init must be a tensor or an array of numbers, got 'prior'
+sample(posterior, hmc, 3, init=True)              | init must be a tensor or an array of numbers, got True
 sample(posterior, hmc, 3, init=chain)             | init must be a tensor or an array of numbers, got an object of type Chain
 sample(posterior, hmc, 3, init={"a": 1})          | init must be a tensor or an array of numbers, got an object of type dict
 sample(posterior, hmc, 3, seed="1")               | seed must be a whole number or a torch.Generator, got '1'
@@ -220,6 +220,13 @@ sample(posterior, hmc, 3, keep={"p": p})          | keep\['p'\] must be a functi
 sample(posterior, hmc, 3, keep={3: first})        | a name in keep must be a str, got 3
 sample(posterior, hmc, 3, keep={"p": lambda theta: None}) | what keep\['p'\] returns must be a tensor or an array of numbers, got None
 sample(posterior, hmc, 3, keep={"p": first}, keep_draws=0) | keep_draws must be True or False, got 0
+find_map(net)                                     | posterior must be a Posterior, .* got an object of type Sequential
+find_map(posterior, "16")                         | num must be a whole number of at least 1, got '16'
+find_map(posterior, None)                         | num must be a whole number of at least 1, got None
+find_map(posterior, True)                         | num must be a whole number of at least 1, got True
+find_map(posterior, 2, seed="1")                  | seed must be a whole number or a torch.Generator, got '1'
+find_map(posterior, 2, seed=np.random.default_rng(0)) | seed must be a whole number or a torch.Generator, got a generator of NumPy's: pass int
+find_map(posterior, 2, 0, progress="no")          | progress must be True or False, got 'no'
 Chain.from_draws("draws", posterior)              | draws must be a tensor or an array of numbers, got 'draws'
 Chain.from_draws(None, posterior)                 | draws must be a tensor or an array of numbers, got None
 Chain.from_draws(chain, posterior)                | draws must be a tensor or an array of numbers, .*pass its attribute draws
@@ -464,12 +471,19 @@ sample(posterior, hmc, 3, keep={"p": lambda theta: theta - theta.mean(0)}) | kee
 sample(posterior, hmc, 3, compile="yes")          | compile must be True, False or 'auto', got 'yes'
 sample(posterior, hmc, 3, compile=1)              | compile must be True, False or 'auto', got 1
 sample(posterior, hmc, 3, compile=None)           | compile must be True, False or 'auto', got None
+sample(posterior, hmc, 3, init="prior")           | init must be starting points of shape \(D,\) or \(C, D\), 'map', or None for draws from the prior; got 'prior'
+sample(posterior, hmc, 3, init="MAP")             | init must be starting points .*, 'map', or None .*; got 'MAP'
+sample(two, hmc, 3, 2, init="map")                | there are 2 data sets, each with maxima of its own: climb to those of posterior.dataset\(k\)
 sample(posterior, hmc, 3, init=theta[:3])         | theta has shape \(3,\), but this network has 20
 sample(posterior, hmc, 3, init=nan * theta)       | chain 0 starts where the log density is nan
 sample(posterior, hmc, 3, init=1j * theta)        | init is torch.complex128: take real numbers
 sample(posterior, hmc, 3, init=theta.to_sparse()) | init is sparse: pass init.to_dense
 sample(posterior, hmc, 3, init=torch.zeros(0, 20)) | init has 0 starting points
 sample(posterior, HMC(0.1, 3, torch.ones(3)), 3)  | inv_mass has shape \(3,\), but the posterior has 20 parameters
+find_map(posterior, 0)                            | num must be a whole number of at least 1, got 0
+find_map(posterior, 2.5)                          | num must be a whole number of at least 1, got 2.5
+find_map(posterior, 10**12)                       | num=1000000000000 vectors would take .* GiB
+find_map(two)                                     | there are 2 data sets, each with maxima of its own: climb to those of posterior.dataset\(k\)
 Chain.from_draws(draws[0], posterior)             | draws have shape \(8, 20\), but this posterior's are
 Chain.from_draws(1j * draws, posterior)           | draws is torch.complex128: take real numbers
 Chain.from_draws(draws.to_sparse(), posterior)    | draws is sparse
@@ -598,6 +612,7 @@ run(seed=np.int64(3))                             | run(seed=3)
 run(seed=torch.tensor(3))                         | run(seed=3)
 run(num_chains=np.int64(2), warmup=2.0)           | run(num_chains=2, warmup=2)
 run(progress=np.False_)                           | run()
+len(find_map(posterior, np.int64(2), np.int64(3), np.False_).ended) | 2
 Chain.from_draws(draws.tolist(), posterior).draws | draws
 Chain.from_draws(nn.Parameter(draws), posterior).stats["lp"].requires_grad | False
 Chain.from_draws(draws, posterior, seconds=np.float32(2)).wall_time | 2.0
