@@ -185,7 +185,7 @@ def check_one_dataset(posterior: Posterior) -> None:
 class Summit(NamedTuple):
     """Where one climb ended, theta in the posterior's dtype, and how."""
 
-    theta: Tensor  # (D,)
+    theta: Tensor  # (D,), on the CPU
     log_prob: float
     grad_norm: float
     ended: str
@@ -198,12 +198,12 @@ def climb(posterior: Posterior, theta: Tensor, compile: bool, iterations: int, p
             theta = _adam(density, theta)
         summits = []
         with _density(posterior.in_double(), 1, compile) as density:
-            for start in theta:
+            for start in theta.cpu():  # as SciPy has it, and as not every device has float64
                 summits.append(_lbfgs(density, start, iterations))
                 bar.update()
     places, log_prob, grad_norm, ended = zip(*summits, strict=True)
     numbers = (torch.tensor(values, dtype=torch.float64) for values in (log_prob, grad_norm))
-    return Maxima(torch.stack(places), *numbers, list(ended))
+    return Maxima(torch.stack(places).to(posterior.device), *numbers, list(ended))
 
 
 @contextmanager
@@ -232,7 +232,7 @@ def _adam(density: Density, theta: Tensor) -> Tensor:
 
 
 def _lbfgs(density: Density, start: Tensor, iterations: int) -> Summit:
-    """A climb from start ``(D,)``, of any dtype, in the density's, which is float64."""
+    """A climb from start ``(D,)``, on the CPU and of any dtype, in the density's, which is float64."""
     from scipy.optimize import minimize
 
     def log_prob_and_grad(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -245,7 +245,7 @@ def _lbfgs(density: Density, start: Tensor, iterations: int) -> Summit:
             return ONE_NAT - heights[-1], np.zeros_like(grad)  # lower than where the step began: it takes a shorter one
         return -log_prob, -grad
 
-    theta, rose = start.double().cpu().numpy(), True
+    theta, rose = start.double().numpy(), True
     heights = [log_prob_and_grad(theta)[0]]  # after each iteration
     while rose and len(heights) <= iterations:  # what it remembers may mislead it: where it is stuck it begins anew
         before, left = heights[-1], iterations + 1 - len(heights)
@@ -260,7 +260,7 @@ def _lbfgs(density: Density, start: Tensor, iterations: int) -> Summit:
         rose = heights[-1] - before > SAME_HEIGHT
     log_prob, grad = log_prob_and_grad(theta)
     rounded = torch.from_numpy(theta).to(start)
-    there, grad_there = log_prob_and_grad(rounded.double().cpu().numpy())
+    there, grad_there = log_prob_and_grad(rounded.double().numpy())
     digit = max(EPS**0.5, torch.finfo(start.dtype).eps)
     around = [there, *(log_prob_and_grad(theta * factor)[0] for factor in (1 - digit, 1 + digit))]
     if not all(abs(value - log_prob) <= ONE_NAT for value in around):  # not so either where one is not finite
