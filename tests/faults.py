@@ -357,10 +357,8 @@ FAULTS = [
         "native: after the warm-up with the step size that was given",
         HMC,
         "HMC._in_native_code",
-        "native.transitions(generator, state.position, state.step_size, state.jitter, self.num_steps, *state.metric,"
-        " num)",
-        "native.transitions(generator, state.position, self.step_size, state.jitter, self.num_steps, *state.metric,"
-        " num)",
+        "in_native_code(native, generator, state.position, state.step_size, state.jitter, steps, state.metric)",
+        "in_native_code(native, generator, state.position, self.step_size, state.jitter, steps, state.metric)",
         "adapted",
     ),
     Fault(
@@ -457,7 +455,7 @@ FAULTS = [
 
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
-    "units": (["test_hmc.py", "test_replica_exchange.py"], None),
+    "units": (["test_hmc.py", "test_nuts.py", "test_replica_exchange.py"], None),
     "both codes": (
         [
             "test_native.py::test_chains_follow_those_of_torch",
