@@ -8,6 +8,7 @@ from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
+from bnn_utils.kernels.symmetric import Symmetric
 from bnn_utils.layers import LogScale
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn_utils.maxima import find_map
@@ -37,6 +38,7 @@ __all__ = [
     "NormalPrior",
     "Posterior",
     "ReplicaExchange",
+    "Symmetric",
     "boxes",
     "default_device",
     "find_map",

@@ -21,6 +21,7 @@ from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, TARGET_ACCEPTANCE
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange, rounds
+from bnn_utils.kernels.symmetric import Symmetric
 from bnn_utils.mixing import FEWEST_DRAWS
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def acceptance(chain: Chain) -> str | None:
     stuck = unmoved(chain)
     rates = rates[[number for number in range(chain.num_chains) if number not in stuck]]
     # ChEES adapts to the harmonic mean over its lanes.
-    rate = ((1 / (1 / rates).mean(0)) if isinstance(chain.kernel, ChEES) else rates).mean().item()
+    rate = ((1 / (1 / rates).mean(0)) if isinstance(kernel_of(chain), ChEES) else rates).mean().item()
     seen = f"The mean acceptance rate is {rate:.2f}"
     if not chain.warmup:
         if rate >= LEAST_ACCEPTANCE or math.isnan(rate):
@@ -132,13 +133,13 @@ def acceptance(chain: Chain) -> str | None:
 
 def target_acceptance(chain: Chain) -> float | None:
     """What a warm-up of the chain's kernel aims at; None for kernels that are not known here."""
-    if isinstance(chain.kernel, ChEES):
+    if isinstance(kernel_of(chain), ChEES):
         return CHEES_TARGET_ACCEPTANCE
-    if isinstance(chain.kernel, NUTS):
-        return chain.kernel.target_acceptance
-    if isinstance(chain.kernel, (HMC, Hamiltorch)):
-        return LANGEVIN_TARGET_ACCEPTANCE if chain.kernel.num_steps == 1 else TARGET_ACCEPTANCE
-    return TARGET_ACCEPTANCE if isinstance(chain.kernel, ReplicaExchange) else None
+    if isinstance(kernel_of(chain), NUTS):
+        return kernel_of(chain).target_acceptance
+    if isinstance(kernel_of(chain), (HMC, Hamiltorch)):
+        return LANGEVIN_TARGET_ACCEPTANCE if kernel_of(chain).num_steps == 1 else TARGET_ACCEPTANCE
+    return TARGET_ACCEPTANCE if isinstance(kernel_of(chain), ReplicaExchange) else None
 
 
 def lagging(chain: Chain) -> str | None:
@@ -167,7 +168,7 @@ def energy(chain: Chain) -> str | None:
     ChEES and NUTS, of this package and of others; not for replica exchange, where swaps do, nor for draws that are not
     neighbours.
     """
-    is_of_momenta = isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, NUTS, str)) and chain.few.tempering is None
+    is_of_momenta = isinstance(kernel_of(chain), (HMC, Hamiltorch, ChEES, NUTS, str)) and chain.few.tempering is None
     is_meant = is_of_momenta and chain.thinning == 1
     if not is_meant or chain.num_draws < FEWEST_FOR_MEANS:
         return None
@@ -204,15 +205,15 @@ def warmup(chain: Chain) -> str | None:
     seen = f"The warm-up had {chain.warmup:,} transition{'s' * (chain.warmup != 1)}"
     if chain.warmup == 0:
         return None
-    if isinstance(chain.kernel, ReplicaExchange):
+    if isinstance(kernel_of(chain), ReplicaExchange):
         if len(rounds(chain.warmup)) > 1:
             return None
         return f"{seen}, too few to set the temperatures, which are those it began with. Take several hundred."
-    if not isinstance(chain.kernel, (HMC, Hamiltorch, ChEES, NUTS)):
+    if not isinstance(kernel_of(chain), (HMC, Hamiltorch, ChEES, NUTS)):
         return None
     if chain.warmup < ONLY_STEPS:
         return f"{seen}, in which the step size adapts only roughly, and nothing else does. Take {SETTLING} or more."
-    mass = chain.kernel.inv_mass
+    mass = kernel_of(chain).inv_mass
     is_given = mass is not None and mass.ndim == 2  # what is learned is a diagonal
     if chain.warmup >= SETTLING or is_given:
         return None
@@ -236,9 +237,9 @@ def step_sizes(chain: Chain) -> str | None:
 
 def trajectory(chain: Chain) -> str | None:
     """A learned length that is more than the steps a transition makes."""
-    if not isinstance(chain.kernel, ChEES):
+    if not isinstance(kernel_of(chain), ChEES):
         return None
-    steps = chain.kernel.trajectory_length / chain.kernel.step_size
+    steps = kernel_of(chain).trajectory_length / kernel_of(chain).step_size
     if steps <= MAX_STEPS:
         return None
     return (
@@ -341,6 +342,11 @@ CHECKS: tuple[Callable[[Chain], str | None], ...] = (
     round_trips,
     convergence,
 )
+
+
+def kernel_of(chain: Chain) -> object:
+    """What moves it, whatever symmetries are between its transitions."""
+    return chain.kernel.kernel if isinstance(chain.kernel, Symmetric) else chain.kernel
 
 
 def statistic(chain: Chain, name: str) -> Tensor | None:

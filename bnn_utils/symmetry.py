@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +97,39 @@ def copies(flat: FlatModule) -> int:
     return math.prod(
         math.factorial(layer.shape[0]) * (2 ** layer.shape[0] if _is_odd(layer) else 1) for layer in _layers(flat)[:-1]
     )
+
+
+class Copies(NamedTuple):
+    """A symmetry for each of some vectors: a function from vectors ``(L, D)`` to copies of them, linear in each."""
+
+    places: Tensor  # (L, D), where each number comes from
+    signs: Tensor  # (L, D)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return vectors.gather(-1, self.places) * self.signs.to(vectors)
+
+
+@torch.no_grad()
+def draw_copies(flat: FlatModule, num: int, generator: torch.Generator) -> Copies:
+    """Permutations of hidden units, and signs of odd ones, drawn evenly among all, for ``num`` vectors.
+
+    Raises:
+        ValueError: if the network is not a chain of Linear layers with elementwise activations.
+    """
+    layers, device = _layers(flat), generator.device
+    places = torch.arange(flat.dim, device=device).repeat(num, 1)
+    signs = torch.ones(num, flat.dim, device=device)
+    for layer, above in itertools.pairwise(layers):
+        width = layer.shape[0]
+        of_units = torch.cat([layer.places(device), above.places(device)[:, -width:].mT], dim=1)
+        order = torch.rand(num, width, generator=generator, device=device).argsort(dim=1)
+        flips = torch.ones_like(order)
+        if _is_odd(layer):
+            flips = 1 - 2 * (torch.rand(num, width, generator=generator, device=device) < 0.5).long()
+        order = order[..., None].expand(-1, -1, of_units.shape[1])
+        places[:, of_units] = places[:, of_units].gather(1, order)
+        signs[:, of_units] = signs[:, of_units].gather(1, order) * flips[..., None]
+    return Copies(places, signs)
 
 
 def _fold_units(units: Tensor, width: int, layer: Layer) -> Tensor:

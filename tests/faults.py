@@ -194,6 +194,14 @@ FAULTS = [
         "lane.array('keys', b.mul(lane.get('transition'), lane.field('num_lanes')), kind=I64)",
         "NUTS",
     ),
+    Fault(
+        "a symmetry leaves the gradient where it was",
+        HMC,
+        "Position.moved",
+        "self._replace(theta=move(self.theta), grad=move(self.grad))",
+        "self._replace(theta=move(self.theta))",
+        "symmetric",
+    ),
     in_torch(
         "swap without the difference of the likelihoods",
         EXCHANGE,
@@ -455,7 +463,7 @@ FAULTS = [
 
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
-    "units": (["test_hmc.py", "test_nuts.py", "test_replica_exchange.py"], None),
+    "units": (["test_hmc.py", "test_nuts.py", "test_replica_exchange.py", "test_symmetric.py"], None),
     "both codes": (
         [
             "test_native.py::test_chains_follow_those_of_torch",

@@ -12,7 +12,7 @@ from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
 from targets import rotated, spread, with_moments
 from torch import Tensor
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, sample, sampling
+from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, Symmetric, sample, sampling
 from bnn_utils.density import Density
 from bnn_utils.kernels import hamiltorch
 from bnn_utils.kernels.base import Kernel
@@ -87,6 +87,7 @@ SAMPLERS = {
     "ChEES": Sampler(lambda covariance: ChEES(), warmup=300),
     "NUTS": Sampler(lambda covariance: NUTS(), warmup=300),
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),
+    "symmetric": Sampler(lambda covariance: Symmetric(hmc("diagonal")(covariance), every=2)),
     "hamiltorch": Sampler(hamiltorch_hmc, is_slow=True),
     # They need about as many steps for a draw as there are parameters.
     "random walk": Sampler(lambda covariance: RandomWalk(walk(covariance)), thin=10),

@@ -22,7 +22,7 @@ from targets import (
     with_moments,
 )
 
-from bnn_utils import HMC, NUTS, ChEES, NormalPrior, ReplicaExchange, sample
+from bnn_utils import HMC, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
 from bnn_utils.diagnostics import ess, mcse
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
@@ -191,6 +191,8 @@ def finer(kernel, halvings):
     if isinstance(kernel, ReplicaExchange):
         sizes = None if kernel.step_sizes is None else kernel.step_sizes / 2**halvings
         return replace(kernel, kernel=finer(kernel.kernel, halvings), step_sizes=sizes)
+    if isinstance(kernel, Symmetric):
+        return replace(kernel, kernel=finer(kernel.kernel, halvings))
     if isinstance(kernel, NUTS):
         return replace(kernel, step_size=kernel.step_size / 2**halvings, max_tree_depth=1 + halvings)
     if isinstance(kernel, ChEES):

@@ -27,6 +27,7 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
+    Symmetric,
     boxes,
     sample,
 )
@@ -266,8 +267,13 @@ def test_trajectories_that_diverge_are_rejected(posterior):
         NUTS(0.1, inv_mass=torch.eye(20) + 0.1),
         ReplicaExchange(HMC(0.05, 2), 3),
         ReplicaExchange(HMC(0.05, 2, inv_mass=torch.eye(20) + 0.1), 3),
+        Symmetric(HMC(0.05, 2), every=3),
+        Symmetric(ReplicaExchange(HMC(0.05, 2), 3), every=1),
     ],
-    ids=["HMC", "jitter", "dense", "ChEES", "NUTS", "dense NUTS", "replica exchange", "dense replica exchange"],
+    ids=[
+        *("HMC", "jitter", "dense", "ChEES", "NUTS", "dense NUTS", "replica exchange", "dense replica exchange"),
+        *("symmetric", "symmetric replica exchange"),
+    ],
 )
 def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
     """To the bit, with the generator: how many is decided by the clock."""

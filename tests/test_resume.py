@@ -22,6 +22,7 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
+    Symmetric,
     batches,
     boxes,
     executors,
@@ -30,7 +31,13 @@ from bnn_utils import (
 from bnn_utils.stores import open_for_reading
 
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
-KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
+KERNELS = {
+    "HMC": HMC(0.05, 3),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "Symmetric": Symmetric(HMC(0.05, 3), 2),
+    "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
+}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 
 

@@ -14,7 +14,7 @@ from samplers import needs_hamiltorch
 from targets import generator, regression
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, ReplicaExchange, executors, sample
+from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, ReplicaExchange, Symmetric, executors, sample
 from bnn_utils.kernels.base import Info, adapted
 from bnn_utils.run import Plan, advance, begin, segment
 
@@ -25,6 +25,7 @@ KERNELS = {
     "Langevin": HMC(0.1, 1),
     "ChEES": ChEES(0.1, 0.4),
     "NUTS": NUTS(0.1),
+    "symmetric": Symmetric(HMC(0.1, 3), every=2),
     "replica exchange": ReplicaExchange(HMC(0.1, 3), 4),
     "hamiltorch": Hamiltorch(0.1, 3),
     "random walk": RandomWalk(FACTOR),

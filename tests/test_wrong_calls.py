@@ -42,6 +42,8 @@ ChEES(inv_mass="dense")                           | inv_mass must be a tensor or
 NUTS("0.1")                                       | step_size must be a number, got '0.1'
 NUTS(0.1, "10")                                   | max_tree_depth must be a whole number of at least 1, got '10'
 NUTS(target_acceptance="0.8")                     | target_acceptance must be a probability, got '0.8'
+Symmetric(0.1)                                    | kernel must be HMC, NUTS, .*; got 0.1
+Symmetric(hmc, "2")                               | every must be a whole number of at least 1, got '2'
 ReplicaExchange(0.1)                              | kernel must be an HMC kernel, .*HMC\(step_size.*, got 0.1
 ReplicaExchange(HMC)                              | kernel must be an HMC kernel, .* got the class HMC itself
 ReplicaExchange(ChEES())                          | kernel must be an HMC kernel, .* got an object of type ChEES
@@ -331,6 +333,7 @@ plots.convergence_maps(p, data)                   | convergence must be .*conver
 """
 
 VALUES = r"""
+Symmetric(hmc, 0)                                 | every must be a whole number of at least 1, got 0
 NUTS(0.1, 0)                                      | max_tree_depth must be a whole number of at least 1, got 0
 NUTS(0.1, 40)                                     | max_tree_depth is 40, and a trajectory of so many doublings would .*
 NUTS(target_acceptance=1.5)                       | target_acceptance must be between 0 and 1, got 1.5; 0.8 is usual, .*

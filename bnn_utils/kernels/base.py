@@ -87,6 +87,13 @@ class Info(NamedTuple):
         columns = {k: v if isinstance(v, Tensor) else _as_column(num * [v], log_prob) for k, v in stats.items()}
         return cls(theta, log_prob, statistics(columns))
 
+    @classmethod
+    def joined(cls, infos: Sequence[Info]) -> Info:
+        """What was recorded of many transitions each, one after the other."""
+        stats = {name: torch.cat([info.stats[name] for info in infos], dim=1) for name in infos[0].stats}
+        theta, log_prob = (torch.cat(values, dim=1) for values in list(zip(*infos, strict=True))[:2])
+        return cls(theta, log_prob, stats)
+
     def only(self) -> Info:
         """The one of as many as one, with shapes ``(C, ...)``."""
         stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in self.stats.items()}
@@ -132,13 +139,16 @@ def acceptance_rate(start: Tensor, end: Tensor) -> Tensor:
 
 
 class Kernel(Protocol[S]):
-    """A frozen description of an algorithm. It has these three, and may have the two that follow.
+    """A frozen description of an algorithm. It has these three, and may have those that follow.
 
     ``steps(density, generator, state, num) -> (state, info)``, many transitions at once, stacked, where that is cheaper
     than a loop over ``step``; NotImplemented where it isn't. State, info and generator are to be those of such a loop,
     to the bit: how many at once is decided by the clock.
 
     ``adapted(state) -> Kernel``, the kernel as a warm-up left it, which samples further without one.
+
+    ``moved(state, move) -> state``, with all places, gradients and velocities of lanes moved by a symmetry of the
+    density, a function of vectors ``(lanes, D)``; for `bnn_utils.kernels.symmetric`.
 
     Attributes:
         lanes_per_chain: rows of theta that one chain needs in a batch, 1 for most.

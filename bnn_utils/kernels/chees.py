@@ -12,6 +12,7 @@ where lanes count by their acceptance rates (equations 2 to 4). A warm-up climbs
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -181,6 +182,10 @@ class ChEES:
         steps = torch.tensor([num_steps(count, state.trajectory_length, state.step_size) for count in counts])
         position, made = in_native_code(native, generator, state.position, state.step_size, 0.0, steps, state.metric)
         return state._replace(position=position, count=state.count + num), made
+
+    def moved(self, state: ChEESState, move: Callable[[Tensor], Tensor]) -> ChEESState:
+        """The state where a symmetry of the density brings it."""
+        return state._replace(position=state.position.moved(move))
 
     def adapted(self, state: ChEESState) -> ChEES:
         """The kernel with the step size, the length and the mass of a state."""

@@ -46,6 +46,10 @@ class Position(NamedTuple):
     log_prob: Tensor  # (C,)
     grad: Tensor  # (C, D), gradient of log_prob at theta
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Position:
+        """Where a symmetry of the density brings it."""
+        return self._replace(theta=move(self.theta), grad=move(self.grad))
+
 
 P = TypeVar("P", bound=Position)  # or any NamedTuple of tensors that begins with its three fields
 
@@ -328,6 +332,10 @@ class HMC:
             native, generator, state.position, state.step_size, state.jitter, steps, state.metric
         )
         return state._replace(position=position), made
+
+    def moved(self, state: HMCState, move: Callable[[Tensor], Tensor]) -> HMCState:
+        """The state where a symmetry of the density brings it."""
+        return state._replace(position=state.position.moved(move))
 
     def adapted(self, state: HMCState) -> HMC:
         """The kernel with the step size, the jitter and the mass of a state."""

@@ -24,6 +24,7 @@ Each lane decides by numbers that follow from a key of its own: the doubling tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -361,6 +362,10 @@ class NUTS:
         }
         position = Position(made.theta, made.log_prob, made.grad)
         return state._replace(position=position), Info(made.thetas, made.log_probs, stats)
+
+    def moved(self, state: NUTSState, move: Callable[[Tensor], Tensor]) -> NUTSState:
+        """The state where a symmetry of the density brings it."""
+        return state._replace(position=state.position.moved(move))
 
     def adapted(self, state: NUTSState) -> NUTS:
         """The kernel with the step size and the mass of a state."""

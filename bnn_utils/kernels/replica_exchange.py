@@ -7,6 +7,7 @@ positions. So a network that the cold chain could never have walked to comes dow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
 from typing import TYPE_CHECKING, NamedTuple
@@ -294,6 +295,10 @@ class ReplicaExchange:
             "tempering_acceptance_rate": acceptance_rate(made.start_energy, made.end_energy),
         }
         return made.theta, cold(made.log_prob), stats | energies | tempering
+
+    def moved(self, state: ExchangeState, move: Callable[[Tensor], Tensor]) -> ExchangeState:
+        """The state where a symmetry of both densities brings it."""
+        return state._replace(theta=move(state.theta), grad_likelihood=move(state.grad_likelihood))
 
     def adapted(self, state: ExchangeState) -> ReplicaExchange:
         """The kernel with the ladder and the step sizes of a state."""
