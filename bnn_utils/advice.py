@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bnn_utils.diagnostics import ESS_PER_CHAIN, RHAT_LIMIT, diagnose, enumerated
-from bnn_utils.kernels.chees import CHEES_TARGET_ACCEPTANCE, MAX_STEPS, ChEES
+from bnn_utils.kernels.chees import CHEES_TARGET_ACCEPTANCE, ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
-from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, TARGET_ACCEPTANCE
+from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, MAX_STEPS, TARGET_ACCEPTANCE
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange, rounds
 from bnn_utils.kernels.symmetric import Symmetric

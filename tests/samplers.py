@@ -84,6 +84,7 @@ SAMPLERS = {
     "diagonal mass": Sampler(hmc("diagonal")),
     "dense mass": Sampler(hmc("dense")),
     "adapted": Sampler(lambda covariance: HMC(0.1, 4), warmup=300),
+    "all found": Sampler(lambda covariance: HMC(), warmup=300),
     "ChEES": Sampler(lambda covariance: ChEES(), warmup=300),
     "NUTS": Sampler(lambda covariance: NUTS(), warmup=300),
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),

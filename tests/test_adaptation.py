@@ -30,7 +30,7 @@ from bnn_utils.diagnostics import ess, rhat
 from bnn_utils.gradients import LogDensity
 from bnn_utils.kernels.base import Info
 from bnn_utils.kernels.chees import MAX_STEPS, _slope, halton, num_steps, widest
-from bnn_utils.kernels.hmc import ADAPTED_JITTER, Position, Proposal, metric
+from bnn_utils.kernels.hmc import ADAPTED_JITTER, FIRST_STEPS, Position, Proposal, metric, turning_time
 
 
 class Silent(Likelihood):
@@ -197,10 +197,24 @@ def test_a_step_that_is_far_too_long_recovers():
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    ("dim", "num_steps"), [(1, 2), (1, 20), (3, 10), (10, 3), (10, 7), (10, 8), (10, 11), (50, 5), (50, 20)]
+    ("dim", "num_steps"),
+    [
+        (1, 2),
+        (1, 20),
+        (3, 10),
+        (10, 3),
+        (10, 7),
+        (10, 8),
+        (10, 11),
+        (50, 5),
+        (50, 20),
+        (1, None),
+        (10, None),
+        (50, None),
+    ],
 )
 def test_no_trajectory_is_tuned_to_come_full_circle(dim, num_steps):
-    """Whatever the number of steps, draws are worth a tenth of independent ones, and chains agree.
+    """Whatever the number of steps, given or found, draws are worth a tenth of independent ones, and chains agree.
 
     Fails without jitter: with 7 steps in 10 dimensions R-hat is 6 then, with 8 steps an ESS of 0.01 for each draw.
     """
@@ -209,6 +223,37 @@ def test_no_trajectory_is_tuned_to_come_full_circle(dim, num_steps):
     assert rhat(chain.draws).max() < 1.01
     assert ess(chain.draws).min() > 1600
     assert ess(chain.draws, "tail").min() > 1600
+
+
+@pytest.mark.parametrize("lanes", [1, 64])
+def test_trajectories_turn_back_after_half_a_period(lanes):
+    """In 2,000 directions with standard deviations of 2: a half-turn of 2 pi. Fails when the mass is left out.
+
+    The sum over directions is the sine of the angle but for a twentieth; steps of 0.1 overshoot by one at most.
+    """
+    posterior = gaussian(2000 * [2.0])
+    density, generator = posterior.density(lanes), torch.Generator().manual_seed(1)
+    theta = 2 * torch.randn(lanes, 2000, generator=generator, dtype=torch.float64)
+    start = Position(theta, *density.joint.log_prob_and_grad(theta))
+    for inv_mass, expected in ((None, 2 * math.pi), (torch.full((2000,), 4.0).double(), math.pi)):
+        found = turning_time(generator, start, density.joint, 0.1, metric(inv_mass, theta))
+        assert 0.95 * expected < found < 1.05 * expected + 0.1
+
+
+def test_steps_that_are_found():
+    """As many as a quarter of a period takes, once the mass is known; the kernel goes on with them and tells them."""
+    kernel, posterior = HMC(), gaussian(50 * [1.0])
+    states, info = run(kernel, posterior, 150, 5, 16)
+    found = kernel.adapted(states[-1])
+    assert repr(kernel) == "HMC(step_size=0.1)"
+    assert f"num_steps={found.num_steps}, inv_mass=diagonal" in repr(found)
+    assert (info.stats["n_steps"][:, :22] == FIRST_STEPS).all()
+    assert (info.stats["n_steps"][:, 150:] == found.num_steps).all()
+    assert abs(found.num_steps * found.step_size - math.pi / 2) < found.step_size + 0.2
+    with pytest.raises(
+        ValueError, match=r"a warm-up finds how many steps HMC makes, and there is none: add warmup=500"
+    ):
+        run(kernel, posterior, 0, 1)
 
 
 def test_jitter_is_on_where_a_warmup_adapts():

@@ -33,6 +33,7 @@ from bnn_utils.stores import open_for_reading
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
 KERNELS = {
     "HMC": HMC(0.05, 3),
+    "all found": HMC(),
     "ChEES": ChEES(),
     "NUTS": NUTS(),
     "Symmetric": Symmetric(HMC(0.05, 3), 2),

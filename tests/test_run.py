@@ -21,6 +21,7 @@ from bnn_utils.run import Plan, advance, begin, segment
 FACTOR = 0.2 * torch.eye(3, dtype=torch.float64)
 KERNELS = {
     "HMC": HMC(0.1, 3),
+    "all found": HMC(),
     "dense mass": HMC(0.1, 3, torch.eye(3) + 0.1, jitter=0.2),
     "Langevin": HMC(0.1, 1),
     "ChEES": ChEES(0.1, 0.4),

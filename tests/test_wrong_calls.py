@@ -26,7 +26,6 @@ HMC([0.1], 3)                                     | step_size must be a number, 
 HMC(torch.tensor([0.1]), 3)                       | step_size must be a number, got a tensor of shape \(1,\) and torch.float32
 HMC(torch.tensor(True), 3)                        | step_size must be a number, got a tensor of shape \(\) and torch.bool
 HMC(0.1, "3")                                     | num_steps must be a whole number of at least 1, got '3'
-HMC(0.1, None)                                    | num_steps must be a whole number of at least 1, got None
 HMC(0.1, True)                                    | num_steps must be a whole number of at least 1, got True
 HMC(0.1, [3])                                     | num_steps must be a whole number of at least 1, got an object of type list
 HMC(0.1, np.array([3]))                           | num_steps must be a whole number of at least 1, got an array of shape \(1,\)
@@ -333,6 +332,8 @@ plots.convergence_maps(p, data)                   | convergence must be .*conver
 """
 
 VALUES = r"""
+sample(posterior, HMC(), 3)                       | a warm-up finds how many steps HMC makes, and there is none: add warmup=500
+ReplicaExchange(HMC())                            | replica exchange does not find how many steps its kernel makes: say how
 Symmetric(hmc, 0)                                 | every must be a whole number of at least 1, got 0
 NUTS(0.1, 0)                                      | max_tree_depth must be a whole number of at least 1, got 0
 NUTS(0.1, 40)                                     | max_tree_depth is 40, and a trajectory of so many doublings would .*

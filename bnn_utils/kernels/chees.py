@@ -24,6 +24,7 @@ from bnn_utils import _check
 from bnn_utils.adaptation import Teachers, Warmup
 from bnn_utils.kernels.base import Info, acceptance_rate
 from bnn_utils.kernels.hmc import (
+    MAX_STEPS,
     Metric,
     Position,
     Proposal,
@@ -49,7 +50,6 @@ CHEES_TARGET_ACCEPTANCE = 0.651
 CHEES_LEARNING_RATE = 0.025  # of Adam, on the log of the trajectory length; this and 0.95 as in the paper
 CHEES_ADAM_DECAY = 0.95
 CHEES_SHORTEST_LENGTH = math.pi / 2  # when the mass is set: a quarter of the period of a direction of variance 1
-MAX_STEPS = 1000  # in one transition: a trajectory that wants more is cut
 
 
 class LengthWarmup(NamedTuple):

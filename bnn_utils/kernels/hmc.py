@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
@@ -32,6 +33,10 @@ ADAPTED_JITTER = 0.5
 TARGET_ACCEPTANCE = 0.8
 # Of single leapfrog steps, which are proposals of the Langevin algorithm (Roberts and Rosenthal 1998).
 LANGEVIN_TARGET_ACCEPTANCE = 0.574
+
+MAX_STEPS = 1000  # in one transition, where their number is learned: a trajectory that wants more is cut
+FIRST_STEPS = 10  # where their number is to be learned, until it is
+LEAST_TURNS = 8  # trajectories of which the time until they turn back is the median
 
 LARGEST_ROUNDING = 0.01  # of the variance of momenta, relative to what their energy says
 
@@ -234,6 +239,7 @@ class HMCState(NamedTuple):
     jitter: float
     metric: Metric
     warmup: Warmup | None  # None where nothing adapts, and when it has ended
+    length: float | None = None  # of trajectories, in time, where it is learned and known
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,9 +253,15 @@ class HMC:
     It draws, from the generator, a uniform ``(C, 1)`` for step sizes if there is jitter, then a normal ``(C, D)`` and a
     uniform ``(C,)``.
 
+    Where the number of steps is not given, a warm-up finds it, each time that it has set the mass, and when it ends: it
+    follows trajectories until they turn back, ``(theta - start) . M^-1 p <= 0`` (Hoffman and Gelman 2014), and takes
+    half of the time that this takes in the median. In a Gaussian they turn back after half a period, and after a
+    quarter of one they have forgotten where they came from. For each lane it draws a normal ``(C, D)``, and for few
+    lanes several.
+
     Args:
-        step_size: leapfrog step, in units of theta where the mass is the identity.
-        num_steps: leapfrog steps in one transition.
+        step_size: leapfrog step, in units of theta where the mass is the identity; where a warm-up begins.
+        num_steps: leapfrog steps in one transition; None for as many as a warm-up finds, at most 1,000.
         inv_mass: inverse mass: None for the identity, ``(D,)`` for its diagonal, or ``(D, D)``; best near the
             posterior's covariance. A warm-up replaces None by the mass that it learns, and keeps what is given.
         jitter: each lane's trajectory has a step size of its own, drawn evenly within this fraction of ``step_size`` up
@@ -266,8 +278,8 @@ class HMC:
             although a dense one is to be learned, or ``jitter`` is not in [0, 1).
     """
 
-    step_size: float
-    num_steps: int
+    step_size: float = 0.1
+    num_steps: int | None = None
     inv_mass: Tensor | None = None
     jitter: float | None = None
     dense_mass: bool = False
@@ -278,7 +290,7 @@ class HMC:
         _check.settle(
             self,
             step_size=_check.positive("step_size", self.step_size),
-            num_steps=_check.whole("num_steps", self.num_steps, 1),
+            num_steps=None if self.num_steps is None else _check.whole("num_steps", self.num_steps, 1),
             inv_mass=as_inv_mass(self.inv_mass),
             jitter=None if self.jitter is None else _check.number("jitter", self.jitter, "a fraction"),
             dense_mass=_check.flag("dense_mass", self.dense_mass),
@@ -294,8 +306,14 @@ class HMC:
         """The state of lanes at theta, shape ``(C, D)``.
 
         Raises:
-            ValueError: if the mass is of another number of parameters.
+            ValueError: if the mass is of another number of parameters, or a warm-up that is to find the number of steps
+                has no transitions.
         """
+        if self.num_steps is None and not num_warmup:
+            raise ValueError(
+                "a warm-up finds how many steps HMC makes, and there is none: add warmup=500, or say how many, as in "
+                f"HMC(step_size={self.step_size:g}, num_steps={FIRST_STEPS})"
+            )
         return HMCState(Position(theta, *density.joint.log_prob_and_grad(theta)), *begin(self, theta, num_warmup))
 
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
@@ -305,14 +323,24 @@ class HMC:
             info = made.only()
         else:
             size = jittered(state.step_size, state.jitter, generator, state.position.theta)
-            proposal = propose(generator, state.position, density.joint, size, self.num_steps, state.metric)
+            num_steps = self._num_steps(state)
+            proposal = propose(generator, state.position, density.joint, size, num_steps, state.metric)
             position, is_accept = accept(generator, state.position, proposal)
-            info = recorded(position, proposal, is_accept, self.num_steps, size)
+            info = recorded(position, proposal, is_accept, num_steps, size)
             state = state._replace(position=position)
         if state.warmup is not None:
-            rates = acceptance_rate(info.stats["start_energy"], info.stats["end_energy"])
+            rates, before = acceptance_rate(info.stats["start_energy"], info.stats["end_energy"]), state.metric
             state = state._replace(**learned(state, info.theta, rates))
+            if self.num_steps is None and (state.warmup is None or state.metric is not before):
+                turning = turning_time(generator, state.position, density.joint, state.step_size, state.metric)
+                state = state._replace(length=turning / 2)
         return state, info
+
+    def _num_steps(self, state: HMCState) -> int:
+        """Of the next transition."""
+        if self.num_steps is not None:
+            return self.num_steps
+        return FIRST_STEPS if state.length is None else round(min(max(1, state.length / state.step_size), MAX_STEPS))
 
     def steps(
         self, density: Density, generator: torch.Generator, state: HMCState, num: int
@@ -327,7 +355,7 @@ class HMC:
     def _in_native_code(
         self, native: Native, generator: torch.Generator, state: HMCState, num: int
     ) -> tuple[HMCState, Info]:
-        steps = torch.full((num,), self.num_steps)
+        steps = torch.full((num,), self._num_steps(state))
         position, made = in_native_code(
             native, generator, state.position, state.step_size, state.jitter, steps, state.metric
         )
@@ -338,12 +366,14 @@ class HMC:
         return state._replace(position=state.position.moved(move))
 
     def adapted(self, state: HMCState) -> HMC:
-        """The kernel with the step size, the jitter and the mass of a state."""
-        return replace(self, step_size=state.step_size, jitter=state.jitter or self.jitter, **mass_of(self, state))
+        """The kernel with the step size, the number of steps, the jitter and the mass of a state."""
+        found = {"step_size": state.step_size, "jitter": state.jitter or self.jitter}
+        return replace(self, num_steps=self._num_steps(state), **found, **mass_of(self, state))
 
     def __repr__(self) -> str:
+        steps = "" if self.num_steps is None else f", num_steps={self.num_steps}"
         jitter = f", jitter={self.jitter:g}" if self.jitter else ""
-        return f"HMC(step_size={self.step_size:g}, num_steps={self.num_steps}{told_mass(self)}{jitter})"
+        return f"HMC(step_size={self.step_size:g}{steps}{told_mass(self)}{jitter})"
 
 
 def in_native_code(
@@ -372,10 +402,30 @@ def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Me
     check_step_size(kernel.step_size, theta)
     jitter = kernel.jitter
     if jitter is None:  # a single step cannot come full circle
-        jitter = ADAPTED_JITTER if num_warmup and kernel.num_steps > 1 else 0.0
+        jitter = ADAPTED_JITTER if num_warmup and kernel.num_steps != 1 else 0.0
     target = LANGEVIN_TARGET_ACCEPTANCE if kernel.num_steps == 1 else TARGET_ACCEPTANCE
     warmup = Warmup.start(num_warmup, theta, kernel.step_size, target, kernel.inv_mass is None, kernel.dense_mass)
     return kernel.step_size, jitter, metric(kernel.inv_mass, theta), warmup
+
+
+def turning_time(
+    generator: torch.Generator, start: Position, density: LogDensity, step_size: float, metric: Metric
+) -> float:
+    """After which trajectories from fresh momenta turn back: the median, of each lane once or more often."""
+    times = []
+    for _ in range(-(-LEAST_TURNS // len(start.theta))):
+        noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
+        here, p, num_steps = start, metric.momentum(noise), 0
+        turned = torch.zeros_like(start.log_prob, dtype=torch.bool)
+        while num_steps < MAX_STEPS and 2 * turned.sum() < len(turned):
+            if density.native is not None:
+                here, p = density.native.trajectory(here, p, step_size, 1, metric.inv_mass)
+            else:
+                here, p = leapfrog(here, p, density.log_prob_and_grad, step_size, 1, metric.velocity, density.grad)
+            outwards = ((here.theta - start.theta) * metric.velocity(p)).sum(-1)
+            turned, num_steps = turned | ~(outwards > 0), num_steps + 1
+        times.append(num_steps * step_size)
+    return statistics.median(times)
 
 
 def learned(state: HMCState, theta: Tensor, rates: Tensor) -> dict[str, Any]:

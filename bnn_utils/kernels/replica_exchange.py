@@ -154,6 +154,11 @@ class ReplicaExchange:
 
     def __post_init__(self) -> None:
         _check.instance("kernel", self.kernel, HMC, "an HMC kernel, such as HMC(step_size=0.05, num_steps=8)")
+        if self.kernel.num_steps is None:
+            raise ValueError(
+                "replica exchange does not find how many steps its kernel makes: say how many, as in "
+                "HMC(step_size=0.05, num_steps=8)"
+            )
         if self.kernel.dense_mass:
             raise ValueError("replica exchange learns no mass: leave dense_mass out of its kernel, or give it inv_mass")
         num = _check.whole("num_temperatures", self.num_temperatures, 2)
