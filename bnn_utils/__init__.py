@@ -6,6 +6,7 @@ from bnn_utils.flat import FlatModule
 from bnn_utils.kernels.chees import ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC
+from bnn_utils.kernels.microcanonical import MAMS, MCLMC
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
 from bnn_utils.kernels.symmetric import Symmetric
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HMC",
+    "MAMS",
+    "MCLMC",
     "NUTS",
     "Bernoulli",
     "Categorical",

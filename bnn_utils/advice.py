@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from bnn_utils.diagnostics import ESS_PER_CHAIN, RHAT_LIMIT, diagnose, enumerated
+from bnn_utils.kernels.base import MAX_ENERGY_ERROR
 from bnn_utils.kernels.chees import CHEES_TARGET_ACCEPTANCE, ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, MAX_STEPS, TARGET_ACCEPTANCE
+from bnn_utils.kernels.microcanonical import MAMS, MAMS_TARGET_ACCEPTANCE, MCLMC
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange, rounds
 from bnn_utils.kernels.symmetric import Symmetric
@@ -38,6 +40,7 @@ BEST_ACCEPTANCE, LEAST_ACCEPTANCE = (0.6, 0.9), 0.3
 # little to learn from, may err by half as much.
 LOW_ACCEPTANCE, LOW_REJECTION = 0.5, 0.1
 LAGGING, LAG = 0.5, 0.2  # a chain that accepts less than half of what the median one does, and this much less
+ENERGY_VARIANCE_FACTOR = 10.0  # to which a bias of three times the wanted one belongs
 STEP_SIZE_FACTOR = 10.0
 LEAST_BFMI = 0.3  # Betancourt (2016), as in Stan and ArviZ
 SETTLING = 150  # transitions of Stan's schedule before its phases are squeezed (reference manual 2.20, section 15.2)
@@ -135,11 +138,32 @@ def target_acceptance(chain: Chain) -> float | None:
     """What a warm-up of the chain's kernel aims at; None for kernels that are not known here."""
     if isinstance(kernel_of(chain), ChEES):
         return CHEES_TARGET_ACCEPTANCE
+    if isinstance(kernel_of(chain), MAMS):
+        return MAMS_TARGET_ACCEPTANCE
     if isinstance(kernel_of(chain), NUTS):
         return kernel_of(chain).target_acceptance
     if isinstance(kernel_of(chain), (HMC, Hamiltorch)):
         return LANGEVIN_TARGET_ACCEPTANCE if kernel_of(chain).num_steps == 1 else TARGET_ACCEPTANCE
     return TARGET_ACCEPTANCE if isinstance(kernel_of(chain), ReplicaExchange) else None
+
+
+def bias(chain: Chain) -> str | None:
+    """What is always to be known of draws that no Metropolis step corrects (Robnik, Cohn-Gordon and Seljak 2024)."""
+    if not isinstance(kernel_of(chain), MCLMC):
+        return None
+    errors, inv_mass = statistic(chain, "energy_error"), kernel_of(chain).inv_mass
+    dim = chain.dim or (0 if inv_mass is None else len(inv_mass))
+    made = torch.empty(0) if errors is None else errors[errors <= MAX_ENERGY_ERROR]
+    if not dim or not made.isfinite().any():
+        return "MCLMC has no Metropolis step, so that its draws are biased. MAMS is exact."
+    variance, wanted = made[made.isfinite()].square().mean().item() / dim, kernel_of(chain).energy_variance
+    told = (
+        f"MCLMC is biased: its energy error has a variance of {variance:.2g} per parameter, where {wanted:.2g} is "
+        f"wanted. On a Gaussian, variances are off by up to {_percent(math.sqrt(variance))} then. "
+    )
+    if variance <= ENERGY_VARIANCE_FACTOR * wanted:
+        return f"{told}MAMS is exact."
+    return f"{told}Take a smaller step size or a longer warm-up."
 
 
 def lagging(chain: Chain) -> str | None:
@@ -209,7 +233,7 @@ def warmup(chain: Chain) -> str | None:
         if len(rounds(chain.warmup)) > 1:
             return None
         return f"{seen}, too few to set the temperatures, which are those it began with. Take several hundred."
-    if not isinstance(kernel_of(chain), (HMC, Hamiltorch, ChEES, NUTS)):
+    if not isinstance(kernel_of(chain), (HMC, Hamiltorch, ChEES, MAMS, MCLMC, NUTS)):
         return None
     if chain.warmup < ONLY_STEPS:
         return f"{seen}, in which the step size adapts only roughly, and nothing else does. Take {SETTLING} or more."
@@ -237,7 +261,7 @@ def step_sizes(chain: Chain) -> str | None:
 
 def trajectory(chain: Chain) -> str | None:
     """A learned length that is more than the steps a transition makes."""
-    if not isinstance(kernel_of(chain), ChEES):
+    if not isinstance(kernel_of(chain), (ChEES, MAMS)):
         return None
     steps = kernel_of(chain).trajectory_length / kernel_of(chain).step_size
     if steps <= MAX_STEPS:
@@ -332,6 +356,7 @@ CHECKS: tuple[Callable[[Chain], str | None], ...] = (
     immobility,
     divergences,
     acceptance,
+    bias,
     lagging,
     energy,
     warmup,

@@ -53,9 +53,10 @@ def sample(
     """Draw chains from a posterior.
 
     During ``warmup`` the kernel adapts to the posterior: HMC its step size, which from then on varies at random, and
-    its mass, ChEES its trajectory length too, replica exchange its temperatures and a step size for
-    each. What it was given is where it begins; a mass or a jitter that it was given is kept. Without a warm-up nothing
-    adapts. Chains of one batch share what is learned, and those that are stuck don't take part.
+    its mass, ChEES and MAMS the trajectory length too, MCLMC the decoherence length, replica exchange its temperatures
+    and a step size for each. What it was given is where it begins; a mass or a jitter that it was given is kept.
+    Without a warm-up nothing adapts. Chains of one batch share what is learned, and those that are stuck don't take
+    part.
 
     The draws depend on the seed and on how chains are grouped into batches, each of which has a random stream spawned
     from the seed; they do not depend on who computes them, on how many workers there are, nor on how often one of them

@@ -103,8 +103,8 @@ def simulation_based_calibration(
     chance. A reversible kernel, such as `HMC`, runs backwards as it runs forwards, so that the chain is in equilibrium
     and the truth at a random place of it: its rank is uniform however slowly the chain mixes (Besag and Clifford 1989;
     Gandy and Scott 2020). What is tested is whether the kernel is right, not whether its chains are long enough.
-    (`ChEES` goes through its lengths from the truth on in both directions, which for a chain that mixes slowly changes
-    the ranks a little.)
+    (`ChEES` and `MAMS` go through their lengths from the truth on in both directions, which for a chain that mixes
+    slowly changes the ranks a little.)
 
     With a warm-up, the usual procedure: chains start at draws from the prior and adapt. Then the chains have to
     converge, and ``thin`` to be large enough for draws that are nearly independent. Replica exchange always needs it.

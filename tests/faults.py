@@ -47,6 +47,7 @@ in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
 TREES, GROWTH = "kernels/nuts.py", "gradients/growth.py"
+MICROCANONICAL = "kernels/microcanonical.py"
 NATIVE, PROGRAM, BLOCKS = "gradients/native.py", "gradients/program.py", "gradients/blocks.py"
 VECTOR, FORMULAS = "gradients/vector.py", "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
@@ -458,6 +459,38 @@ FAULTS = [
         "((found, log_likelihood), (log_prob, now))",
         "((log_likelihood, log_likelihood), (log_prob, now))",
         SWAPPING,
+    ),
+    Fault(
+        "microcanonical: Jacobian of a sphere of one dimension more",
+        MICROCANONICAL,
+        "kick",
+        "freedom * log_stretch.squeeze(-1)",
+        "(freedom + 1) * log_stretch.squeeze(-1)",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: Jacobian of the last kick left out",
+        MICROCANONICAL,
+        "integrate",
+        "start.log_prob - end.log_prob + (kinetic + gained)",
+        "start.log_prob - end.log_prob + kinetic",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: steps without the mass",
+        MICROCANONICAL,
+        "integrate",
+        "u if factor is None else u / factor",
+        "u",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: one direction for all lanes",
+        MICROCANONICAL,
+        "refreshed",
+        "torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)",
+        "torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)[:1].expand_as(u)",
+        "MAMS",
     ),
 ]
 

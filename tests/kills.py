@@ -23,6 +23,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Chain,
@@ -37,7 +39,14 @@ from bnn_utils import (
 from bnn_utils.stores import folder as folders
 from bnn_utils.stores import open_for_reading
 
-KERNELS = {"HMC": HMC(0.05, 4), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 4), 4)}
+KERNELS = {
+    "HMC": HMC(0.05, 4),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "MAMS": MAMS(),
+    "MCLMC": MCLMC(),
+    "ReplicaExchange": ReplicaExchange(HMC(0.05, 4), 4),
+}
 NUM_DRAWS, WARMUP = 400, 120
 MOST_KILLS = 3  # of one run
 

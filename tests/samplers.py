@@ -12,7 +12,7 @@ from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
 from targets import rotated, spread, with_moments
 from torch import Tensor
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, Symmetric, sample, sampling
+from bnn_utils import HMC, MAMS, NUTS, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, Symmetric, sample, sampling
 from bnn_utils.density import Density
 from bnn_utils.kernels import hamiltorch
 from bnn_utils.kernels.base import Kernel
@@ -26,6 +26,7 @@ class Sampler(NamedTuple):
     warmup: int = 0  # of those that learn
     thin: int = 1
     is_slow: bool = False  # it draws chains one after another
+    fewest_parameters: int = 1  # with which it can do anything
 
     def size(self, num: int) -> int:
         """How many chains where the others get ``num``."""
@@ -87,6 +88,7 @@ SAMPLERS = {
     "all found": Sampler(lambda covariance: HMC(), warmup=300),
     "ChEES": Sampler(lambda covariance: ChEES(), warmup=300),
     "NUTS": Sampler(lambda covariance: NUTS(), warmup=300),
+    "MAMS": Sampler(lambda covariance: MAMS(), warmup=300, fewest_parameters=2),
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),
     "symmetric": Sampler(lambda covariance: Symmetric(hmc("diagonal")(covariance), every=2)),
     "hamiltorch": Sampler(hamiltorch_hmc, is_slow=True),

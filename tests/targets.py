@@ -99,10 +99,12 @@ class Mixture(Noisy):
         return torch.distributions.MixtureSameFamily(weights, component, validate_args=False)
 
 
-def one_parameter(likelihood, prior, y):
-    """The posterior of one number, which the network puts out."""
-    data = Data(torch.ones(len(y), 1, dtype=torch.float64), vector(*y))
-    return Posterior(nn.Linear(1, 1, bias=False), data, prior, likelihood, gradient="autograd")
+def one_parameter(likelihood, prior, y, num_parameters=1):
+    """The posterior of one number, which the network puts out; of others, with which it does nothing, the prior."""
+    x = torch.eye(num_parameters, dtype=torch.float64)[:1].expand(len(y), -1)
+    return Posterior(
+        nn.Linear(num_parameters, 1, bias=False), Data(x, vector(*y)), prior, likelihood, gradient="autograd"
+    )
 
 
 @torch.no_grad()

@@ -15,7 +15,20 @@ from scipy.stats import qmc
 from targets import generator, normal, regression, rotated, spread
 from torch import nn
 
-from bnn_utils import HMC, NUTS, ChEES, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, ReplicaExchange, sample
+from bnn_utils import (
+    HMC,
+    MAMS,
+    MCLMC,
+    NUTS,
+    ChEES,
+    Data,
+    Hamiltorch,
+    Likelihood,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    sample,
+)
 from bnn_utils.adaptation import (
     LARGEST_LOG,
     MOST_REJECTIONS,
@@ -606,8 +619,12 @@ def test_a_narrow_mode_is_learned_from(kernel):
 
 # --- what a warm-up is and is not -------------------------------------------------------------------------------------
 
+four_kernels = pytest.mark.parametrize(
+    "kernel", [HMC(0.1, 3), ChEES(), MAMS(), MCLMC()], ids=["HMC", "ChEES", "MAMS", "MCLMC"]
+)
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
+
+@four_kernels
 def test_the_kernel_changes_in_the_warmup_and_not_afterwards(kernel):
     states, _ = run(kernel, gaussian([1.0, 2.0, 3.0]), 30, 20, 4)
     assert states[0].step_size == kernel.step_size
@@ -618,7 +635,7 @@ def test_the_kernel_changes_in_the_warmup_and_not_afterwards(kernel):
     assert states[30].metric.inv_mass is not None
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
+@four_kernels
 def test_without_a_warmup_nothing_adapts(kernel):
     states, _ = run(kernel, gaussian([1.0, 2.0]), 0, 20)
     assert {state.step_size for state in states} == {kernel.step_size}
@@ -626,7 +643,7 @@ def test_without_a_warmup_nothing_adapts(kernel):
     assert repr(kernel.adapted(states[-1])) == repr(kernel)
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.1, 3), ChEES(), NUTS()], ids=["HMC", "ChEES", "NUTS"])
+@four_kernels
 def test_a_chain_says_with_what_it_was_drawn(kernel):
     posterior = gaussian([1.0, 2.0, 3.0])
     chain = sample(posterior, kernel, 20, num_chains=4, warmup=30, seed=5, progress=False)

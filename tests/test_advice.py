@@ -13,7 +13,20 @@ from targets import generator, normal, regression
 from test_adaptation import gaussian
 from torch import nn
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, Gaussian, NormalPrior, Posterior, ReplicaExchange, advice, sample
+from bnn_utils import (
+    HMC,
+    MAMS,
+    MCLMC,
+    NUTS,
+    Chain,
+    ChEES,
+    Gaussian,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    advice,
+    sample,
+)
 from bnn_utils._arviz import arviz
 from bnn_utils.chain import LINE
 from bnn_utils.evidence import Tempering
@@ -81,6 +94,7 @@ HEALTHY = {
     "HMC without a warm-up": planted(HMC(0.1, 5), warmup=0),
     "Langevin": planted(HMC(0.1, 1), acceptance_rate=usual("acceptance_rate") - 0.2),
     "ChEES": planted(ChEES()),
+    "MAMS": planted(MAMS(), acceptance_rate=usual("acceptance_rate") + 0.1, energy=None),
     "replica exchange": tempered(),
     "replica exchange, which need not set masses": tempered(warmup=30),
     "replica exchange, whose swaps change the energy": tempered(energy=normal(CHAINS, DRAWS).cumsum(1)),
@@ -143,6 +157,19 @@ FAULTS = {
         ),
         "mean acceptance rate is 0.10, where the warm-up aimed at 0.651: the draws are where steps must be shorter",
     ),
+    "a high rate of MAMS": (
+        planted(MAMS(), acceptance_rate=0.995 + 0 * usual("lp")),
+        "mean acceptance rate is 0.99, where the warm-up aimed at 0.9: steps are shorter than they need be",
+    ),
+    "the bias of MCLMC, which is always told": (
+        planted(MCLMC(), energy_error=0.02 * torch.ones(CHAINS, DRAWS)),
+        "a variance of 0.0002 per parameter, where 0.0005 is wanted. ... off by up to 1.4% then. MAMS is",
+    ),
+    "a large bias of MCLMC": (
+        planted(MCLMC(), energy_error=torch.ones(CHAINS, DRAWS)),
+        "a variance of 0.5 per parameter, where 0.0005 is wanted. ... off by up to 70.7% then. Take a smaller",
+    ),
+    "a bias of MCLMC that nothing measures": (planted(MCLMC()), "MCLMC has no Metropolis step, so that its draws are"),
     "a low rate of replica exchange": (
         tempered(acceptance_rate=0.3 + 0 * usual("lp")),
         "mean acceptance rate is 0.30, where the warm-up aimed at 0.8",
@@ -316,15 +343,8 @@ def test_what_is_shown_is_escaped(monkeypatch):
 # --- chains of any kind -----------------------------------------------------------------------------------------------
 
 KERNELS = [
-    "",
-    "NUTS",
-    HMC(0.1, 1),
-    HMC(0.1, 3, torch.eye(2)),
-    ChEES(),
-    NUTS(),
-    ReplicaExchange(HMC(0.1, 2), 3),
-    object(),
-    None,
+    *("", "NUTS", HMC(0.1, 1), HMC(0.1, 3, torch.eye(2)), ChEES(), MAMS(), MCLMC(), NUTS()),
+    *(ReplicaExchange(HMC(0.1, 2), 3), object(), None),
 ]
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf, 1e300, 1e-300])
 
@@ -441,6 +461,7 @@ RUNS = {
     "Langevin": (SILENT, HMC(0.1, 1), 150, 2000),
     "ChEES": (SILENT, ChEES(), 150, 1000),
     "NUTS": (REGRESSION, NUTS(), 150, 1000),
+    "MAMS": (SILENT, MAMS(), 150, 2000),
     "replica exchange": (REGRESSION, ReplicaExchange(HMC(0.1, 5), 4), 100, 1000),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, ReplicaExchange, boxes, sample
+from bnn_utils import HMC, MAMS, MCLMC, NUTS, Chain, ChEES, ReplicaExchange, boxes, sample
 from bnn_utils._arviz import arviz
 from bnn_utils.diagnostics import convergence, mcse
 from bnn_utils.plots import energies, ranks, traces
@@ -78,7 +78,7 @@ def test_arviz_structure(chain):
 # --- its kernel, and some of its draws --------------------------------------------------------------------------------
 
 
-KERNELS = [HMC(0.1, 5), HMC(0.1, 1), ChEES(), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)]
+KERNELS = [HMC(0.1, 5), HMC(0.1, 1), ChEES(), MAMS(), MCLMC(), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)]
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from targets import FALSE_ALARM
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, ReplicaExchange, coupling, sample
+from bnn_utils import HMC, MAMS, MCLMC, NUTS, Chain, ChEES, ReplicaExchange, coupling, sample
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.diagnostics import convergence
 
@@ -134,7 +134,7 @@ def test_chains_that_came_together():
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("kernel", [HMC(0.05, 4), ChEES(0.05, 0.5)], ids=repr)
+@pytest.mark.parametrize("kernel", [HMC(0.05, 4), ChEES(0.05, 0.5), MAMS(0.2, 1.0), MCLMC(0.2, 1.0)], ids=repr)
 def test_the_same_random_numbers_from_different_starts(posterior, kernel):
     """All six pairs of four runs with one seed: the least z of three seeds was 13.6, and 5.6 is enough.
 
@@ -150,8 +150,11 @@ def test_the_same_random_numbers_from_different_starts(posterior, kernel):
         Chain.from_draws(draws, posterior).summary()
 
 
+LANES = [HMC(0.1, 5), ChEES(0.05, 0.5), MAMS(0.1, 2.0), MCLMC(), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)]
+
+
 @pytest.mark.statistical
-@pytest.mark.parametrize("kernel", [HMC(0.1, 5), ChEES(0.05, 0.5), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)], ids=repr)
+@pytest.mark.parametrize("kernel", LANES, ids=repr)
 def test_lanes_of_one_run_are_independent(posterior, kernel):
     """Also where they share trajectory lengths. False alarm: 1e-6."""
     chain = sample(posterior, kernel, 400, 16, seed=0, progress=False, compile=False)

@@ -10,7 +10,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils import HMC, NUTS, Bernoulli, ChEES, Data, NormalPrior, Posterior, ReplicaExchange, boxes, sample
+from bnn_utils import (
+    HMC,
+    MAMS,
+    MCLMC,
+    NUTS,
+    Bernoulli,
+    ChEES,
+    Data,
+    NormalPrior,
+    Posterior,
+    ReplicaExchange,
+    boxes,
+    sample,
+)
 from bnn_utils.adaptation import Moments
 from bnn_utils.evidence import Tempering
 from bnn_utils.kernels.base import Info
@@ -81,14 +94,16 @@ def test_replica_exchange_stays_on_its_device(make_posterior, gradient):
     assert {value.device.type for value in tensors} == {"meta"}
 
 
+@pytest.mark.parametrize(
+    "kernel", [ChEES(0.05, 0.5), MAMS(0.1, 1.0), MCLMC()], ids=lambda kernel: type(kernel).__name__
+)
 @pytest.mark.parametrize("gradient", ["closed-form", "autograd"])
-def test_chees_stays_on_its_device(make_posterior, gradient):
+def test_others_stay_on_their_device(make_posterior, gradient, kernel):
     posterior, theta = on_meta(make_posterior, gradient)
-    kernel, density = ChEES(0.05, 0.5), posterior.density(8)
+    density = posterior.density(8)
     with OneDevice(), torch.inference_mode():
         state, info = kernel.step(density, None, kernel.init(density, theta, 0))
         statistics = Info.stack([info]).stats
-    assert state.count == 1
     assert {value.device.type for value in (*state.position, *info[:2], *statistics.values())} == {"meta"}
 
 
@@ -153,7 +168,9 @@ def test_on_a_gpu(net, gradient):
     assert chain.device.startswith("cuda")
     assert chain.draws.is_cuda
     assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1
-    for other in (kernel, ChEES(), NUTS(), ReplicaExchange(kernel, 6)):
+    chain = sample(posterior, MCLMC(), 50, num_chains=8, warmup=100, seed=0, progress=False)
+    assert chain.draws.is_cuda
+    for other in (kernel, ChEES(), MAMS(), NUTS(), ReplicaExchange(kernel, 6)):
         chain = sample(posterior, other, 50, num_chains=8, warmup=100, seed=0, progress=False)
         assert chain.draws.is_cuda
         assert 0.5 < chain.stats["acceptance_rate"].mean() <= 1

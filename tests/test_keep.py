@@ -12,6 +12,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Chain,
@@ -30,7 +32,14 @@ from bnn_utils.stores import open_for_reading
 POSTERIOR = Posterior(nn.Linear(2, 1), boxes(n=8), NormalPrior(1.0), Bernoulli())
 GRID = square_grid(5)
 LOCK = threading.Lock()  # which can't be pickled
-KERNELS = {"HMC": HMC(0.05, 3), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4)}
+KERNELS = {
+    "HMC": HMC(0.05, 3),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "MAMS": MAMS(),
+    "MCLMC": MCLMC(),
+    "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
+}
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 beside_or_in_place = pytest.mark.parametrize("keep_draws", [True, False], ids=["beside", "in place"])

@@ -10,6 +10,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Categorical,
@@ -349,7 +351,14 @@ class CountsByHand(Counts):
         return D.Poisson(outputs[..., 0].exp()).log_prob(y)
 
 
-KERNELS = {"HMC": HMC(0.05, 2), "ChEES": ChEES(), "NUTS": NUTS(), "replica exchange": ReplicaExchange(HMC(0.05, 2), 3)}
+KERNELS = {
+    "HMC": HMC(0.05, 2),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "MAMS": MAMS(),
+    "MCLMC": MCLMC(),
+    "replica exchange": ReplicaExchange(HMC(0.05, 2), 3),
+}
 OWN = CASES | {"a class": (Counts(), 1, count), "a class by hand": (CountsByHand(), 1, count)}
 
 
@@ -361,7 +370,7 @@ def test_chains_with_each_kernel(likelihood, num, y, kernel):
     start = 0.1 * normal(4, posterior.dim)
     several, once = torch.stack(4 * [posterior.data.y]), {"seed": 1, "progress": False}
     for chains, change in ((1, None), (4, None), (4, several)):
-        if chains == 1 and isinstance(kernel, ChEES):
+        if chains == 1 and isinstance(kernel, (ChEES, MAMS)):
             continue
         mine, expected = (
             sample(p if change is None else p.with_targets(change), kernel, 3, chains, 2, init=start[:chains], **once)

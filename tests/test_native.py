@@ -15,6 +15,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Categorical,
@@ -175,6 +177,8 @@ KERNELS = {
     "NUTS, diagonal mass": (NUTS(0.02, 5, torch.linspace(0.5, 1.5, 20)), 0),
     "NUTS, dense mass": (NUTS(0.02, 5, torch.eye(20) + 0.1), 0),
     "NUTS, warm-up": (NUTS(0.002, 2), 6),
+    "MAMS": (MAMS(0.1, 0.4), 6),
+    "MCLMC": (MCLMC(0.1, 0.4), 6),
     "replica exchange": (ReplicaExchange(HMC(0.02, 3), 4), 0),
     "replica exchange, warm-up": (ReplicaExchange(HMC(0.001, 3), 5), 6),
     "replica exchange, mass": (ReplicaExchange(HMC(0.02, 3, torch.linspace(0.5, 1.5, 20), jitter=0.0), 3), 0),

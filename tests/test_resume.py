@@ -14,6 +14,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Chain,
@@ -37,6 +39,8 @@ KERNELS = {
     "ChEES": ChEES(),
     "NUTS": NUTS(),
     "Symmetric": Symmetric(HMC(0.05, 3), 2),
+    "MAMS": MAMS(),
+    "MCLMC": MCLMC(),
     "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
 }
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

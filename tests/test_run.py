@@ -14,7 +14,7 @@ from samplers import needs_hamiltorch
 from targets import generator, regression
 from torch.utils._pytree import tree_leaves
 
-from bnn_utils import HMC, NUTS, Chain, ChEES, Hamiltorch, ReplicaExchange, Symmetric, executors, sample
+from bnn_utils import HMC, MAMS, MCLMC, NUTS, Chain, ChEES, Hamiltorch, ReplicaExchange, Symmetric, executors, sample
 from bnn_utils.kernels.base import Info, adapted
 from bnn_utils.run import Plan, advance, begin, segment
 
@@ -27,6 +27,8 @@ KERNELS = {
     "ChEES": ChEES(0.1, 0.4),
     "NUTS": NUTS(0.1),
     "symmetric": Symmetric(HMC(0.1, 3), every=2),
+    "MAMS": MAMS(0.1, 0.4),
+    "MCLMC": MCLMC(0.1, 0.4),
     "replica exchange": ReplicaExchange(HMC(0.1, 3), 4),
     "hamiltorch": Hamiltorch(0.1, 3),
     "random walk": RandomWalk(FACTOR),
@@ -156,8 +158,12 @@ def test_what_a_warmup_leaves(kernel):
     _, info = advance(plan, end, 1)
     theta = positions(end.state)
     start = begin(after, theta, generator(0))._replace(rng=end.rng)
-    if isinstance(kernel, ChEES):  # the first transition of a run is as long as the first number of Halton's sequence
+    if isinstance(
+        kernel, (ChEES, MAMS)
+    ):  # the first transition of a run is as long as the first number of Halton's sequence
         start = start._replace(state=start.state._replace(count=end.state.count))
+    if isinstance(kernel, MCLMC):  # the first direction of a run is drawn
+        start = start._replace(state=start.state._replace(u=end.state.u))
     _, expected = advance(after, start, 1)
     torch.testing.assert_close(info.theta, expected.theta, rtol=1e-12, atol=1e-12)
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     ChEES,
@@ -206,7 +208,7 @@ def test_draws_do_not_depend_on_the_number_of_workers(posterior):
 
 
 @pytest.mark.parametrize(
-    "kernel", [ChEES(), NUTS(), ReplicaExchange(KERNEL, 4)], ids=["ChEES", "NUTS", "ReplicaExchange"]
+    "kernel", [ChEES(), MAMS(), MCLMC(), NUTS(), ReplicaExchange(KERNEL, 4)], ids=lambda kernel: type(kernel).__name__
 )
 def test_every_kernel_travels_to_workers(posterior, kernel):
     one, two = (
@@ -354,6 +356,8 @@ print(sample(posterior, HMC(0.1, 1), 5).num_draws)
         ({"compile": "always"}, "compile must be True, False or 'auto', got 'always'"),
         ({"compile": True, "kernel": Hamiltorch(0.1, 4)}, "compile=True is not for the kernel Hamiltorch, which has"),
         ({"thin": 0}, "thin must be a whole number of at least 1, got 0"),
+        ({"kernel": MAMS(inv_mass=torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20"),
+        ({"kernel": MCLMC(inv_mass=torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20"),
         ({"kernel": ChEES(inv_mass=torch.ones(19))}, r"inv_mass has shape \(19,\), but the posterior has 20"),
         ({"kernel": ReplicaExchange(HMC(0.1, 4, torch.ones(19)))}, r"inv_mass has shape \(19,\), but the posterior"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),

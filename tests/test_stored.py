@@ -10,6 +10,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Chain,
@@ -26,7 +28,14 @@ from bnn_utils.stored import StoredChain
 from bnn_utils.stores import folder as folders
 
 POSTERIOR = Posterior(nn.Linear(2, 1), boxes(n=4), NormalPrior(1.0), Bernoulli())
-KERNELS = {"HMC": HMC(0.3, 3), "ChEES": ChEES(), "NUTS": NUTS(), "ReplicaExchange": ReplicaExchange(HMC(0.3, 3), 3)}
+KERNELS = {
+    "HMC": HMC(0.3, 3),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "MAMS": MAMS(),
+    "MCLMC": MCLMC(),
+    "ReplicaExchange": ReplicaExchange(HMC(0.3, 3), 3),
+}
 NUM = 150
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     Bernoulli,
     ChEES,
     Data,
@@ -53,7 +55,11 @@ def test_all_copies_are_drawn_alike():
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("kernel", [HMC(1e-5, 2), ChEES(1e-5, 2e-5), ReplicaExchange(HMC(1e-5, 2), 2)], ids=repr)
+@pytest.mark.parametrize(
+    "kernel",
+    [HMC(1e-5, 2), ChEES(1e-5, 2e-5), MAMS(1e-5, 2e-5), MCLMC(1e-5), ReplicaExchange(HMC(1e-5, 2), 2)],
+    ids=repr,
+)
 def test_chains_from_one_copy_come_to_all(posterior, kernel):
     """In tiny steps, which leave them where they were but for symmetries: each tanh unit's signs are even."""
     start = posterior.sample_prior(1, generator())[0]

@@ -18,6 +18,8 @@ from torch.utils import _python_dispatch
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Chain,
@@ -122,6 +124,8 @@ KERNELS = {
     "HMC": HMC(0.1, 2),
     "ChEES": ChEES(0.1, 0.2),
     "NUTS": NUTS(),
+    "MAMS": MAMS(0.1, 0.2),
+    "MCLMC": MCLMC(),
     "replica exchange": ReplicaExchange(HMC(0.1, 2), 3),
 }
 

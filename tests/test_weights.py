@@ -11,6 +11,8 @@ from torch.distributions import Normal, Poisson
 
 from bnn_utils import (
     HMC,
+    MAMS,
+    MCLMC,
     NUTS,
     Bernoulli,
     Categorical,
@@ -112,7 +114,7 @@ def test_many_data_sets(gradient, rows_each):
     assert_same(weighted.dataset(1).log_prob_and_grad(theta), repeated.dataset(1).log_prob_and_grad(theta))
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.05, 3), ChEES(), NUTS(), ReplicaExchange(HMC(0.05, 3), 3)])
+@pytest.mark.parametrize("kernel", [HMC(0.05, 3), ChEES(), MAMS(), MCLMC(), NUTS(), ReplicaExchange(HMC(0.05, 3), 3)])
 def test_chains(kernel):
     """Draw for draw, until rounding has grown."""
     weighted, repeated = both(*LIKELIHOODS["Categorical"])

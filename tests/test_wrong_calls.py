@@ -43,6 +43,13 @@ NUTS(0.1, "10")                                   | max_tree_depth must be a who
 NUTS(target_acceptance="0.8")                     | target_acceptance must be a probability, got '0.8'
 Symmetric(0.1)                                    | kernel must be HMC, NUTS, .*; got 0.1
 Symmetric(hmc, "2")                               | every must be a whole number of at least 1, got '2'
+MAMS("0.1")                                       | step_size must be a number, got '0.1'
+MAMS(0.1, None)                                   | trajectory_length must be a number, got None
+MAMS(inv_mass="diagonal")                         | inv_mass must be a tensor or an array of numbers, got 'diagonal'
+MCLMC(True)                                       | step_size must be a number, got True
+MCLMC(0.1, "1")                                   | decoherence_length must be a number, got '1'
+MCLMC(inv_mass="diagonal")                        | inv_mass must be a tensor or an array of numbers, got 'diagonal'
+MCLMC(energy_variance=None)                       | energy_variance must be a number, got None
 ReplicaExchange(0.1)                              | kernel must be an HMC kernel, .*HMC\(step_size.*, got 0.1
 ReplicaExchange(HMC)                              | kernel must be an HMC kernel, .* got the class HMC itself
 ReplicaExchange(ChEES())                          | kernel must be an HMC kernel, .* got an object of type ChEES
@@ -339,6 +346,14 @@ NUTS(0.1, 0)                                      | max_tree_depth must be a who
 NUTS(0.1, 40)                                     | max_tree_depth is 40, and a trajectory of so many doublings would .*
 NUTS(target_acceptance=1.5)                       | target_acceptance must be between 0 and 1, got 1.5; 0.8 is usual, .*
 NUTS(inv_mass=torch.ones(2), dense_mass=True)     | a given inv_mass is kept, so that dense_mass=True has nothing to learn
+MAMS(0)                                           | step_size must be positive and finite, got 0
+MAMS(0.1, inf)                                    | trajectory_length must be positive and finite, got inf
+MAMS(inv_mass=torch.eye(2))                       | inv_mass must be None or a tensor of shape \(D,\), got \(2, 2\): pass the diagonal
+MAMS(inv_mass=[1.0, -2.0])                        | inv_mass must be positive and finite, but it holds -2
+MCLMC(nan)                                        | step_size must be positive and finite, got nan
+MCLMC(0.1, -1)                                    | decoherence_length must be positive and finite, got -1
+MCLMC(inv_mass=torch.eye(2))                      | inv_mass must be None or a tensor of shape \(D,\), got \(2, 2\): pass the diagonal
+MCLMC(energy_variance=0)                          | energy_variance must be positive and finite, got 0
 HMC(-0.1, 3)                                      | step_size must be positive and finite, got -0.1
 HMC(nan, 3)                                       | step_size must be positive and finite, got nan
 HMC(inf, 3)                                       | step_size must be positive and finite, got inf
@@ -579,6 +594,9 @@ repr(HMC(np.float64(0.5), 3.0))                   | "HMC(step_size=0.5, num_step
 HMC(0.1, 3, np.ones(2)).inv_mass                  | torch.ones(2, dtype=torch.float64)
 HMC(0.1, 3, [1.0, 2.0]).inv_mass                  | torch.tensor([1.0, 2.0], dtype=torch.float64)
 repr(ChEES(torch.tensor(0.5), np.float64(2)))     | repr(ChEES(0.5, 2.0))
+repr(MAMS(torch.tensor(0.5), np.float64(2)))      | repr(MAMS(0.5, 2.0))
+repr(MCLMC(np.float64(0.5), torch.tensor(2)))     | repr(MCLMC(0.5, 2.0))
+MCLMC(inv_mass=[1.0, 2.0]).inv_mass               | torch.tensor([1.0, 2.0], dtype=torch.float64)
 ReplicaExchange(hmc, np.int64(2), [0, 1]).inverse_temperatures | torch.tensor([0, 1])
 ReplicaExchange(hmc, 2.0).num_temperatures        | 2
 repr(Gaussian(np.float32(0.5)))                   | "Gaussian(scale=0.5)"

@@ -124,8 +124,13 @@ def statistics(columns: dict[str, Tensor]) -> dict[str, Tensor]:
         **others,
         "energy": torch.where(columns["is_accept"], end, start),  # of the state that was kept, with its momentum
         "energy_error": error,
-        "diverging": ~(error.isfinite() & (error <= MAX_ENERGY_ERROR)),
+        "diverging": diverges(error),
     }
+
+
+def diverges(energy_error: Tensor) -> Tensor:
+    """Whether a trajectory with this energy error is one that lost its way."""
+    return ~(energy_error.isfinite() & (energy_error <= MAX_ENERGY_ERROR))
 
 
 def log_ratio(start: Tensor, end: Tensor) -> Tensor:
@@ -169,9 +174,9 @@ class Kernel(Protocol[S]):
 
 
 PROTOCOL = (
-    "HMC, NUTS, ChEES, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of your own: an "
-    "object with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, state) -> "
-    "(state, Info); bnn_utils.kernels.base shows one"
+    "HMC, NUTS, ChEES, MAMS, MCLMC, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of "
+    "your own: an object with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, "
+    "state) -> (state, Info); bnn_utils.kernels.base shows one"
 )
 
 

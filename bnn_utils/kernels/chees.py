@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from bnn_utils.kernels.hmc import (
 if TYPE_CHECKING:
     from bnn_utils.density import Density
     from bnn_utils.gradients.native import Native
+    from bnn_utils.kernels.microcanonical import MAMSState
 
 # Harmonic mean of the lanes' acceptance rates, as in Hoffman, Radul and Sountsov (2021); the rate that Beskos et al.
 # (2013) show to be best in high dimensions.
@@ -50,6 +51,8 @@ CHEES_TARGET_ACCEPTANCE = 0.651
 CHEES_LEARNING_RATE = 0.025  # of Adam, on the log of the trajectory length; this and 0.95 as in the paper
 CHEES_ADAM_DECAY = 0.95
 CHEES_SHORTEST_LENGTH = math.pi / 2  # when the mass is set: a quarter of the period of a direction of variance 1
+
+S = TypeVar("S", bound="ChEESState | MAMSState")
 
 
 class LengthWarmup(NamedTuple):
@@ -60,7 +63,7 @@ class LengthWarmup(NamedTuple):
     log_length: float
     average: float  # of the log of the length
 
-    def update(self, state: ChEESState, proposal: Proposal, step_size: float) -> LengthWarmup:
+    def update(self, state: ChEESState | MAMSState, proposal: Proposal, step_size: float) -> LengthWarmup:
         """After one more transition, from ``state``, with steps of ``step_size``."""
         rate = acceptance_rate(proposal.start_energy, proposal.end_energy)
         slope = _slope(state.position.theta, proposal, rate, state.metric, self.hmc.teachers).item()
@@ -78,11 +81,11 @@ class LengthWarmup(NamedTuple):
         average = self.average + (log_length - self.average) / math.sqrt(t)
         return self._replace(square=square, log_length=log_length, average=average)
 
-    def rescaled(self, metric: Metric, before: Metric) -> LengthWarmup:
+    def rescaled(self, metric: Metric, before: Metric, shortest: float) -> LengthWarmup:
         """For a mass that follows another."""
         # The widest direction, which decides on the length, has a standard deviation of 1 from now on.
         length = math.exp(self.log_length) / math.sqrt(widest(metric.inv_mass, before))
-        log_length = math.log(max(length, CHEES_SHORTEST_LENGTH))
+        log_length = math.log(max(length, shortest))
         return self._replace(log_length=log_length, average=log_length)
 
 
@@ -162,7 +165,7 @@ class ChEES:
         proposal = propose(generator, state.position, density.joint, state.step_size, steps, state.metric)
         position, is_accept = accept(generator, state.position, proposal)
         info = recorded(position, proposal, is_accept, steps, state.step_size)
-        after = state if state.warmup is None else _learn(state, proposal, position)
+        after = state if state.warmup is None else learn(state, proposal, position)
         return after._replace(position=position, count=state.count + 1), info
 
     def steps(
@@ -207,14 +210,21 @@ def halton(number: int) -> float:
     return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()
 
 
-def _learn(state: ChEESState, proposal: Proposal, position: Position) -> ChEESState:
-    """The state with what a transition from it to a position has taught."""
+def learn(
+    state: S, proposal: Proposal, position: Position, shortest: float = CHEES_SHORTEST_LENGTH, harmonic: bool = True
+) -> S:
+    """The state with what a transition from it to a position has taught.
+
+    Args:
+        shortest: length of trajectories when the mass is set.
+        harmonic: whether the acceptance rate to reach is the harmonic mean over lanes.
+    """
     warmup = state.warmup.update(state, proposal, state.step_size)
     rate = acceptance_rate(proposal.start_energy, proposal.end_energy)
-    hmc, step_size, inv_mass = state.warmup.hmc.update(position.theta, rate, harmonic=True)
+    hmc, step_size, inv_mass = state.warmup.hmc.update(position.theta, rate, harmonic)
     if inv_mass is not None:
         after = metric(inv_mass, position.theta)
-        warmup, state = warmup.rescaled(after, state.metric), state._replace(metric=after)
+        warmup, state = warmup.rescaled(after, state.metric, shortest), state._replace(metric=after)
     return state._replace(
         step_size=step_size,
         trajectory_length=math.exp(warmup.average if hmc is None else warmup.log_length),

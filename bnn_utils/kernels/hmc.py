@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
+    from bnn_utils.kernels.microcanonical import MAMS, MCLMC
 
 # By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
 # energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
@@ -459,9 +460,9 @@ def mass_of(kernel: HMC | ChEES | Hamiltorch, state: HMCState | ChEESState | Ham
     return {"inv_mass": inv_mass, "dense_mass": kernel.dense_mass and inv_mass is None}
 
 
-def told_mass(kernel: HMC | ChEES) -> str:
+def told_mass(kernel: HMC | ChEES | MCLMC | MAMS) -> str:
     if kernel.inv_mass is None:
-        return ", dense_mass=True" * kernel.dense_mass
+        return ", dense_mass=True" * getattr(kernel, "dense_mass", False)
     return f", inv_mass={'diagonal' if kernel.inv_mass.ndim == 1 else 'dense'}"
 
 
