@@ -150,7 +150,7 @@ def test_the_same_random_numbers_from_different_starts(posterior, kernel):
         Chain.from_draws(draws, posterior).summary()
 
 
-LANES = [HMC(0.1, 5), ChEES(0.05, 0.5), MAMS(0.1, 2.0), MCLMC(), NUTS(), ReplicaExchange(HMC(0.1, 2), 3)]
+LANES = [HMC(0.1, 5), ChEES(0.05, 0.5), MAMS(0.1, 2.0), MCLMC(), NUTS(0.1, 3), ReplicaExchange(HMC(0.1, 2), 3)]
 
 
 @pytest.mark.statistical
