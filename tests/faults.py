@@ -496,7 +496,10 @@ FAULTS = [
 
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
-    "units": (["test_hmc.py", "test_nuts.py", "test_replica_exchange.py", "test_symmetric.py"], None),
+    "units": (
+        ["test_hmc.py", "test_microcanonical.py", "test_nuts.py", "test_replica_exchange.py", "test_symmetric.py"],
+        None,
+    ),
     "both codes": (
         [
             "test_native.py::test_chains_follow_those_of_torch",
