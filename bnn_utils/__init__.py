@@ -9,6 +9,7 @@ from bnn_utils.kernels.hmc import HMC
 from bnn_utils.kernels.microcanonical import MAMS, MCLMC
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
+from bnn_utils.kernels.stochastic import SGHMC, SGLD
 from bnn_utils.kernels.symmetric import Symmetric
 from bnn_utils.layers import LogScale
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -26,6 +27,8 @@ __all__ = [
     "MAMS",
     "MCLMC",
     "NUTS",
+    "SGHMC",
+    "SGLD",
     "Bernoulli",
     "Categorical",
     "ChEES",

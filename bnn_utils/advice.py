@@ -23,6 +23,7 @@ from bnn_utils.kernels.hmc import HMC, LANGEVIN_TARGET_ACCEPTANCE, MAX_STEPS, TA
 from bnn_utils.kernels.microcanonical import MAMS, MAMS_TARGET_ACCEPTANCE, MCLMC
 from bnn_utils.kernels.nuts import NUTS
 from bnn_utils.kernels.replica_exchange import ReplicaExchange, rounds
+from bnn_utils.kernels.stochastic import SGLD
 from bnn_utils.kernels.symmetric import Symmetric
 from bnn_utils.mixing import FEWEST_DRAWS
 
@@ -221,6 +222,20 @@ def energy_fractions(chain: Chain) -> Tensor:
     return (jumps / (square - total.square() / chain.num_draws)).flatten()
 
 
+def approximation(chain: Chain) -> str | None:
+    """Of stochastic gradients; a chain from a file, or one that was merged, names its kernels in words."""
+    kernel = kernel_of(chain)
+    in_words = kernel if isinstance(kernel, str) else ""
+    if not isinstance(kernel, SGLD) and "SGLD(" not in in_words and "SGHMC(" not in in_words:
+        return None
+    return (
+        "Draws are approximate: no step was ever rejected, so that steps and minibatches bias them by an amount of the "
+        "order of the step size. To measure it, draw once more with half the step size: what changes by more than its "
+        "error (diagnostics.mcse) has changed by about half of its bias. And lp is an estimate, from the minibatches "
+        "of an epoch."
+    )
+
+
 # --- did its warm-up suffice? -----------------------------------------------------------------------------------------
 
 
@@ -359,6 +374,7 @@ CHECKS: tuple[Callable[[Chain], str | None], ...] = (
     bias,
     lagging,
     energy,
+    approximation,
     warmup,
     step_sizes,
     trajectory,

@@ -72,7 +72,8 @@ class Batches:
                 self.sampling_time = max(self.sampling_time, found.state.sampling_time)
                 self.wall_time = max(self.wall_time, found.state.wall_time)
         # For the progress bar.
-        self.acceptance, self.step_size, self.divergences = [math.nan] * len(plans), math.nan, 0
+        self.acceptance, self.step_size = [math.nan] * len(plans), math.nan
+        self.divergences, self.epoch = None, None
 
     @property
     def posterior(self) -> Posterior:
@@ -221,9 +222,11 @@ class Batches:
         if "acceptance_rate" in stats:
             self.acceptance[batch] = stats["acceptance_rate"].double().mean().item()
         if "diverging" in stats:
-            self.divergences += int(stats["diverging"].sum())
+            self.divergences = (self.divergences or 0) + int(stats["diverging"].sum())
         if "step_size" in stats:
             self.step_size = stats["step_size"][..., -1].double().mean().item()
+        if "epoch" in stats:
+            self.epoch = int(stats["epoch"].max())
 
     def chain(self) -> Chain:
         """What has been drawn."""
@@ -284,7 +287,7 @@ def is_shown(progress: bool) -> bool:
 
 
 class _Bar:
-    """A progress bar with transitions per second, acceptance, step size and divergences."""
+    """A progress bar with transitions per second, and epochs, acceptance, step size and divergences where known."""
 
     def __init__(self, run: Batches, progress: bool) -> None:
         self.run = run
@@ -303,9 +306,11 @@ class _Bar:
         if self.bar.disable:
             return
         rates = [rate for rate in self.run.acceptance if rate == rate]
-        told = [f"acceptance {sum(rates) / len(rates):.2f}"] if rates else []
+        told = [f"epoch {self.run.epoch:,}"] if self.run.epoch is not None else []
+        told += [f"acceptance {sum(rates) / len(rates):.2f}"] if rates else []
         told += [f"step size {self.run.step_size:.2g}"] if self.run.step_size == self.run.step_size else []
-        self.bar.set_postfix_str(", ".join([*told, f"divergences {self.run.divergences}"]), refresh=False)
+        told += [f"divergences {self.run.divergences}"] if self.run.divergences is not None else []
+        self.bar.set_postfix_str(", ".join(told), refresh=False)
         self.bar.update(self.done - self.bar.n)
 
     def __enter__(self) -> _Bar:

@@ -15,6 +15,7 @@ from bnn_utils.gradients import LogDensity
 from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
 from bnn_utils.gradients.backprop import closed_form
 from bnn_utils.gradients.fused import Fused
+from bnn_utils.gradients.minibatches import Minibatches
 from bnn_utils.gradients.native import Native, can_be_native, is_small
 from bnn_utils.gradients.trees import Trees
 from bnn_utils.priors import DiagonalNormal
@@ -40,6 +41,7 @@ class Density:
         joint: ``log p(y | theta) + log p(theta)``.
         prior: ``log p(theta)``.
         likelihood: ``log p(y | theta)``.
+        minibatches: estimates of the joint from some of the points.
         num_lanes: C.
 
     Raises:
@@ -130,6 +132,10 @@ class Density:
         return closed_form(
             posterior.layers, posterior.likelihood, posterior.features, y, self.num_lanes, posterior.counted.weights
         )
+
+    @cached_property
+    def minibatches(self) -> Minibatches:
+        return Minibatches(self.posterior, self.prior, self.num_lanes)
 
     @property
     def _is_one_block(self) -> bool:

@@ -127,12 +127,13 @@ class FlatModule:
         lead = theta.shape[:-1]
         return {name: theta[..., self.slices[name]].view((*lead, *shape)) for name, shape in self.shapes.items()}
 
-    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, theta: Tensor, x: Tensor, has_own_x: bool = False) -> Tensor:
         """The module's output for inputs x at theta.
 
         Args:
             theta: shape ``(D,)`` or ``(C, D)``.
             x: whatever the module takes; the same for every row of theta.
+            has_own_x: or of one more dimension, with a row for every row of theta.
 
         Returns:
             the module's output, with a leading C for theta of shape ``(C, D)``.
@@ -141,7 +142,7 @@ class FlatModule:
         if theta.ndim == 1:
             return self._output(copies, params, copies.buffers, x)
         buffers = {name: b.expand(len(theta), *b.shape) for name, b in copies.buffers.items()}
-        return vmap(partial(self._output, copies), in_dims=(0, 0, None))(params, buffers, x)
+        return vmap(partial(self._output, copies), in_dims=(0, 0, 0 if has_own_x else None))(params, buffers, x)
 
     def _output(self, copies: _Copies, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         # Modules may write to their buffers in place (running means, counters); each row gets copies to write to.

@@ -127,7 +127,7 @@ def _computing(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Weighted(Likelihood):
-    """A likelihood under which each point counts as often as its weight says: `Data`'s, shape ``(N,)``."""
+    """A likelihood under which each point counts as often as its weight says: ``(N,)``, or of lanes ``(C, N)``."""
 
     def __init__(self, likelihood: Likelihood, weights: Tensor) -> None:
         self.likelihood, self.weights = likelihood, weights
@@ -143,7 +143,7 @@ class Weighted(Likelihood):
         return (self.weights * self.likelihood.log_probs(outputs, y)).masked_fill(self.weights == 0, 0)
 
     def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self.weights[:, None] * self.likelihood.grad(outputs, y)
+        return self.weights.unsqueeze(-1) * self.likelihood.grad(outputs, y)
 
 
 class Bernoulli(Likelihood):

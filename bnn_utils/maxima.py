@@ -209,7 +209,8 @@ def climb(posterior: Posterior, theta: Tensor, compile: bool, iterations: int, p
 @contextmanager
 def _density(posterior: Posterior, num_lanes: int, compile: bool) -> Iterator[Density]:
     """As runs have it: on one thread of torch where more don't help."""
-    num_threads, one_thread = torch.get_num_threads(), needs_one_thread(posterior, num_lanes, compile, num_batches=1)
+    num_rows = num_lanes * len(posterior.data)
+    num_threads, one_thread = torch.get_num_threads(), needs_one_thread(posterior, num_rows, compile, num_batches=1)
     with threads_of_torch(1 if one_thread else None), torch.inference_mode():
         density = posterior.density(num_lanes, compile)
         density.share_out(num_threads)

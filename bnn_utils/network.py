@@ -85,7 +85,7 @@ def at_inputs(flat: FlatModule, x: Tensor) -> Network:
     Certain is what a `Tape` has seen to be independent of theta, if the tape gives what the network gives, at the
     network's own parameters and at others.
     """
-    cost = _cost(_whole, flat, x)
+    cost = cost_of(flat, x)
     has_constants = len(list(flat.module.parameters())) > len(flat.shapes) or any(True for _ in flat.module.buffers())
     if has_constants and x.device.type != "meta":
         try:
@@ -140,6 +140,11 @@ def _per_point(amounts: list[int], few: list[int]) -> tuple[int, int]:
     """Slope and intercept of amounts that grow with the number of points."""
     slope = max(0, amounts[1] - amounts[0]) // (few[1] - few[0])
     return slope, max(0, amounts[0] - slope * few[0])
+
+
+def cost_of(flat: FlatModule, x: Tensor) -> Cost:
+    """Of the network as it is, with nothing computed once."""
+    return _cost(_whole, flat, x)
 
 
 @torch.no_grad()

@@ -51,8 +51,17 @@ def _first(sequence: np.random.SeedSequence) -> int:
 
 def _number(generator: torch.Generator) -> int:
     """A seed for another stream, drawn from this one."""
+    return int(_large_numbers((1,), generator))
+
+
+def permutations(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Of 0, 1, ..., N - 1, C of them, ``(C, N)``: the order of whole numbers that are hardly ever equal."""
+    return _large_numbers(shape, generator).argsort(dim=1)
+
+
+def _large_numbers(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     largest = 2**31 - 1 if generator.device.type == "mps" else 2**62  # Apple's GPUs draw whole numbers of 32 bits
-    return int(torch.randint(largest, (1,), generator=generator, device=generator.device))
+    return torch.randint(largest, shape, generator=generator, device=generator.device)
 
 
 def lend_to_torch(generator: torch.Generator) -> AbstractContextManager[object]:

@@ -144,13 +144,12 @@ def next_length(num: int, seconds: float, wanted: float = SECONDS_OF_SEGMENT) ->
     return max(1, min(4 * num, int(num * wanted / max(seconds, 1e-9))))
 
 
-def needs_one_thread(posterior: Posterior, num_lanes: int, compile: bool, num_batches: int) -> bool:
-    """Several batches, and small ones: they lose more by waiting for each other than they gain.
+def needs_one_thread(posterior: Posterior, num_rows: int, compile: bool, num_batches: int) -> bool:
+    """Several batches, and small ones, by points of all: they lose more by waiting for each other than they gain.
 
     Native code has threads of its own, and leaves torch too little to be worth the change.
     """
-    elements = num_lanes * len(posterior.data) * posterior.width
-    return num_batches > 1 or (not compile and elements < ELEMENTS_FOR_THREADS)
+    return num_batches > 1 or (not compile and num_rows * posterior.width < ELEMENTS_FOR_THREADS)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from bnn_utils.interrupts import noted
 from bnn_utils.keep import check_keep, try_out
 from bnn_utils.kernels.base import Kernel, check_kernel
 from bnn_utils.kernels.hamiltorch import Hamiltorch
+from bnn_utils.kernels.stochastic import SGLD
+from bnn_utils.kernels.symmetric import Symmetric
 from bnn_utils.maxima import check_one_dataset, starts_at_maxima
 from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed, spawn
@@ -188,7 +190,11 @@ def sample(
                 try_out(recorded, torch.cat([other, starts[0]]))
             if is_climb:
                 starts = [starts_at_maxima(posterior, start, compile, progress) for start in starts]
-            one_thread = needs_one_thread(posterior, sizes[0] * kernel.lanes_per_chain, compile, len(sizes))
+            num_points, mover = len(posterior.data), _mover(kernel)
+            if isinstance(mover, SGLD):  # it looks at fewer at once
+                num_points = min(num_points, mover.batch_size)
+            num_lanes = sizes[0] * kernel.lanes_per_chain
+            one_thread = needs_one_thread(posterior, num_lanes * num_points, compile, len(sizes))
             plans = {size: Plan(posterior, kernel, size, warmup, compile, one_thread) for size in sizes}
             checkpoints = [
                 begin(plans[size], start, stream) for size, start, stream in zip(sizes, starts, streams, strict=True)
@@ -221,12 +227,18 @@ def _facts_of_store(store: str | os.PathLike[str] | None) -> dict[str, Any]:
     return open_for_reading(store).facts
 
 
+def _mover(kernel: Kernel) -> Kernel:
+    """What moves chains, whatever symmetries are between its transitions."""
+    return kernel.kernel if isinstance(kernel, Symmetric) else kernel
+
+
 def _will_compile(compile: bool | Literal["auto"], posterior: Posterior, kernel: Kernel) -> bool:
     _check.choice("compile", compile, (True, False, "auto"))
-    if isinstance(kernel, Hamiltorch):
+    if isinstance(_mover(kernel), (Hamiltorch, SGLD)):
         if compile is True:
             raise ValueError(
-                "compile=True is not for the kernel Hamiltorch, which has a gradient of its own; leave it at 'auto'"
+                f"compile=True is not for the kernel {type(_mover(kernel)).__name__}, which has a gradient of its own; leave "
+                "it at 'auto'"
             )
         return False
     if compile is True:

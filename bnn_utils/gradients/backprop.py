@@ -46,7 +46,7 @@ class Backprop:
 
     Args:
         layers: from `linear_chain`.
-        x: inputs, shape ``(N, features)``.
+        x: inputs, shape ``(N, features)``, or ``(C, N, features)`` for each vector its own.
         num_lanes: C.
     """
 
@@ -67,13 +67,14 @@ class Backprop:
         # What to do, in order, for the outputs and for the gradient: calls of torch with all arguments in place.
         self._up: list[Callable[[], object]] = []
         down: list[list[Callable[[], object]]] = []
-        inputs, g_below = _with_ones(x.T) if layers[0].bias else x.T.contiguous(), None
+        inputs, g_below = _with_ones(x.mT) if layers[0].bias else x.mT.contiguous(), None
+        self._inputs = inputs[..., -x.shape[-1] :, :]
         thetas, grads, scales = self._theta.split(sizes), self._grad.split(sizes), factors.split(sizes)
         # Without strict: of what comes after the last layer there are places, and no layer.
         for layer, above, *parts in zip(layers, [*layers[1:], None], thetas, grads, scales, strict=False):
             (out, width), act = layer.shape, layer.activation
             a, da, scale = (part.view(num_lanes, out, -1) for part in parts)
-            z, g = x.new_empty(2, num_lanes, out, len(x))
+            z, g = x.new_empty(2, num_lanes, out, x.shape[-2])
             has_ones = above is not None and above.bias is not None
             outputs = _with_ones(z) if has_ones else torch.empty_like(z) if act else z
             h = outputs[:, -out:]
@@ -88,12 +89,13 @@ class Backprop:
             if is_folded:
                 scale *= 2
                 act = ACTIVATIONS[nn.Sigmoid](None)
-            if g_below is None:  # all lanes share x: one product of all their rows
+            if g_below is None and x.ndim == 2:  # all lanes share x: one product of all their rows
                 self._up.append(partial(torch.mm, rows(a), inputs, out=rows(z)))
                 back = [partial(torch.mm, rows(g), inputs.mT, out=rows(da))]
             else:
                 self._up += _product(a, inputs, z)
-                back = [partial(torch.bmm, g, inputs.mT, out=da), *_product(a[:, :, -width:].mT, g, g_below)]
+                back = [partial(torch.bmm, g, inputs.mT, out=da)]
+                back += [] if g_below is None else _product(a[:, :, -width:].mT, g, g_below)
             if act:
                 forward = partial(act.forward, **act.forward_options)
                 if is_tanh and not is_folded and z.device.type == "cpu" and z.numel() >= SLOW_TANH:
@@ -115,12 +117,16 @@ class Backprop:
         if log_scale is not None:
             # Log scales are outputs as well, the same at all points: their gradient is the sum over the points.
             scales = thetas[-1].view(num_lanes, 1, -1)
-            self._outputs = x.new_empty(num_lanes, len(x), 2 * out)
+            self._outputs = x.new_empty(num_lanes, x.shape[-2], 2 * out)
             for memory, values in ((self._outputs[..., :out], h.mT), (self._outputs[..., out:], scales)):
                 self._up.append(partial(memory.copy_, values))
-            g_scales = x.new_empty(num_lanes, len(x), out)
+            g_scales = x.new_empty(num_lanes, x.shape[-2], out)
             self._grad_outputs.append((g_scales, slice(out, 2 * out)))
             self._down.append(partial(torch.sum, g_scales, dim=1, out=grads[-1].view(num_lanes, -1)))
+
+    def load(self, x: Tensor) -> None:
+        """Take other inputs, of the same shape, in place of those before."""
+        self._inputs.copy_(x.mT)
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs at theta ``(C, D)``, shape ``(C, N, K)``, valid until the next call."""
@@ -146,21 +152,20 @@ def closed_form(
     most = BLOCK_ELEMENTS if x.device.type == "cpu" else num_lanes * len(x) * width
     lanes = slices(num_lanes, most // (width * len(x)))
     points = slices(len(x), most // (width * (lanes[0].stop - lanes[0].start)))
-    networks = {
-        (part, size): Backprop(layers, x[points[part]], size)  # blocks of one size take turns in the same memory
-        for part in range(len(points))
-        for size in {block.stop - block.start for block in lanes}
-    }
+    # Blocks of one size take turns in the same memory.
+    lengths, sizes = ({part.stop - part.start for part in parts} for parts in (points, lanes))
+    networks = {(length, size): Backprop(layers, x[:length], size) for length in lengths for size in sizes}
     parts = [likelihood if weights is None else Weighted(likelihood, weights[part]) for part in points]
     blocks = [
-        (block, networks[part, block.stop - block.start], y[block, points[part]], parts[part])
+        (block, x[part], networks[part.stop - part.start, block.stop - block.start], y[block, part], judge)
         for block in lanes
-        for part in range(len(points))
+        for part, judge in zip(points, parts, strict=True)
     ]
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
         value, total = theta.new_zeros(num_lanes), torch.zeros_like(theta)
-        for block, network, targets, part in blocks:
+        for block, inputs, network, targets, part in blocks:
+            network.load(inputs)
             outputs = network.outputs(theta[block])
             value[block] += part.log_prob(outputs, targets)
             total[block] += network.gradient(part.grad(outputs, targets))
@@ -168,14 +173,15 @@ def closed_form(
 
     def grad(theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
-        for block, network, targets, part in blocks:
+        for block, inputs, network, targets, part in blocks:
+            network.load(inputs)
             total[block] += network.gradient(part.grad(network.outputs(theta[block]), targets))
         return total
 
     if len(blocks) > 1:
         return LogDensity(log_prob_and_grad, grad)
 
-    ((_, network, y, likelihood),) = blocks
+    ((_, _, network, y, likelihood),) = blocks
 
     def log_prob_and_grad_at_once(theta: Tensor) -> tuple[Tensor, Tensor]:
         outputs = network.outputs(theta)

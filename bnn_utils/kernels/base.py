@@ -174,9 +174,9 @@ class Kernel(Protocol[S]):
 
 
 PROTOCOL = (
-    "HMC, NUTS, ChEES, MAMS, MCLMC, ReplicaExchange or Hamiltorch, such as HMC(step_size=0.05, num_steps=4), or one of "
-    "your own: an object with lanes_per_chain, init(density, theta, num_warmup) -> state, and step(density, generator, "
-    "state) -> (state, Info); bnn_utils.kernels.base shows one"
+    "HMC, NUTS, ChEES, MAMS, MCLMC, ReplicaExchange, SGHMC, SGLD or Hamiltorch, such as HMC(step_size=0.05, "
+    "num_steps=4), or one of your own: an object with lanes_per_chain, init(density, theta, num_warmup) -> state, and "
+    "step(density, generator, state) -> (state, Info); bnn_utils.kernels.base shows one"
 )
 
 
