@@ -237,8 +237,8 @@ def _will_compile(compile: bool | Literal["auto"], posterior: Posterior, kernel:
     if isinstance(_mover(kernel), (Hamiltorch, SGLD)):
         if compile is True:
             raise ValueError(
-                f"compile=True is not for the kernel {type(_mover(kernel)).__name__}, which has a gradient of its own; leave "
-                "it at 'auto'"
+                f"compile=True is not for the kernel {type(_mover(kernel)).__name__}, which has a gradient of its own; "
+                "leave it at 'auto'"
             )
         return False
     if compile is True:

@@ -18,6 +18,7 @@ from bnn_utils import (
     MAMS,
     MCLMC,
     NUTS,
+    SGLD,
     Chain,
     ChEES,
     Gaussian,
@@ -344,7 +345,7 @@ def test_what_is_shown_is_escaped(monkeypatch):
 
 KERNELS = [
     *("", "NUTS", HMC(0.1, 1), HMC(0.1, 3, torch.eye(2)), ChEES(), MAMS(), MCLMC(), NUTS()),
-    *(ReplicaExchange(HMC(0.1, 2), 3), object(), None),
+    *(ReplicaExchange(HMC(0.1, 2), 3), SGLD(0.1, 5), "SGHMC(step_size=0.1, batch_size=5)", object(), None),
 ]
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf, 1e300, 1e-300])
 

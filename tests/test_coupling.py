@@ -5,7 +5,7 @@ import pytest
 import torch
 from targets import FALSE_ALARM
 
-from bnn_utils import HMC, MAMS, MCLMC, NUTS, Chain, ChEES, ReplicaExchange, coupling, sample
+from bnn_utils import HMC, MAMS, MCLMC, NUTS, SGHMC, Chain, ChEES, ReplicaExchange, coupling, sample
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.diagnostics import convergence
 
@@ -150,7 +150,15 @@ def test_the_same_random_numbers_from_different_starts(posterior, kernel):
         Chain.from_draws(draws, posterior).summary()
 
 
-LANES = [HMC(0.1, 5), ChEES(0.05, 0.5), MAMS(0.1, 2.0), MCLMC(), NUTS(0.1, 3), ReplicaExchange(HMC(0.1, 2), 3)]
+LANES = [
+    SGHMC(0.02, 20),
+    HMC(0.1, 5),
+    ChEES(0.05, 0.5),
+    MAMS(0.1, 2.0),
+    MCLMC(),
+    NUTS(0.1, 3),
+    ReplicaExchange(HMC(0.1, 2), 3),
+]
 
 
 @pytest.mark.statistical

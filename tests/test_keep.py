@@ -15,6 +15,7 @@ from bnn_utils import (
     MAMS,
     MCLMC,
     NUTS,
+    SGLD,
     Bernoulli,
     Chain,
     ChEES,
@@ -39,6 +40,7 @@ KERNELS = {
     "MAMS": MAMS(),
     "MCLMC": MCLMC(),
     "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
+    "SGLD": SGLD(0.01, 30),
 }
 ARGUMENTS = {"num_chains": 4, "warmup": 60, "batch_size": 2, "seed": 1, "progress": False}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

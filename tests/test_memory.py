@@ -16,7 +16,7 @@ START = """
 import resource
 import torch
 from torch import nn
-from bnn_utils import Categorical, Chain, Data, Gaussian, NormalPrior, Posterior
+from bnn_utils import SGHMC, Categorical, Chain, Data, Gaussian, NormalPrior, Posterior, sample
 from bnn_utils.starts import check_starts
 
 stream = torch.Generator().manual_seed(0)
@@ -62,12 +62,31 @@ p = points(100_000, 50, "autograd"); p.log_prob_and_grad(p.sample_prior(24, stre
 }
 
 
+def peak(code):
+    """Gigabytes."""
+    run = subprocess.run([sys.executable, "-c", f"{START}\n{code}\n{END}"], capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_memory_is_bounded(situation):
-    code = f"{START}\n{SITUATIONS[situation]}\n{END}"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < LIMIT
+    assert peak(SITUATIONS[situation]) < LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["auto", "autograd"])
+def test_a_million_points_in_minibatches(gradient):
+    """Of 20 numbers each, through 64 and 64 units: the start, which looks at all of them, and an epoch of two chains.
+
+    Fails when all are copied in a step or an epoch, and when a gradient keeps what all of them went through.
+    """
+    code = f"""
+x = torch.randn(1_000_000, 20, generator=stream)
+net = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+posterior = Posterior(net, Data(x, x[:, 0]), NormalPrior(1.0), Gaussian(0.5), "{gradient}")
+sample(posterior, SGHMC(1e-7, 5_000), 1, 2, seed=0, progress=False)"""
+    assert peak(code) < 1.0
 
 
 # --- what it rests on: a measure of what networks write, and blocks that add up ---------------------------------------

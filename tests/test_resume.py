@@ -17,6 +17,8 @@ from bnn_utils import (
     MAMS,
     MCLMC,
     NUTS,
+    SGHMC,
+    SGLD,
     Bernoulli,
     Chain,
     ChEES,
@@ -42,6 +44,8 @@ KERNELS = {
     "MAMS": MAMS(),
     "MCLMC": MCLMC(),
     "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
+    "SGLD": SGLD(0.01, 3),
+    "SGHMC": SGHMC(0.01, 3, cycle_length=4, exploration=0.5),
 }
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 

@@ -13,6 +13,8 @@ from bnn_utils import (
     MAMS,
     MCLMC,
     NUTS,
+    SGHMC,
+    SGLD,
     Bernoulli,
     Chain,
     ChEES,
@@ -35,6 +37,8 @@ KERNELS = {
     "MAMS": MAMS(),
     "MCLMC": MCLMC(),
     "ReplicaExchange": ReplicaExchange(HMC(0.3, 3), 3),
+    "SGLD": SGLD(0.01, 3),
+    "SGHMC": SGHMC(0.01, 3),
 }
 NUM = 150
 

@@ -11,6 +11,7 @@ from bnn_utils import (
     HMC,
     MAMS,
     MCLMC,
+    SGLD,
     Bernoulli,
     ChEES,
     Data,
@@ -57,7 +58,14 @@ def test_all_copies_are_drawn_alike():
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     "kernel",
-    [HMC(1e-5, 2), ChEES(1e-5, 2e-5), MAMS(1e-5, 2e-5), MCLMC(1e-5), ReplicaExchange(HMC(1e-5, 2), 2)],
+    [
+        HMC(1e-5, 2),
+        ChEES(1e-5, 2e-5),
+        MAMS(1e-5, 2e-5),
+        MCLMC(1e-5),
+        ReplicaExchange(HMC(1e-5, 2), 2),
+        SGLD(1e-12, 100),
+    ],
     ids=repr,
 )
 def test_chains_from_one_copy_come_to_all(posterior, kernel):

@@ -14,6 +14,7 @@ from bnn_utils import (
     MAMS,
     MCLMC,
     NUTS,
+    SGHMC,
     Bernoulli,
     Categorical,
     ChEES,
@@ -114,7 +115,9 @@ def test_many_data_sets(gradient, rows_each):
     assert_same(weighted.dataset(1).log_prob_and_grad(theta), repeated.dataset(1).log_prob_and_grad(theta))
 
 
-@pytest.mark.parametrize("kernel", [HMC(0.05, 3), ChEES(), MAMS(), MCLMC(), NUTS(), ReplicaExchange(HMC(0.05, 3), 3)])
+@pytest.mark.parametrize(
+    "kernel", [HMC(0.05, 3), ChEES(), MAMS(), MCLMC(), NUTS(), ReplicaExchange(HMC(0.05, 3), 3), SGHMC(0.01, 1000)]
+)
 def test_chains(kernel):
     """Draw for draw, until rounding has grown."""
     weighted, repeated = both(*LIKELIHOODS["Categorical"])

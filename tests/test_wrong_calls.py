@@ -50,6 +50,13 @@ MCLMC(True)                                       | step_size must be a number, 
 MCLMC(0.1, "1")                                   | decoherence_length must be a number, got '1'
 MCLMC(inv_mass="diagonal")                        | inv_mass must be a tensor or an array of numbers, got 'diagonal'
 MCLMC(energy_variance=None)                       | energy_variance must be a number, got None
+SGLD("0.1", 5)                                    | step_size must be a number, got '0.1'
+SGLD(0.1, "5")                                    | batch_size must be a whole number of at least 1, got '5'
+SGLD(0.1, None)                                   | batch_size must be a whole number of at least 1, got None
+SGLD(0.1, 5, cycle_length="5")                    | cycle_length must be a whole number of at least 1, got '5'
+SGLD(0.1, 5, exploration="0.8")                   | exploration must be a fraction, got '0.8'
+SGHMC(0.1, True)                                  | batch_size must be a whole number of at least 1, got True
+SGHMC(0.1, 5, friction=None)                      | friction must be a fraction, got None
 ReplicaExchange(0.1)                              | kernel must be an HMC kernel, .*HMC\(step_size.*, got 0.1
 ReplicaExchange(HMC)                              | kernel must be an HMC kernel, .* got the class HMC itself
 ReplicaExchange(ChEES())                          | kernel must be an HMC kernel, .* got an object of type ChEES
@@ -354,6 +361,15 @@ MCLMC(nan)                                        | step_size must be positive a
 MCLMC(0.1, -1)                                    | decoherence_length must be positive and finite, got -1
 MCLMC(inv_mass=torch.eye(2))                      | inv_mass must be None or a tensor of shape \(D,\), got \(2, 2\): pass the diagonal
 MCLMC(energy_variance=0)                          | energy_variance must be positive and finite, got 0
+SGLD(0.0, 5)                                      | step_size must be positive and finite, got 0.0
+SGLD(0.1, 0)                                      | batch_size must be a whole number of at least 1, got 0
+SGLD(0.1, 2.5)                                    | batch_size must be a whole number of at least 1, got 2.5
+SGLD(0.1, 5, cycle_length=0)                      | cycle_length must be a whole number of at least 1, got 0
+SGLD(0.1, 5, exploration=1.0)                     | exploration must be a fraction, 0 or more and less than 1, got 1
+SGLD(0.1, 5, exploration=nan)                     | exploration must be a fraction, 0 or more and less than 1, got nan
+SGLD(0.1, 5, cycle_length=2)                      | exploration=0.8 leaves none of a cycle's 2 epochs to sample in
+SGHMC(0.1, 5, friction=0.0)                       | friction must be above 0 and at most 1, got 0; with 0.1
+SGHMC(0.1, 5, friction=1.5)                       | friction must be above 0 and at most 1, got 1.5
 HMC(-0.1, 3)                                      | step_size must be positive and finite, got -0.1
 HMC(nan, 3)                                       | step_size must be positive and finite, got nan
 HMC(inf, 3)                                       | step_size must be positive and finite, got inf
