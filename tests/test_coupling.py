@@ -151,13 +151,13 @@ def test_the_same_random_numbers_from_different_starts(posterior, kernel):
 
 
 LANES = [
-    SGHMC(0.02, 20),
     HMC(0.1, 5),
     ChEES(0.05, 0.5),
     MAMS(0.1, 2.0),
     MCLMC(),
     NUTS(0.1, 3),
     ReplicaExchange(HMC(0.1, 2), 3),
+    SGHMC(0.02, 20),
 ]
 
 

@@ -23,6 +23,7 @@ from bnn_utils import (
     LogScale,
     NormalPrior,
     Posterior,
+    Symmetric,
     sample,
 )
 from bnn_utils.gradients import minibatches
@@ -386,8 +387,10 @@ def test_repr():
     )
 
 
-def test_no_native_code():
-    chain = sample(MODELS["closed form"](), SGLD(0.01, 5), 2, progress=False)
+@pytest.mark.parametrize("kernel", [SGLD(0.01, 5), Symmetric(SGHMC(0.01, 5))], ids=repr)
+def test_no_native_code(kernel):
+    chain = sample(MODELS["closed form"](), kernel, 2, progress=False)
     assert chain.gradient == "closed-form"
-    with pytest.raises(ValueError, match="compile=True is not for the kernel SGHMC"):
-        sample(MODELS["closed form"](), SGHMC(0.01, 5), 2, compile=True, progress=False)
+    assert "approximate" in repr(chain)
+    with pytest.raises(ValueError, match="compile=True is not for the kernel SG"):
+        sample(MODELS["closed form"](), kernel, 2, compile=True, progress=False)
