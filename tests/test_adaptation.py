@@ -199,12 +199,12 @@ def test_acceptance_after_a_warmup(lanes, lowest, highest):
 
 @pytest.mark.statistical
 def test_a_step_that_is_far_too_long_recovers():
-    """Nothing is accepted at first; over 20 seeds, 0.909 ± 0.009 was in the end."""
+    """Nothing is accepted at first; over 150 seeds, 0.911 ± 0.023 was in the end. The limits are 5 of those away."""
     posterior = gaussian(ILL_SCALED)
     _, info = run(HMC(1e5, 8), posterior, 300, 100, start=torch.zeros(1, 10, dtype=torch.float64))
     assert info.stats["diverging"][:, 0].all()
     assert acceptance(info, 0, 5) == 0
-    assert 0.85 < acceptance(info, 300, None) < 0.97
+    assert 0.79 < acceptance(info, 300, None) < 0.999
 
 
 @pytest.mark.slow
