@@ -41,6 +41,7 @@ BEST_ACCEPTANCE, LEAST_ACCEPTANCE = (0.6, 0.9), 0.3
 # little to learn from, may err by half as much.
 LOW_ACCEPTANCE, LOW_REJECTION = 0.5, 0.1
 LAGGING, LAG = 0.5, 0.2  # a chain that accepts less than half of what the median one does, and this much less
+UNCORRECTED = "MCLMC has no Metropolis step, so that its draws are biased. MAMS is exact."
 ENERGY_VARIANCE_FACTOR = 10.0  # to which a bias of three times the wanted one belongs
 STEP_SIZE_FACTOR = 10.0
 LEAST_BFMI = 0.3  # Betancourt (2016), as in Stan and ArviZ
@@ -150,14 +151,17 @@ def target_acceptance(chain: Chain) -> float | None:
 
 def bias(chain: Chain) -> str | None:
     """What is always to be known of draws that no Metropolis step corrects (Robnik, Cohn-Gordon and Seljak 2024)."""
-    if not isinstance(kernel_of(chain), MCLMC):
+    kernel = kernel_of(chain)
+    if isinstance(kernel, str) and "MCLMC(" in kernel:  # from a file, or merged
+        return UNCORRECTED
+    if not isinstance(kernel, MCLMC):
         return None
-    errors, inv_mass = statistic(chain, "energy_error"), kernel_of(chain).inv_mass
+    errors, inv_mass = statistic(chain, "energy_error"), kernel.inv_mass
     dim = chain.dim or (0 if inv_mass is None else len(inv_mass))
     made = torch.empty(0) if errors is None else errors[errors <= MAX_ENERGY_ERROR]
     if not dim or not made.isfinite().any():
-        return "MCLMC has no Metropolis step, so that its draws are biased. MAMS is exact."
-    variance, wanted = made[made.isfinite()].square().mean().item() / dim, kernel_of(chain).energy_variance
+        return UNCORRECTED
+    variance, wanted = made[made.isfinite()].square().mean().item() / dim, kernel.energy_variance
     told = (
         f"MCLMC is biased: its energy error has a variance of {variance:.2g} per parameter, where {wanted:.2g} is "
         f"wanted. On a Gaussian, variances are off by up to {_percent(math.sqrt(variance))} then. "

@@ -110,7 +110,7 @@ FAULTS = [
     in_torch(
         "steps longer on one side of 0",
         HMC,
-        "propose",
+        "trajectory",
         TRAJECTORY.format("step_size"),
         TRAJECTORY.format("step_size * (1 + (start.theta[:, :1] > 0) / 2)"),
     ),

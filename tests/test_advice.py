@@ -170,6 +170,7 @@ FAULTS = {
         planted(MCLMC(), energy_error=torch.ones(CHAINS, DRAWS)),
         "a variance of 0.5 per parameter, where 0.0005 is wanted. ... off by up to 70.7% then. Take a smaller",
     ),
+    "the bias of MCLMC in a chain from a file": (planted("MCLMC(step_size=0.1)"), "MCLMC has no Metropolis step, so"),
     "a bias of MCLMC that nothing measures": (planted(MCLMC()), "MCLMC has no Metropolis step, so that its draws are"),
     "a low rate of replica exchange": (
         tempered(acceptance_rate=0.3 + 0 * usual("lp")),

@@ -80,7 +80,7 @@ def of_one(theta, p, key, kernel, metric):
 def test_trees_are_those_of_the_definition(mass, step_size):
     """Fails when a stretch is not looked at, or one too many, when a number is used twice, or weights are other ones.
 
-    No step is small: in all, trajectories of each length from 1 to 64 states are met, and those that diverge.
+    Trajectories of several lengths are met with each step size but the last, with which all diverge.
     """
     kernel, lanes = NUTS(step_size, 6, MASSES[mass]), 40
     density, theta = density_of(bumpy), normal(lanes, DIM)
@@ -104,7 +104,7 @@ def test_trees_are_those_of_the_definition(mass, step_size):
         rates = [min(1.0, math.exp(start - other)) for other in others if other - start < 1000]
         assert found["acceptance_rate"] == pytest.approx(sum(rates) / num_steps)
         assert found["diverging"] == any(not other - start <= 1000 for other in others)
-    assert len(depths) > 1 or step_size == 30.0
+    assert len(depths) > 1 if step_size < 30 else info.stats["diverging"].all()
 
 
 def test_a_stretch_backwards_turns_as_it_does_forwards():

@@ -83,13 +83,20 @@ def test_chains_from_one_copy_come_to_all(posterior, kernel):
         assert (moved.stats["lp"] - alone.stats["lp"]).abs().max() < 1
 
 
-def test_only_every_so_often(posterior):
-    """Between its moves it is the kernel alone: with a move that never comes again, the same chain but for a copy."""
-    kernel, start = HMC(0.05, 3), normal(1, 20)[0]
-    chain = sample(posterior, Symmetric(kernel, every=4), 12, init=start, seed=1, progress=False)
-    jumps = chain.draws.diff(dim=1).norm(dim=-1)[0]
-    large = (jumps > 4 * jumps.median()).nonzero().flatten().tolist()
-    assert set(large) <= {3, 7}  # before the fifth transition and the ninth
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(("num", "times"), [(1, 1), (4, 1), (5, 2), (12, 3)])
+def test_only_every_so_often(posterior, at_once, num, times, monkeypatch):
+    """Before the first transition, the fifth and the ninth, however many are made at once."""
+    moves, kernel, dice = [], Symmetric(HMC(0.05, 3), every=4), generator()
+    monkeypatch.setattr(HMC, "moved", lambda kernel, state, move: moves.append(move) or state)
+    density = posterior.density(1, compile=True)
+    state = kernel.init(density, normal(1, 20), 0)
+    if at_once:
+        kernel.steps(density, dice, state, num)
+    else:
+        for _ in range(num):
+            state, _ = kernel.step(density, dice, state)
+    assert len(moves) == times
 
 
 def test_the_kernel_inside_is_what_is_told_of(posterior):

@@ -95,7 +95,7 @@ class Info(NamedTuple):
         return cls(theta, log_prob, stats)
 
     def only(self) -> Info:
-        """The one of as many as one, with shapes ``(C, ...)``."""
+        """Of a single transition that was made as many are: the same with shapes ``(C, ...)``."""
         stats = {name: value[:, 0] if isinstance(value, Tensor) else value for name, value in self.stats.items()}
         return Info(self.theta[:, 0], self.log_prob[:, 0], stats)
 

@@ -163,6 +163,15 @@ class Proposal(NamedTuple):
     end_energy: Tensor  # (C,)
 
 
+def trajectory(
+    start: P, p: Tensor, density: LogDensity, step_size: float | Tensor, num_steps: int, metric: Metric
+) -> tuple[P, Tensor]:
+    """`leapfrog` in a density, in native code where there is some."""
+    if density.native is not None:
+        return density.native.trajectory(start, p, step_size, num_steps, metric.inv_mass)
+    return leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
+
+
 def propose(
     generator: torch.Generator,
     start: P,
@@ -174,10 +183,7 @@ def propose(
     """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
     noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
     p = metric.momentum(noise)
-    if density.native is not None:
-        end, p_end = density.native.trajectory(start, p, step_size, num_steps, metric.inv_mass)
-    else:
-        end, p_end = leapfrog(start, p, density.log_prob_and_grad, step_size, num_steps, metric.velocity, density.grad)
+    end, p_end = trajectory(start, p, density, step_size, num_steps, metric)
     return Proposal(end, p_end, energy_of(start, p, metric.velocity), energy_of(end, p_end, metric.velocity))
 
 
@@ -419,10 +425,7 @@ def turning_time(
         here, p, num_steps = start, metric.momentum(noise), 0
         turned = torch.zeros_like(start.log_prob, dtype=torch.bool)
         while num_steps < MAX_STEPS and 2 * turned.sum() < len(turned):
-            if density.native is not None:
-                here, p = density.native.trajectory(here, p, step_size, 1, metric.inv_mass)
-            else:
-                here, p = leapfrog(here, p, density.log_prob_and_grad, step_size, 1, metric.velocity, density.grad)
+            here, p = trajectory(here, p, density, step_size, 1, metric)
             outwards = ((here.theta - start.theta) * metric.velocity(p)).sum(-1)
             turned, num_steps = turned | ~(outwards > 0), num_steps + 1
         times.append(num_steps * step_size)

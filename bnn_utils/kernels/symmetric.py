@@ -71,7 +71,7 @@ class Symmetric:
         if not callable(getattr(self.kernel, "moved", None)):
             raise TypeError(
                 f"{type(self.kernel).__name__} has no moved(state, move) -> state, by which its state would follow a "
-                "symmetry; the kernels of this package have one"
+                "symmetry; those of this package have one, except Hamiltorch"
             )
 
     @property
