@@ -14,10 +14,10 @@ from bnn_utils import _check
 from bnn_utils.gradients import LogDensity
 from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
 from bnn_utils.gradients.backprop import closed_form
+from bnn_utils.gradients.caller import Caller
 from bnn_utils.gradients.fused import Fused
 from bnn_utils.gradients.minibatches import Minibatches
 from bnn_utils.gradients.native import Native, can_be_native, is_small
-from bnn_utils.gradients.trees import Trees
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:  # a posterior makes densities itself
@@ -99,9 +99,9 @@ class Density:
         # Of a likelihood that was replaced, as by one that counts its calls, native code knows nothing.
         native = likelihood.native
         native = native if native and native.has_prior else None
-        has_trees = likelihood.callee is not None and isinstance(prior, DiagonalNormal)
-        trees = Trees(likelihood.callee, prior) if has_trees else None
-        return LogDensity(log_prob_and_grad, grad, native, trees=trees)
+        has_caller = likelihood.callee is not None and isinstance(prior, DiagonalNormal)
+        caller = Caller(likelihood.callee, prior) if has_caller else None
+        return LogDensity(log_prob_and_grad, grad, native, caller=caller)
 
     @cached_property
     def prior(self) -> LogDensity:

@@ -47,7 +47,7 @@ in_torch = partial(Fault, path="torch")
 
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
 TREES, GROWTH = "kernels/nuts.py", "gradients/growth.py"
-MICROCANONICAL = "kernels/microcanonical.py"
+MICROCANONICAL, ISOKINETIC = "kernels/microcanonical.py", "gradients/isokinetic.py"
 NATIVE, PROGRAM, BLOCKS = "gradients/native.py", "gradients/program.py", "gradients/blocks.py"
 VECTOR, FORMULAS = "gradients/vector.py", "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
@@ -460,7 +460,7 @@ FAULTS = [
         "((log_likelihood, log_likelihood), (log_prob, now))",
         SWAPPING,
     ),
-    Fault(
+    in_torch(
         "microcanonical: Jacobian of a sphere of one dimension more",
         MICROCANONICAL,
         "kick",
@@ -468,7 +468,7 @@ FAULTS = [
         "(freedom + 1) * log_stretch.squeeze(-1)",
         "MAMS",
     ),
-    Fault(
+    in_torch(
         "microcanonical: Jacobian of the last kick left out",
         MICROCANONICAL,
         "integrate",
@@ -476,7 +476,7 @@ FAULTS = [
         "start.log_prob - end.log_prob + kinetic",
         "MAMS",
     ),
-    Fault(
+    in_torch(
         "microcanonical: steps without the mass",
         MICROCANONICAL,
         "integrate",
@@ -484,12 +484,44 @@ FAULTS = [
         "u",
         "MAMS",
     ),
-    Fault(
+    in_torch(
         "microcanonical: one direction for all lanes",
         MICROCANONICAL,
         "refreshed",
         "torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)",
         "torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)[:1].expand_as(u)",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: Jacobian of a sphere of one dimension more, in native code",
+        ISOKINETIC,
+        "_Assembly._kick",
+        "b.fmul(freedom, log_stretch)",
+        "b.fmul(b.fadd(freedom, self.scalar(1.0)), log_stretch)",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: every end accepted, in native code",
+        ISOKINETIC,
+        "_Assembly._end",
+        "lane.is_less(lane.on_one(lane.one.log, uniform), log_ratio)",
+        "I1(1)",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: steps without the mass, in native code",
+        ISOKINETIC,
+        "_Assembly._go",
+        "v.mul(scale, u)",
+        "u",
+        "MAMS",
+    ),
+    Fault(
+        "microcanonical: one direction for all lanes, in native code",
+        ISOKINETIC,
+        "_Assembly._begin",
+        "lane.array('noise', b.mul(drawn, lane.dim))",
+        "lane.array('noise', b.mul(b.mul(lane.get('transition'), lane.field('num_lanes')), lane.dim))",
         "MAMS",
     ),
 ]

@@ -33,9 +33,10 @@ from bnn_utils import (
     boxes,
     sample,
 )
-from bnn_utils.gradients import LogDensity, fused, machine, native, trees
+from bnn_utils.gradients import LogDensity, caller, fused, machine, native
 from bnn_utils.gradients.blocks import assemble
 from bnn_utils.gradients.native import Code, code_of, drawn, program_of
+from bnn_utils.kernels.base import Info
 from bnn_utils.kernels.hmc import Position
 
 ACTIVATIONS = [
@@ -177,8 +178,12 @@ KERNELS = {
     "NUTS, diagonal mass": (NUTS(0.02, 5, torch.linspace(0.5, 1.5, 20)), 0),
     "NUTS, dense mass": (NUTS(0.02, 5, torch.eye(20) + 0.1), 0),
     "NUTS, warm-up": (NUTS(0.002, 2), 6),
-    "MAMS": (MAMS(0.1, 0.4), 6),
-    "MCLMC": (MCLMC(0.1, 0.4), 6),
+    "MAMS": (MAMS(0.1, 0.4), 0),
+    "MAMS, diagonal mass": (MAMS(0.1, 0.4, torch.linspace(0.5, 1.5, 20)), 0),
+    "MAMS, warm-up": (MAMS(0.1, 0.4), 6),
+    "MCLMC": (MCLMC(0.1, 0.4), 0),
+    "MCLMC, diagonal mass": (MCLMC(0.1, 0.4, torch.linspace(0.5, 1.5, 20)), 0),
+    "MCLMC, warm-up": (MCLMC(0.1, 0.4), 6),
     "replica exchange": (ReplicaExchange(HMC(0.02, 3), 4), 0),
     "replica exchange, warm-up": (ReplicaExchange(HMC(0.001, 3), 5), 6),
     "replica exchange, mass": (ReplicaExchange(HMC(0.02, 3, torch.linspace(0.5, 1.5, 20), jitter=0.0), 3), 0),
@@ -208,17 +213,20 @@ def test_a_likelihood_that_was_replaced(posterior):
     """As by one that counts its calls: trajectories in native code would pass it over."""
     density = posterior.density(3, compile=True)
     assert density.joint.native is density.likelihood.native
-    assert density.joint.trees is not None
+    assert density.joint.caller is not None
     density = posterior.density(3, compile=True)
     density.likelihood = LogDensity(*density.likelihood[:2])
     assert density.joint.native is None
-    assert density.joint.trees is None
+    assert density.joint.caller is None
 
 
 @pytest.mark.parametrize("num_chains", [1, 5])
 @pytest.mark.parametrize("num_datasets", [1, 5])
 @pytest.mark.parametrize("sizes", [LARGE, SMALL], ids=["at once", "in parts"])
-def test_trees_of_large_networks(sizes, num_chains, num_datasets, monkeypatch):
+@pytest.mark.parametrize(
+    "kernel", [NUTS(0.003, 5), MAMS(0.01, 0.05), MCLMC(0.01, 0.05)], ids=lambda kernel: type(kernel).__name__
+)
+def test_transitions_of_large_networks(kernel, sizes, num_chains, num_datasets):
     """Follow torch's, with layers without a bias, a noise that is a parameter, and data of each lane's own.
 
     Fails when numbers of theta are in another order than its gradient's, or a part of the points is left out.
@@ -234,19 +242,63 @@ def test_trees_of_large_networks(sizes, num_chains, num_datasets, monkeypatch):
         code = fused.Fused(posterior, num_chains)
     density, other = (posterior.density(num_chains) for _ in range(2))
     density.likelihood = code.likelihood
-    kernel, theta = NUTS(0.003, 5), normal(num_chains, posterior.dim) / 2
+    theta = normal(num_chains, posterior.dim) / 2
     (mine, found), (theirs, expected) = (
         _twice(kernel, density, kernel.init(density, theta, 0), generator()) for density in (density, other)
     )
-    assert density.joint.trees is not None
+    assert density.joint.caller is not None
     torch.testing.assert_close(mine, theirs)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(Info.stack([found]), Info.stack([expected]))
 
 
 def _twice(kernel, density, state, dice):
     """The state after two transitions, and what is recorded of the second."""
     state, _ = kernel.step(density, dice, state)
     return kernel.step(density, dice, state)
+
+
+@given(
+    kernel=st.sampled_from([MAMS, MCLMC]),
+    sizes=st.sampled_from([(2.0, 7.0), (20.0, 20.0), (1e6, 1e6)]),  # no lane diverges, one in five does, and all do
+    has_mass=st.booleans(),
+    is_large=st.booleans(),
+    shape=st.sampled_from([(1, 1), (2, 3), (3, 17), (4, 40), (3, 1), (16, 5)]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, phases=[Phase.explicit, Phase.generate])
+def test_trajectories_at_constant_speed(kernel, sizes, has_mass, is_large, shape, dtype, seed):
+    """Each transition is that of torch from the same state, in what it keeps and in what it records.
+
+    Where they go they were the same but for 120 units of rounding at most, and energies, relative to where they began,
+    but for 1,400. Fails when the kicks within a step and between steps are exchanged, and when a lane that diverges
+    keeps its direction.
+    """
+    (num_features, num_lanes), dice, rounding = shape, generator(seed), torch.finfo(dtype).eps
+    x = torch.randn(20, num_features, generator=dice, dtype=dtype)
+    net = nn.Sequential(nn.Linear(num_features, 3), nn.Tanh(), nn.Linear(3, 1))
+    posterior = Posterior(net, Data(x, (x[:, 0] > 0).to(dtype)), FanInPrior(), Bernoulli())
+    kernel = kernel(*sizes, torch.linspace(0.5, 1.5, posterior.dim) if has_mass else None)
+    mine, other = posterior.density(num_lanes, compile=True), posterior.density(num_lanes)
+    if is_large:
+        mine.likelihood = fused.Fused(posterior, num_lanes).likelihood
+    state = kernel.init(other, torch.randn(num_lanes, posterior.dim, generator=dice, dtype=dtype), 0)
+    for _ in range(4):
+        start, theirs = state.position, torch.Generator().set_state(dice.get_state())
+        after, info = kernel.step(mine, dice, state)
+        state, expected = kernel.step(other, theirs, state)
+        assert torch.equal(dice.get_state(), theirs.get_state())
+        assert_close(after.position.theta, state.position.theta, 1000 * rounding)
+        assert_close(after.position.log_prob, state.position.log_prob, 1000 * rounding)
+        assert_close(after.position.grad, state.position.grad, 1000 * rounding)
+        if isinstance(kernel, MCLMC):
+            assert_close(after.u, state.u, 1000 * rounding)
+        found, stats = (Info.stack([one]).stats for one in (info, expected))
+        assert found.keys() == stats.keys()
+        goes = ~stats["diverging"]
+        errors = [one.pop("energy_error")[goes] / (1 + start.log_prob[:, None].abs()[goes]) for one in (found, stats)]
+        torch.testing.assert_close(*errors, rtol=0, atol=20_000 * rounding)
+        torch.testing.assert_close(found, stats, rtol=0, atol=20_000 * rounding)
 
 
 def test_trajectories_that_diverge_are_rejected(posterior):
@@ -269,14 +321,20 @@ def test_trajectories_that_diverge_are_rejected(posterior):
         ChEES(0.05, 0.3),
         NUTS(0.1),
         NUTS(0.1, inv_mass=torch.eye(20) + 0.1),
+        MAMS(0.5, 3.0),
+        MAMS(50.0, 100.0, torch.linspace(0.5, 1.5, 20)),
+        MCLMC(0.5, 3.0),
+        MCLMC(50.0, 100.0, torch.linspace(0.5, 1.5, 20)),
         ReplicaExchange(HMC(0.05, 2), 3),
         ReplicaExchange(HMC(0.05, 2, inv_mass=torch.eye(20) + 0.1), 3),
         Symmetric(HMC(0.05, 2), every=3),
         Symmetric(ReplicaExchange(HMC(0.05, 2), 3), every=1),
+        Symmetric(MCLMC(0.5, 3.0), every=3),
     ],
     ids=[
-        *("HMC", "jitter", "dense", "ChEES", "NUTS", "dense NUTS", "replica exchange", "dense replica exchange"),
-        *("symmetric", "symmetric replica exchange"),
+        *("HMC", "jitter", "dense", "ChEES", "NUTS", "dense NUTS", "MAMS", "MAMS of large steps"),
+        *("MCLMC", "MCLMC of large steps", "replica exchange", "dense replica exchange"),
+        *("symmetric", "symmetric replica exchange", "symmetric MCLMC"),
     ],
 )
 def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num_chains, monkeypatch):
@@ -284,7 +342,7 @@ def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num
     num_lanes = num_chains * kernel.lanes_per_chain
     density, theta = posterior.density(num_lanes, compile=True), normal(num_chains, 20)
     start, found = kernel.init(density, theta, 0), []
-    for module in (native, trees):  # in blocks of 3
+    for module in (native, caller):  # in blocks of 3
         monkeypatch.setattr(module, "NUMBERS_AHEAD", 3 * num_lanes * 20)
     for nums in ([11], [1] * 11, [4, 7]):
         dice, state, infos = generator(), start, []
@@ -307,12 +365,12 @@ def test_many_transitions_at_once_are_one_after_the_other(posterior, kernel, num
 @pytest.mark.parametrize("num_chains", [7, 64])
 @pytest.mark.parametrize(
     "kernel",
-    [HMC(0.05, 3, jitter=0.2), NUTS(0.1), ReplicaExchange(HMC(0.05, 3), 6)],
-    ids=["HMC", "NUTS", "replica exchange"],
+    [HMC(0.05, 3, jitter=0.2), NUTS(0.1), MAMS(0.5, 3.0), MCLMC(50.0, 3.0), ReplicaExchange(HMC(0.05, 3), 6)],
+    ids=["HMC", "NUTS", "MAMS", "MCLMC", "replica exchange"],
 )
 def test_threads_change_no_bit(posterior, kernel, num_chains, monkeypatch):
     """Fails where a chain's temperatures are shared out among threads, which swap before others are ready."""
-    for module in (native, trees):
+    for module in (native, caller):
         monkeypatch.setattr(module, "SECONDS_FOR_THREADS", 1e-12)
     density = posterior.density(num_chains * kernel.lanes_per_chain, compile=True)
     start, found = kernel.init(density, normal(num_chains, 20), 0), []
@@ -331,7 +389,7 @@ def test_random_numbers_are_torchs(posterior, shape, has_jitter, dtype):
     code = code_of(replace(program_of(posterior, 1), dtype=str(dtype).removeprefix("torch.")))
     assert code.knows_torchs_normals
     mine, theirs = generator(), generator()
-    sizes, noise, uniforms = drawn(mine, 4, torch.empty(shape, dtype=dtype), code, shape[0] * has_jitter)
+    sizes, noise, uniforms = drawn(mine, 4, torch.empty(shape, dtype=dtype), code, shape[0] * has_jitter, shape[0])
     for t in range(4):
         if has_jitter:
             assert torch.equal(sizes[t], torch.rand(shape[0], 1, generator=theirs, dtype=dtype)[:, 0])
@@ -405,7 +463,12 @@ def test_what_does_not_fit_is_refused(posterior, theta, wrong):
             generator(), (wrong(theta), theta[:, 0], theta), 0.1, 0.0, torch.tensor([2]), None, None
         )
     with pytest.raises(ValueError, match="this density is for vectors"):
-        density.joint.trees.transitions(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 5, 1e3, None, None, 1)
+        density.joint.caller.grow(generator(), (wrong(theta), theta[:, 0], theta), 0.1, 5, 1e3, None, None, 1)
+    for start, u in ((wrong(theta), theta), (theta, wrong(theta))):
+        with pytest.raises(ValueError, match="this density is for vectors"):
+            density.joint.caller.travel(
+                generator(), (start, theta[:, 0], theta), u, 0.1, 0.1, 0.0, torch.tensor([2]), 0.2, 1e3, None
+            )
     start = wrong(theta), theta[:, 0], theta, torch.arange(5)[None]
     with pytest.raises(ValueError, match="this density is for vectors"):
         density.joint.native.exchanges(generator(), start, 3 * (theta[:, :1],), 0, 0.0, 2, None, None, 1)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from bnn_utils.gradients.caller import Caller
     from bnn_utils.gradients.fused import Fused
     from bnn_utils.gradients.native import Native
-    from bnn_utils.gradients.trees import Trees
 
 
 class LogDensity(NamedTuple):
@@ -23,4 +23,4 @@ class LogDensity(NamedTuple):
     grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
     native: Native | None = None  # where it is computed in native code: that makes trajectories and transitions too
     callee: Native | Fused | None = None  # of a likelihood: what other native code can call
-    trees: Trees | None = None  # of a joint density: the transitions of NUTS in native code
+    caller: Caller | None = None  # of a joint density: native code that calls the likelihood's, for other transitions

@@ -164,7 +164,7 @@ class Native:
 
         def blocks() -> Iterator[tuple[Tensor | float, ...]]:
             for block, count in _blocks(num, theta):
-                u, noise, uniforms = drawn(generator, count, theta, self._code, num_lanes * bool(jitter))
+                u, noise, uniforms = drawn(generator, count, theta, self._code, num_lanes * bool(jitter), num_lanes)
                 noise, steps = mixed(noise, factor), num_steps[block].contiguous()
                 size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
                 sizes[:, block] = size.T
@@ -206,7 +206,7 @@ class Native:
         def blocks() -> Iterator[tuple[Tensor | float, ...]]:
             for block, count in _blocks(num, theta):
                 before, noise, uniforms = drawn(
-                    generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter)
+                    generator, count, theta, self._code, num_pairs + num_lanes * bool(jitter), num_lanes
                 )
                 noise = mixed(noise, factor)
                 swaps, u = before[:, :num_pairs].contiguous(), before[:, num_pairs:]
@@ -326,34 +326,34 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
 
 
 def drawn(
-    generator: torch.Generator, num: int, like: Tensor, code: Code | None, num_before: int
+    generator: torch.Generator, num: int, like: Tensor, code: Code | None, num_before: int, num_after: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``num`` transitions of lanes at ``like`` (C, D) draw one after the other, all at once.
 
-    In each, so many uniforms, a normal ``(C, D)`` and a uniform ``(C,)``. Torch makes 16 and
-    more normal numbers of as many uniform ones, and draws these one by one: so all can be drawn together, and the
-    generator comes as far as by the calls of torch. The normal numbers are torch's but for rounding. Without code torch
-    draws them.
+    In each, so many uniforms, a normal ``(C, D)``, and so many uniforms. Torch makes 16 and more normal numbers of as
+    many uniform ones, and draws these one by one: so all can be drawn together, and the generator comes as far as by
+    the calls of torch. The normal numbers are torch's but for rounding. Without code torch draws them.
 
     Returns:
-        uniforms that come first ``(num, num_before)``; noise ``(num, C, D)``; uniforms for acceptance ``(num, C)``.
+        uniforms that come first ``(num, num_before)``; noise ``(num, C, D)``; uniforms that come last
+        ``(num, num_after)``.
     """
     (num_lanes, dim), count, first = like.shape, like.numel(), num_before
     noise = like.new_empty(num, num_lanes, dim)
     if code is not None and count >= SHORTEST and code.knows_torchs_normals:
         of_noise = count + SHORTEST * (count % SHORTEST > 0)
-        words = like.new_empty(num, first + of_noise + num_lanes)
+        words = like.new_empty(num, first + of_noise + num_after)
         if code.knows_torchs_uniforms:
             code.draw_uniforms(generator, words)
         else:
             torch.rand(words.shape, generator=generator, out=words)
         code.call("normals", words[:, first:], noise, num, count, words.shape[1])
         return words[:, :first], noise, words[:, first + of_noise :].contiguous()
-    before, uniforms = like.new_empty(num, first), like.new_empty(num, num_lanes)
+    before, uniforms = like.new_empty(num, first), like.new_empty(num, num_after)
     for t in range(num):
         torch.rand(first, generator=generator, out=before[t])
         torch.randn(num_lanes, dim, generator=generator, out=noise[t])
-        torch.rand(num_lanes, generator=generator, out=uniforms[t])
+        torch.rand(num_after, generator=generator, out=uniforms[t])
     return before, noise, uniforms
 
 

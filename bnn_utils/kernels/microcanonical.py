@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import NotImplementedType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ from bnn_utils.kernels.hmc import (
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density, LogDensity
+    from bnn_utils.gradients.caller import Caller, Travelled
 
 # Of a step of time eps, the outer two of three kicks have this part each: the two-stage integrator of least error norm
 # (McLachlan 1995; Omelyan, Mryglod and Folk 2003). Leapfrog costs half as much. By ESS per gradient, of the worst mean
@@ -54,6 +56,8 @@ MAMS_TARGET_ACCEPTANCE = 0.9  # mean acceptance rate of trajectories, as in Robn
 # the distance of lp from its median, which went up and down in turn, and 2,400 to 3,100 with this. It costs a tenth of
 # the gradients on one of 20; half, as in HMC, costs two fifths.
 MAMS_JITTER = 0.25
+
+FRESH = 1.0  # share of noise in directions that begin with nothing: any would do
 
 # Decoherence length by the size of the posterior, which is the root of the sum of its variances. At 1, 1.4, 2 and 2.8
 # times the size, 1,000 gradients made an ESS of 289, 289, 285 and 222 on a round Gaussian of 100 parameters, and of 93,
@@ -156,9 +160,31 @@ def refreshed(generator: torch.Generator, u: Tensor, share: float) -> Tensor:
     2023). Where u is 0, the new direction is uniform on the sphere.
     """
     z = torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)
-    # A share of 20 leaves no more than 2e-9 of the old direction, and has a square in any precision.
-    u = torch.add(u, z, alpha=math.sqrt(math.expm1(2 * min(share, 20.0)) / u.shape[-1]))
+    u = torch.add(u, z, alpha=noise(share, u.shape[-1]))
     return u / u.norm(dim=-1, keepdim=True)
+
+
+def noise(share: float, dim: int) -> float:
+    """The nu of `refreshed`."""
+    # A share of 20 leaves no more than 2e-9 of the old direction, and has a square in any precision.
+    return math.sqrt(math.expm1(2 * min(share, 20.0)) / dim)
+
+
+def in_native_code(
+    caller: Caller,
+    generator: torch.Generator,
+    start: Position,
+    u: Tensor | None,
+    share: float,
+    step_size: float,
+    jitter: float,
+    num_steps: Tensor,
+    metric: Metric,
+) -> tuple[Position, Travelled]:
+    """A transition for each of the numbers of steps ``(T,)``, from directions u that go on, or None for fresh ones."""
+    nu, constants = noise(share, start.theta.shape[-1]), (OUTER, MAX_ENERGY_ERROR)
+    made = caller.travel(generator, start, u, nu, step_size, jitter, num_steps, *constants, metric.factor)
+    return Position(made.theta, made.log_prob, made.grad), made
 
 
 def check_dim(theta: Tensor) -> None:
@@ -250,15 +276,44 @@ class MCLMC:
 
     def step(self, density: Density, generator: torch.Generator, state: MCLMCState) -> tuple[MCLMCState, Info]:
         """One transition of all lanes."""
-        u = refreshed(generator, state.u, state.step_size / state.decoherence_length)
-        end, u, error = integrate(state.position, u, density.joint, state.step_size, 1, state.metric)
-        diverging = diverges(error)
-        position = of_each_lane(diverging, state.position, end)
-        u = u.masked_fill(diverging.unsqueeze(-1), 0)
-        stats = {"n_steps": 1, "step_size": state.step_size, "energy_error": error, "diverging": diverging}
+        if density.joint.caller is not None:
+            state, made = self._in_native_code(density.joint.caller, generator, state, 1)
+            info = made.only()
+        else:
+            u = refreshed(generator, state.u, state.step_size / state.decoherence_length)
+            end, u, error = integrate(state.position, u, density.joint, state.step_size, 1, state.metric)
+            diverging = diverges(error)
+            position = of_each_lane(diverging, state.position, end)
+            info = Info(position.theta, position.log_prob, self._recorded(state, error))
+            state = state._replace(position=position, u=u.masked_fill(diverging.unsqueeze(-1), 0))
         if state.warmup is not None:
-            state = state._replace(**self._learned(state, position.theta, error))
-        return state._replace(position=position, u=u), Info(position.theta, position.log_prob, stats)
+            state = state._replace(**self._learned(state, info.theta, info.stats["energy_error"]))
+        return state, info
+
+    def steps(
+        self, density: Density, generator: torch.Generator, state: MCLMCState, num: int
+    ) -> tuple[MCLMCState, Info] | NotImplementedType:
+        """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
+        has_own_step = type(self).step is not MCLMC.step  # a subclass may have one
+        if density.joint.caller is None or state.warmup is not None or has_own_step:
+            return NotImplemented
+        state, made = self._in_native_code(density.joint.caller, generator, state, num)
+        return state, Info.of_many(*made)
+
+    def _in_native_code(
+        self, caller: Caller, generator: torch.Generator, state: MCLMCState, num: int
+    ) -> tuple[MCLMCState, Info]:
+        share, steps = state.step_size / state.decoherence_length, torch.ones(num, dtype=torch.int64)
+        position, made = in_native_code(
+            caller, generator, state.position, state.u, share, state.step_size, 0.0, steps, state.metric
+        )
+        info = Info(made.thetas, made.log_probs, self._recorded(state, made.errors))
+        return state._replace(position=position, u=made.u), info
+
+    @staticmethod
+    def _recorded(state: MCLMCState, error: Tensor) -> dict[str, Any]:
+        """Statistics of transitions with these energy errors."""
+        return {"n_steps": 1, "step_size": state.step_size, "energy_error": error, "diverging": diverges(error)}
 
     def _learned(self, state: MCLMCState, theta: Tensor, error: Tensor) -> dict[str, Any]:
         """Fields of a state that a transition has changed: it ended at theta ``(C, D)``, with energy errors ``(C,)``.
@@ -354,23 +409,60 @@ class MAMS:
 
     def step(self, density: Density, generator: torch.Generator, state: MAMSState) -> tuple[MAMSState, Info]:
         """One transition of all lanes."""
-        steps = num_steps(state.count, state.trajectory_length, state.step_size)
-        size = jittered(state.step_size, self.jitter, generator, state.position.theta)
-        proposal = propose(generator, state.position, density.joint, size, steps, state.metric)
-        position, is_accept = accept(generator, state.position, proposal)
-        stats = {
-            "acceptance_rate": acceptance_rate(proposal.start_energy, proposal.end_energy),
-            "is_accept": is_accept,
-            "n_steps": steps,
-            "step_size": size.squeeze(-1),
-            "energy_error": proposal.end_energy,
-            "diverging": diverges(proposal.end_energy),
-        }
+        if density.joint.caller is not None:
+            position, proposal, made = self._in_native_code(density.joint.caller, generator, state, 1)
+            info = made.only()
+        else:
+            steps = num_steps(state.count, state.trajectory_length, state.step_size)
+            size = jittered(state.step_size, self.jitter, generator, state.position.theta)
+            proposal = propose(generator, state.position, density.joint, size, steps, state.metric)
+            position, is_accept = accept(generator, state.position, proposal)
+            rates = acceptance_rate(proposal.start_energy, proposal.end_energy)
+            stats = self._recorded(rates, is_accept, steps, size.squeeze(-1), proposal.end_energy)
+            info = Info(position.theta, position.log_prob, stats)
         if state.warmup is not None:
             shortest = math.pi / 2 * math.sqrt(position.theta.shape[-1])
             state = learn(state, proposal, position, shortest, harmonic=False)
-        state = state._replace(position=position, count=state.count + 1)
-        return state, Info(position.theta, position.log_prob, stats)
+        return state._replace(position=position, count=state.count + 1), info
+
+    def steps(
+        self, density: Density, generator: torch.Generator, state: MAMSState, num: int
+    ) -> tuple[MAMSState, Info] | NotImplementedType:
+        """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
+        has_own_step = type(self).step is not MAMS.step  # a subclass may have one
+        if density.joint.caller is None or state.warmup is not None or has_own_step:
+            return NotImplemented
+        position, _, made = self._in_native_code(density.joint.caller, generator, state, num)
+        return state._replace(position=position, count=state.count + num), Info.of_many(*made)
+
+    def _in_native_code(
+        self, caller: Caller, generator: torch.Generator, state: MAMSState, num: int
+    ) -> tuple[Position, Proposal, Info]:
+        """Where transitions lead, the last one's proposal, and what is recorded."""
+        counts = range(state.count, state.count + num)
+        steps = torch.tensor([num_steps(count, state.trajectory_length, state.step_size) for count in counts])
+        position, made = in_native_code(
+            caller, generator, state.position, None, FRESH, state.step_size, self.jitter, steps, state.metric
+        )
+        end, error = Position(made.end_theta, made.end_log_prob, made.end_grad), made.errors[:, -1]
+        proposal = Proposal(end, state.metric.momentum(made.u), torch.zeros_like(error), error)
+        of_lanes = steps.expand(len(made.theta), -1)
+        stats = self._recorded(made.rates, made.accepts, of_lanes, made.sizes, made.errors)
+        return position, proposal, Info(made.thetas, made.log_probs, stats)
+
+    @staticmethod
+    def _recorded(
+        rates: Tensor, is_accept: Tensor, num_steps: int | Tensor, size: Tensor, error: Tensor
+    ) -> dict[str, Any]:
+        """Statistics of transitions."""
+        return {
+            "acceptance_rate": rates,
+            "is_accept": is_accept,
+            "n_steps": num_steps,
+            "step_size": size,
+            "energy_error": error,
+            "diverging": diverges(error),
+        }
 
     def moved(self, state: MAMSState, move: Callable[[Tensor], Tensor]) -> MAMSState:
         """The state where a symmetry of the density brings it."""
@@ -389,6 +481,6 @@ def propose(
     generator: torch.Generator, start: Position, density: LogDensity, step_size: Tensor, num_steps: int, metric: Metric
 ) -> Proposal:
     """A trajectory in a fresh direction, with energies that are 0 at its start."""
-    u = refreshed(generator, torch.zeros_like(start.theta), 1.0)
+    u = refreshed(generator, torch.zeros_like(start.theta), FRESH)
     end, u, error = integrate(start, u, density, step_size, num_steps, metric)
     return Proposal(end, metric.momentum(u), torch.zeros_like(error), error)

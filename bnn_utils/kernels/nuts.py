@@ -34,7 +34,7 @@ from torch import Tensor
 
 from bnn_utils import _check
 from bnn_utils.adaptation import Warmup
-from bnn_utils.gradients.trees import DIRECTION, STATE, SUBTREE
+from bnn_utils.gradients.caller import DIRECTION, STATE, SUBTREE
 from bnn_utils.kernels.base import MAX_ENERGY_ERROR, Info
 from bnn_utils.kernels.hmc import (
     TARGET_ACCEPTANCE,
@@ -54,7 +54,7 @@ from bnn_utils.random import lane_keys, lane_uniform
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density, LogDensity
-    from bnn_utils.gradients.trees import Trees
+    from bnn_utils.gradients.caller import Caller
 
 MAX_TREE_DEPTH = 10  # at most 1,023 leapfrog steps, as in Stan
 LARGEST_DEPTH = 20  # that can be asked for: a million steps
@@ -318,8 +318,8 @@ class NUTS:
 
     def step(self, density: Density, generator: torch.Generator, state: NUTSState) -> tuple[NUTSState, Info]:
         """One transition of all lanes."""
-        if density.joint.trees is not None:
-            state, made = self._in_native_code(density.joint.trees, generator, state, 1)
+        if density.joint.caller is not None:
+            state, made = self._in_native_code(density.joint.caller, generator, state, 1)
             info = made.only()
         else:
             theta = state.position.theta
@@ -340,16 +340,16 @@ class NUTS:
     ) -> tuple[NUTSState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not NUTS.step  # a subclass may have one
-        if density.joint.trees is None or state.warmup is not None or has_own_step:
+        if density.joint.caller is None or state.warmup is not None or has_own_step:
             return NotImplemented
-        state, made = self._in_native_code(density.joint.trees, generator, state, num)
+        state, made = self._in_native_code(density.joint.caller, generator, state, num)
         return state, Info.of_many(*made)
 
     def _in_native_code(
-        self, trees: Trees, generator: torch.Generator, state: NUTSState, num: int
+        self, caller: Caller, generator: torch.Generator, state: NUTSState, num: int
     ) -> tuple[NUTSState, Info]:
         limits = self.max_tree_depth, MAX_ENERGY_ERROR
-        made = trees.transitions(generator, state.position, state.step_size, *limits, *state.metric, num)
+        made = caller.grow(generator, state.position, state.step_size, *limits, *state.metric, num)
         stats = {
             "acceptance_rate": made.rates,
             "n_steps": made.steps,
