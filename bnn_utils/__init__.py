@@ -8,6 +8,7 @@ from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC
 from bnn_utils.kernels.microcanonical import MAMS, MCLMC
 from bnn_utils.kernels.nuts import NUTS
+from bnn_utils.kernels.path import fit_reference
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
 from bnn_utils.kernels.stochastic import SGHMC, SGLD
 from bnn_utils.kernels.symmetric import Symmetric
@@ -48,6 +49,7 @@ __all__ = [
     "boxes",
     "default_device",
     "find_map",
+    "fit_reference",
     "published_summary",
     "reference",
     "sample",

@@ -321,22 +321,22 @@ def swaps(chain: Chain) -> str | None:
     more = f" (and {len(low) - 1} more pair{'s' * (len(low) > 2)})" if len(low) > 1 else ""
     return (
         f"Temperatures {worst} and {worst + 1}{more} swap with a probability of {rates[worst]:.2g}, below "
-        f"{LEAST_SWAP_RATE:g}: hardly anything comes from the prior to the posterior. Take more of them, or a longer "
-        "warm-up."
+        f"{LEAST_SWAP_RATE:g}: hardly anything comes from the {chain.tempering.hot_end} to the posterior. Take more "
+        "of them, or a longer warm-up."
     )
 
 
 def round_trips(chain: Chain) -> str | None:
-    """Chains to whose posterior nothing has come from the prior and gone back."""
+    """Chains to whose posterior nothing has come from the hot end and gone back."""
     if chain.tempering is None:
         return None
     none = (chain.tempering.round_trips == 0).nonzero().flatten().tolist()
     if not none:
         return None
     return (
-        f"{_begin(enumerated(none, chain.num_chains))} made no round trip from prior to posterior and back, of "
-        f"{chain.tempering.possible_round_trips:,.0f} that are possible. Draw for longer, or take longer trajectories "
-        "or more temperatures."
+        f"{_begin(enumerated(none, chain.num_chains))} made no round trip from {chain.tempering.hot_end} to "
+        f"posterior and back, of {chain.tempering.possible_round_trips:,.0f} that are possible. Draw for longer, or "
+        "take longer trajectories or more temperatures."
     )
 
 

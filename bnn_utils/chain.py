@@ -235,8 +235,8 @@ class Chain:
         Raises:
             ValueError: if there is none; if they differ in their parameters, dtype, device, number of draws, warm-up,
                 draws that were dropped or thinning, in the shape of what was kept or in whether theta was, or some have
-                `tempering` and others none, or another number of temperatures; if two have the same seed, or chains are
-                copies of each other.
+                `tempering` and others none, or another number of temperatures, or another hot end; if two have the same
+                seed, or chains are copies of each other.
         """
         if not chains:
             raise ValueError("there is nothing to merge: pass a list of chains")
@@ -259,6 +259,7 @@ class Chain:
             "the transitions that were dropped": lambda chain: chain.dropped,
             "thinning": lambda chain: chain.thinning,
             "the number of temperatures": lambda chain: chain.tempering and chain.tempering.replica.shape[-1],
+            "the hot end of their temperatures": lambda chain: chain.tempering and chain.tempering.hot_end,
             "the shapes of what was kept": lambda chain: {name: (*chain.kept[name].shape[2:],) for name in kept},
         }.items():
             values = [of(chain) for chain in chains]
@@ -281,7 +282,7 @@ class Chain:
         if first.tempering is not None:
             ladders = [{name: values for name, _, values in chain.tempering.items()} for chain in chains]
             together = {name: torch.cat([ladder[name] for ladder in ladders]) for name in ladders[0]}
-            tempering = Tempering(**together, thinning=first.thinning)
+            tempering = Tempering.of_arrays(together, first.thinning)
         shared = [name for name in first.stats if all(name in chain.stats for chain in chains)]
         is_one_kernel = all(chain.kernel is first.kernel for chain in chains)
         facts, times = ("gradient", "device"), ("wall_time", "compile_time", "sampling_time")

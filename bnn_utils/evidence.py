@@ -35,7 +35,10 @@ class Estimate(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Log evidence, ``log p(y) = log E[likelihood]`` under the prior, by two methods from the same draws."""
+    """Log evidence, ``log p(y) = log E[likelihood]`` under the prior, by two methods from the same draws.
+
+    Of a path from a reference q it is the same number, as ``log E[prior likelihood / q]`` under q.
+    """
 
     stepping_stones: Estimate
     thermodynamic: Estimate
@@ -48,19 +51,27 @@ class Tempering:
     Attributes:
         inverse_temperatures: the ladder of each chain, shape ``(chains, K)``, rising from 0 to 1. Chains of one batch
             share one.
-        log_likelihood: at each temperature, shape ``(chains, draws, K)``.
+        log_likelihood: at each temperature, shape ``(chains, draws, K)``; None where the hot end is a reference.
         replica: which of a chain's K travellers is at each temperature, shape ``(chains, draws, K)``.
         acceptance_rate: of the trajectories at each temperature, shape ``(chains, draws, K)``.
         step_sizes: mean leapfrog step at each temperature, shape ``(chains, K)``.
         thinning: transitions from one draw to the next.
+        log_ratio: where the hot end is a reference, the log of the joint density over the reference's, in the shape of
+            log_likelihood; None where it is the prior.
     """
 
     inverse_temperatures: Tensor
-    log_likelihood: Tensor
+    log_likelihood: Tensor | None
     replica: Tensor
     acceptance_rate: Tensor
     step_sizes: Tensor
     thinning: int = 1
+    log_ratio: Tensor | None = None
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Tensor], thinning: int) -> Tempering:
+        """From what `items` has, by name."""
+        return cls(**{"log_likelihood": None} | dict(arrays), thinning=thinning)
 
     @classmethod
     def of_run(
@@ -68,23 +79,32 @@ class Tempering:
     ) -> Tempering:
         """From what a run recorded, and for each batch of so many chains its temperatures and step sizes, ``(K,)``."""
         found = {name.removeprefix(LADDER): values for name, values in stats.items() if name.startswith(LADDER)}
-        like = found["log_likelihood"]
+        like = found["acceptance_rate"]
         betas, steps = (
             torch.cat([values.to(like).expand(size, -1) for values, size in zip(parts, sizes, strict=True)])
             for parts in zip(*ladders, strict=True)
         )
-        return cls(inverse_temperatures=betas, step_sizes=steps, thinning=thinning, **found)
+        return cls.of_arrays(found | {"inverse_temperatures": betas, "step_sizes": steps}, thinning)
+
+    @property
+    def hot_end(self) -> str:
+        """What is at beta = 0."""
+        return "prior" if self.log_ratio is None else "reference"
+
+    @property
+    def tempered(self) -> Tensor:
+        """The logarithm of what is raised to the power beta, by its path: `log_likelihood` or `log_ratio`."""
+        return self.log_likelihood if self.log_ratio is None else self.log_ratio
 
     @property
     def swap_rates(self) -> Tensor:
         """Fraction of swaps between neighbours that are accepted, shape ``(K - 1,)``: the mean probability of one."""
-        beta, log_likelihood = self.inverse_temperatures.cpu(), self.log_likelihood.cpu().double()
-        log_ratio = -beta.diff()[:, None] * log_likelihood.diff()
+        log_ratio = -self.inverse_temperatures.cpu().diff()[:, None] * self.tempered.cpu().double().diff()
         return log_ratio.clamp(max=0).exp().mean((0, 1))
 
     @property
     def barrier(self) -> float:
-        """The communication barrier, the sum of all rejection rates between prior and posterior (Syed et al. 2021).
+        """The communication barrier, the sum of all rejection rates between the ends (Syed et al. 2021).
 
         It says how hard the way is, and hardly depends on the number of temperatures. With many of them, the replicas
         of a chain, all K together, make one round trip in ``2 + 2 barrier`` transitions at best: where each temperature
@@ -134,23 +154,24 @@ class Tempering:
         Gaussian models of 3 to 8 parameters it was up to 0.4 with 5 temperatures, 0.03 with 8 and 0.002 with 16. NaN
         where the likelihood was 0 at a draw, because then its logarithm has no mean under the prior.
 
+        From a reference, log likelihood means `log_ratio` in all of this, and prior means reference.
+
         Both standard errors are those of the estimate's linear part in the draws, whose autocorrelation, and whose
         correlation between temperatures, they take into account.
         """
         ladders, chains = torch.unique(self.inverse_temperatures.cpu(), dim=0, return_inverse=True)
         parts = []
         for number, beta in enumerate(ladders):
-            log_likelihood = self.log_likelihood.cpu()[chains == number].double()
-            parts.append(
-                (len(log_likelihood), [rule(beta.double(), log_likelihood) for rule in (stepping_stones, integral)])
-            )
+            tempered = self.tempered.cpu()[chains == number].double()
+            parts.append((len(tempered), [rule(beta.double(), tempered) for rule in (stepping_stones, integral)]))
         return Evidence(*(_pool([(size, rules[k]) for size, rules in parts]) for k in (0, 1)))
 
     def items(self) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
         """Name, dimensions and values of each field that is a tensor."""
         for name in (field.name for field in fields(self) if field.name != "thinning"):
             values = getattr(self, name)
-            yield name, ("chain", "draw", "temperature") if values.ndim == 3 else ("chain", "temperature"), values
+            if values is not None:
+                yield name, ("chain", "draw", "temperature") if values.ndim == 3 else ("chain", "temperature"), values
 
     def __repr__(self) -> str:
         rates = self.swap_rates
@@ -161,7 +182,7 @@ class Tempering:
         )
 
     def table(self) -> pd.DataFrame:
-        """One row per temperature, from prior to posterior; step sizes and ladder are means over chains."""
+        """One row per temperature, from the hot end to the posterior; step sizes and ladder are means over chains."""
         import pandas as pd
 
         nan = torch.tensor([torch.nan], dtype=torch.float64)
@@ -170,7 +191,7 @@ class Tempering:
             "step_size": self.step_sizes.mean(0),
             "acceptance_rate": self.acceptance_rate.cpu().double().mean((0, 1)),
             "swap_rate": torch.cat([self.swap_rates, nan]),
-            "log_likelihood": self.log_likelihood.cpu().double().mean((0, 1)),
+            "log_likelihood" if self.log_ratio is None else "log_ratio": self.tempered.cpu().double().mean((0, 1)),
         }
         return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 

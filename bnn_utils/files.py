@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             "kept": kept,
             "names": posterior["parameter"].to_numpy().tolist() if has_draws else [],
             "seed": None if seed == "None" else int(seed),
-            "tempering": Tempering(**ladder, thinning=int(posterior.attrs["thinning"])) if ladder else None,
+            "tempering": Tempering.of_arrays(ladder, int(posterior.attrs["thinning"])) if ladder else None,
             **{name: kind(posterior.attrs[name]) for name, kind in ATTRIBUTES.items()},
         }
     except Exception as error:  # its bytes are those that were written, and yet they say something else

@@ -99,6 +99,26 @@ def copies(flat: FlatModule) -> int:
     )
 
 
+def exchangeable(flat: FlatModule) -> Tensor:
+    """Groups of elements that trade places when hidden units are exchanged: each element's number, ``(D,)``, int64.
+
+    In a chain of Linear layers these are what one input sends to the units of the first hidden layer, all weights
+    between two hidden layers, a hidden layer's biases, and what its units send to one output; of all else each element
+    is alone. Of a module whose symmetries are not known the elements of each parameter are taken for exchangeable.
+    """
+    layers = linear_chain(flat)
+    groups = torch.arange(flat.dim)
+    if layers is None:
+        for part in flat.slices.values():
+            groups[part] = part.start
+        return groups
+    for layer, above in itertools.pairwise(layers):
+        incoming, outgoing = layer.places(), above.places()[:, -layer.shape[0] :]
+        groups[incoming] = groups[incoming].amin(0)
+        groups[outgoing] = groups[outgoing].amin(1, keepdim=True)
+    return groups
+
+
 class Copies(NamedTuple):
     """A symmetry for each of some vectors: a function from vectors ``(L, D)`` to copies of them, linear in each."""
 

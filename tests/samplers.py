@@ -16,6 +16,7 @@ from bnn_utils import HMC, MAMS, NUTS, Chain, ChEES, Hamiltorch, Posterior, Repl
 from bnn_utils.density import Density
 from bnn_utils.kernels import hamiltorch
 from bnn_utils.kernels.base import Kernel
+from bnn_utils.kernels.path import path_of
 from bnn_utils.kernels.replica_exchange import ExchangeState
 
 
@@ -90,6 +91,10 @@ SAMPLERS = {
     "NUTS": Sampler(lambda covariance: NUTS(), warmup=300),
     "MAMS": Sampler(lambda covariance: MAMS(), warmup=300, fewest_parameters=2),
     "replica exchange": Sampler(lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8), warmup=300),
+    "fitted reference": Sampler(
+        lambda covariance: ReplicaExchange(hmc("diagonal")(covariance), 8, reference=2 * covariance.diagonal().sqrt()),
+        warmup=300,
+    ),
     "symmetric": Sampler(lambda covariance: Symmetric(hmc("diagonal")(covariance), every=2)),
     "hamiltorch": Sampler(hamiltorch_hmc, is_slow=True),
     # They need about as many steps for a draw as there are parameters.
@@ -111,7 +116,7 @@ def density_for(posterior: Posterior, num_lanes: int) -> Density:
 
 def placed(kernel: ReplicaExchange, density: Density, lanes: Tensor, num_warmup: int = 0) -> ExchangeState:
     """The state with every lane at a place of its own, ``(C K, D)``."""
-    log_likelihood, grad = density.likelihood.log_prob_and_grad(lanes)
+    log_likelihood, grad = path_of(density, kernel.reference).ratio.log_prob_and_grad(lanes)
     state = kernel.init(density, lanes[:: kernel.num_temperatures], num_warmup)
     return state._replace(theta=lanes, log_likelihood=log_likelihood, grad_likelihood=grad)
 

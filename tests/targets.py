@@ -57,10 +57,12 @@ def regression(seed=0, num_points=12, dim=3):
     return linear(x, y, NormalPrior(PRECISION))
 
 
-def exact(posterior, beta=1):
-    """Mean and covariance of a regression's theta at an inverse temperature."""
+def exact(posterior, beta=1, reference=None):
+    """Mean and covariance of a regression's theta at an inverse temperature, from the prior or from a reference."""
     x, y = posterior.data.x, posterior.data.y
-    precision = posterior.prior_distribution.precision.diag() + beta * x.T @ x / NOISE**2
+    prior = posterior.prior_distribution.precision
+    hot = prior if reference is None else reference**-2
+    precision = ((1 - beta) * hot + beta * prior).diag() + beta * x.T @ x / NOISE**2
     covariance = torch.linalg.inv(precision)
     return covariance @ (beta * x.T @ y / NOISE**2), covariance
 
@@ -108,12 +110,14 @@ def one_parameter(likelihood, prior, y, num_parameters=1):
 
 
 @torch.no_grad()
-def distribution_function(posterior, beta=1.0):
-    """Places and the probability below each, for a posterior of one parameter at an inverse temperature."""
+def distribution_function(posterior, beta=1.0, reference=None):
+    """Places and the probability below each, for a posterior of one parameter at an inverse temperature, as `exact`."""
     width = 8 * posterior.prior_distribution.variance.sqrt().item()
     coarse, fine = (torch.linspace(-size, size, 100_001, dtype=torch.float64) for size in (width, 10))
     theta = torch.cat([coarse, fine]).sort().values
     log_prior, log_likelihood = posterior.log_prior(theta[:, None]), posterior.log_likelihood(theta[:, None])
     log_density = log_prior + beta * log_likelihood.nan_to_num(-1e300, -1e300, -1e300)
+    if reference is not None:
+        log_density += (1 - beta) * (-0.5 * (theta / reference).square() - log_prior)
     below = cumulative_trapezoid((log_density - log_density.max()).exp(), theta, initial=0)
     return theta.numpy(), below / below[-1]

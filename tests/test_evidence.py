@@ -12,7 +12,7 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.stats import chi2, norm
 from targets import FALSE_ALARM, NOISE, PRECISION, Mixture, exact, normal, one_parameter, regression, vector
 from test_replica_exchange import Near
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from bnn_utils import HMC, Chain, NormalPrior, ReplicaExchange, sample
 from bnn_utils.evidence import Estimate, Tempering, integral, stepping_stones
@@ -25,24 +25,30 @@ def log_evidence(posterior):
     return MultivariateNormal(torch.zeros_like(y), covariance).log_prob(y).item()
 
 
-def moments(posterior, beta):
-    """Mean and variance of a regression's log likelihood at an inverse temperature: it is quadratic in theta."""
-    mean, covariance = exact(posterior, beta)
+def moments(posterior, beta, reference=None):
+    """Mean and variance of what is tempered, of a regression at an inverse temperature: it is quadratic in theta.
+
+    That is the log likelihood, or the log of the joint density over the reference's.
+    """
+    mean, covariance = exact(posterior, beta, reference)
     x, residual = posterior.data.x, posterior.data.y - posterior.data.x @ mean
-    spread = x.T @ x / NOISE**2 @ covariance
-    slope = x.T @ residual / NOISE**2
+    hot = 0 * mean if reference is None else posterior.prior_distribution.precision - reference**-2
+    spread = (x.T @ x / NOISE**2 + hot.diag()) @ covariance
+    slope = x.T @ residual / NOISE**2 - hot * mean
     constant = -len(residual) * math.log(NOISE * (2 * math.pi) ** 0.5)
     value = constant - residual.square().sum() / NOISE**2 / 2 - spread.trace() / 2
+    if reference is not None:
+        value += posterior.log_prior(mean) - Normal(0, reference).log_prob(mean).sum()
     return value.item(), ((spread @ spread).trace() / 2 + slope @ covariance @ slope).item()
 
 
-def quadrature(posterior, ladder):
+def quadrature(posterior, ladder, reference=None):
     """What thermodynamic integration comes to without Monte Carlo error: the trapezoid with its correction, interval by
     interval, of ``s E[l]`` by ``u = log s``, where s is the inverse temperature plus half of the first that is not 0.
     """
     total, shift = 0.0, ladder[1].item() / 2
     for a, b in itertools.pairwise(ladder.tolist()):
-        (s_a, m_a, v_a), (s_b, m_b, v_b) = ((beta + shift, *moments(posterior, beta)) for beta in (a, b))
+        (s_a, m_a, v_a), (s_b, m_b, v_b) = ((beta + shift, *moments(posterior, beta, reference)) for beta in (a, b))
         width = math.log(s_b / s_a)
         slopes = s_b * m_b + s_b**2 * v_b - s_a * m_a - s_a**2 * v_a
         total += width * (s_a * m_a + s_b * m_b) / 2 - width**2 * slopes / 12
@@ -73,12 +79,25 @@ def tempering(log_likelihood, ladder, replica=None):
     return Tempering(ladder.expand(chains, -1), log_likelihood, replica, torch.ones_like(log_likelihood), ones)
 
 
-def draw(posterior, num_temperatures=6, num_samples=40, num_chains=3, seed=0, **kwargs):
-    kernel = ReplicaExchange(HMC(0.1, 3), num_temperatures)
+def draw(posterior, num_temperatures=6, num_samples=40, num_chains=3, seed=0, reference=None, **kwargs):
+    kernel = ReplicaExchange(HMC(0.1, 3), num_temperatures, reference=reference)
     return sample(posterior, kernel, num_samples, num_chains, seed=seed, progress=False, **kwargs)
 
 
 # --- the log evidence -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 10])
+@pytest.mark.statistical
+def test_evidence_from_a_reference(seed):
+    """The same number by the other path. Fails when the density of the reference is left out of the ratio."""
+    posterior, reference = regression(seed), vector(0.7, 1.5, 4.0)
+    run = draw(posterior, 8, 400, 32, warmup=150, seed=1, reference=reference).tempering
+    stones, thermodynamic = run.log_evidence()
+    known = quadrature(posterior, run.inverse_temperatures[0], reference)
+    assert abs(stones.value - log_evidence(posterior)) < 4 * stones.se
+    assert abs(thermodynamic.value - known) < 4 * thermodynamic.se
+    assert max(stones.se, thermodynamic.se) < 0.1
 
 
 @pytest.mark.parametrize("num_temperatures", [6, 10, 16])
@@ -314,9 +333,10 @@ def test_the_cold_chain_is_the_chain(posterior):
     assert {tuple(values.shape) for _, _, values in run.items()} == {(3, 4), (3, 40, 4)}
 
 
+@pytest.mark.parametrize("reference", [None, vector(1.0, 2.0, 1.0)], ids=["prior", "reference"])
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_file_round_trip(tmp_path, batch_size):
-    chain = draw(regression(), 4, warmup=40, batch_size=batch_size)
+def test_file_round_trip(tmp_path, batch_size, reference):
+    chain = draw(regression(), 4, warmup=40, batch_size=batch_size, reference=reference)
     chain.save(tmp_path / "run.nc")
     loaded = Chain.load(tmp_path / "run.nc")
     for (name, dims, mine), (their_name, their_dims, theirs) in zip(
@@ -325,7 +345,21 @@ def test_file_round_trip(tmp_path, batch_size):
         assert (name, dims) == (their_name, their_dims)
         torch.testing.assert_close(theirs, mine, rtol=0, atol=0)  # the dtype too
     assert set(loaded.stats) == set(chain.stats)
+    assert loaded.tempering.hot_end == ("prior" if reference is None else "reference")
     assert loaded.tempering.log_evidence() == chain.tempering.log_evidence()
+
+
+def test_a_reference_is_told_of():
+    """Wherever the log likelihood and the prior are, for the path from the prior."""
+    posterior, reference = regression(), vector(1.0, 2.0, 1.0)
+    chain, other = draw(posterior, 4, reference=reference), draw(posterior, 4, seed=1)
+    assert chain.tempering.log_likelihood is None
+    assert list(chain.tempering.table())[-1] == "log_ratio"
+    assert "tempering_log_ratio" in chain.to_arviz().sample_stats
+    assert chain.thin(2).tempering.log_ratio.shape == (3, 20, 4)
+    assert Chain.merge([chain, draw(posterior, 4, seed=1, reference=reference)]).tempering.hot_end == "reference"
+    with pytest.raises(ValueError, match="hot end of their temperatures: number 0 has reference, number 1 has prior"):
+        Chain.merge([chain, other])
 
 
 def test_arviz_has_a_dimension_of_temperatures():

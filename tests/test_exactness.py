@@ -104,14 +104,17 @@ def test_lanes_are_independent_draws(sampler):
     assert squares.max() < chi2.isf(one_test / 2, lanes)
 
 
-def test_two_modes_with_known_weights():
+@pytest.mark.parametrize("reference", [None, vector(5.0)], ids=["prior", "reference"])
+def test_two_modes_with_known_weights(reference):
     """By symmetry 0.2 of the posterior lies above 0, where all chains start; plain HMC finds the other mode in none.
 
-    (It has no warm-up, which begins with giant steps and may throw a chain across.)
+    Plain HMC has no warm-up, which begins with giant steps and may throw a chain across. Fails when the density of the
+    reference is left out of the ratio.
     """
     posterior, start = one_parameter(Mixture(), NormalPrior(0.1), [0.0]), vector(4.0).expand(64, 1)
     plain = sample(posterior, HMC(0.2, 5), 400, init=start, seed=1, progress=False)
-    chain = sample(posterior, ReplicaExchange(HMC(0.2, 5), 8), 1000, warmup=150, init=start, seed=1, progress=False)
+    kernel = ReplicaExchange(HMC(0.2, 5), 8, reference=reference)
+    chain = sample(posterior, kernel, 1000, warmup=150, init=start, seed=1, progress=False)
     precision = 0.1 + 1 / Mixture().sd ** 2  # of either mode
     center = Mixture().gap / Mixture().sd ** 2 / precision
     is_above = (chain.draws > 0).double()
@@ -149,7 +152,7 @@ def assert_balanced(before, after, cells):
     assert statistic < chi2.isf(FALSE_ALARM, int(often.sum()))
 
 
-@each_sampler("replica exchange", "NUTS", SAME)
+@each_sampler("replica exchange", "fitted reference", "NUTS", SAME)
 def test_detailed_balance(sampler):
     """One transition from 200,000 exact draws, seen through eight cells. Some proposals are rejected.
 

@@ -43,7 +43,7 @@ def assert_same_joint_distribution(model, theta, y, stream):
     assert min(p) > FALSE_ALARM / num_tests
 
 
-@each_sampler("replica exchange")
+@each_sampler("replica exchange", "fitted reference")
 def test_labels_and_parameters_in_turn(sampler, model):
     """Geweke's successive-conditional simulation: labels given parameters, then one transition given the labels.
 

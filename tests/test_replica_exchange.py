@@ -25,8 +25,10 @@ from targets import (
 )
 from torch import nn
 
-from bnn_utils import HMC, NormalPrior, Posterior, ReplicaExchange, sample
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, Symmetric, boxes, fit_reference, sample
+from bnn_utils.kernels.path import BROADER
 from bnn_utils.kernels.replica_exchange import equal_rejection, rounds
+from bnn_utils.symmetry import draw_copies
 
 
 class Near(Noisy):
@@ -63,19 +65,22 @@ def travel(kernel, posterior, theta, num, seed=0):
 # --- the draws at all temperatures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("reference", [None, vector(1.5, 0.3, 0.8)], ids=["prior", "reference"])
 @pytest.mark.statistical
-def test_gaussian_at_every_temperature():
+def test_gaussian_at_every_temperature(reference):
     """Where 2,000 chains are after 40 transitions from one point: independent draws at each temperature.
 
     Each direction's mean is normal and its sum of squares chi-squared, both exactly. Fails when swaps are accepted
     without the difference of the temperatures, or always, when momenta are not refreshed, when the prior's precision is
-    another at one temperature, and when the gradient stays behind in a swap.
+    another at one temperature, and when the gradient stays behind in a swap. From a reference, when its density is left
+    out of the ratio.
 
     Some swaps and some trajectories are rejected, and others not, whatever the data: over 190 of them, mean rates were
     between 0.07 and 0.95.
     """
     chains, posterior, ladder = 2000, regression(), vector(0, 0.02, 0.2, 1)
-    kernel = ReplicaExchange(HMC(0.1, 3), 4, ladder, vector(2.6, 1.1, 0.35, 0.17))
+    sizes = vector(*((2.6, 1.1, 0.35) if reference is None else (0.45, 0.45, 0.3)), 0.17)
+    kernel = ReplicaExchange(HMC(0.1, 3), 4, ladder, sizes, reference)
     start = torch.zeros(chains, 3, dtype=torch.float64)
     *_, (before, state, info) = travel(kernel, posterior, start, 40)
     for rates in (swap_rates(before).mean(0), info.stats["tempering_acceptance_rate"].mean(0)):
@@ -83,7 +88,7 @@ def test_gaussian_at_every_temperature():
         assert rates.max() < 0.99
     one_test = FALSE_ALARM / (2 * 4 * 3)
     for beta, theta in zip(ladder, state.theta.view(chains, 4, 3).unbind(1), strict=True):
-        mean, covariance = exact(posterior, beta)
+        mean, covariance = exact(posterior, beta, reference)
         z = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), (theta - mean).T, upper=False)
         assert (z.mean(1) * chains**0.5).abs().max() < norm.isf(one_test / 2), f"mean at {beta}"
         squares = z.square().sum(1)
@@ -92,17 +97,28 @@ def test_gaussian_at_every_temperature():
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "prior", "y", "step_sizes"),
+    ("likelihood", "prior", "y", "step_sizes", "reference"),
     [
-        (Mixture(), NormalPrior(0.1), [0.0], [3.0, 1.0, 0.5, 0.2]),
-        (Near(), NormalPrior(0.25), [1.0, 0.4], [1.0, 0.5, 0.5, 0.5]),
-        (Count(), NormalPrior(1e-6), [0.0, 1.0, 2.0], [400.0, 5.0, 1.0, 0.3]),
-        (Noisy(), LaplacePrior(), [1.0, 0.2], [0.8, 0.7, 0.5, 0.3]),
+        (Mixture(), NormalPrior(0.1), [0.0], [3.0, 1.0, 0.5, 0.2], None),
+        (Near(), NormalPrior(0.25), [1.0, 0.4], [1.0, 0.5, 0.5, 0.5], None),
+        (Count(), NormalPrior(1e-6), [0.0, 1.0, 2.0], [400.0, 5.0, 1.0, 0.3], None),
+        (Noisy(), LaplacePrior(), [1.0, 0.2], [0.8, 0.7, 0.5, 0.3], None),
+        (Near(), NormalPrior(0.25), [1.0, 0.4], [0.7, 0.5, 0.5, 0.5], 1.2),
+        (Count(), NormalPrior(1e-6), [0.0, 1.0, 2.0], [0.8, 0.8, 0.6, 0.3], 1.5),
+        (Noisy(), LaplacePrior(), [1.0, 0.2], [0.8, 0.7, 0.5, 0.3], 1.5),
     ],
-    ids=["two modes", "impossible outputs", "overflow", "another prior"],
+    ids=[
+        "two modes",
+        "impossible outputs",
+        "overflow",
+        "another prior",
+        "impossible outputs, reference",
+        "overflow, reference",
+        "another prior, reference",
+    ],
 )
 @pytest.mark.statistical
-def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
+def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes, reference):
     """Kolmogorov's test of 1,000 chains after 60 transitions, against densities that were integrated numerically.
 
     At the hot end that is the prior, wherever the likelihood is 0 or no number. Fails when such a likelihood is not
@@ -110,9 +126,11 @@ def test_one_parameter_at_every_temperature(likelihood, prior, y, step_sizes):
     """
     posterior, ladder = one_parameter(likelihood, prior, y), vector(0, 0.001, 0.1, 1)
     start = torch.full((1000, 1), 0.5, dtype=torch.float64)
-    *_, (_, state, _) = travel(ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes)), posterior, start, 60)
+    hot_end = None if reference is None else vector(reference)
+    kernel = ReplicaExchange(HMC(1.0, 4), 4, ladder, vector(*step_sizes), hot_end)
+    *_, (_, state, _) = travel(kernel, posterior, start, 60)
     for beta, places in zip(ladder, state.theta.view(1000, 4).T.numpy(), strict=True):
-        theta, below = distribution_function(posterior, beta.item())
+        theta, below = distribution_function(posterior, beta.item(), reference)
         assert kstest(places, lambda q, theta=theta, below=below: np.interp(q, theta, below)).pvalue > FALSE_ALARM / 4
 
 
@@ -132,6 +150,78 @@ def test_state_and_info_belong_together(posterior, theta):
         swapped += int((info.stats["tempering_replica"] != torch.arange(4)).sum())
     assert 15 < moved < 135
     assert swapped > 0
+
+
+# --- from a reference -------------------------------------------------------------------------------------------------
+
+
+def test_ratio_and_its_gradient(posterior, theta):
+    """What is recorded is the joint density over the reference's; fails when either stays behind in a swap."""
+    sd = torch.linspace(0.5, 3, 20, dtype=torch.float64)
+    kernel, joint = ReplicaExchange(HMC(0.1, 4), 4, vector(0, 0.1, 0.4, 1), reference=sd), posterior.density(20).joint
+    for _, state, info in travel(kernel, posterior, theta, 10):
+        log_prob, grad = joint.log_prob_and_grad(state.theta)
+        ratio = log_prob - torch.distributions.Normal(0, sd).log_prob(state.theta).sum(1)
+        torch.testing.assert_close(state.log_likelihood, ratio, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(state.grad_likelihood, grad + state.theta / sd**2, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(info.stats["tempering_log_ratio"].flatten(), ratio, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(info.log_prob, posterior.log_prob(info.theta), rtol=1e-12, atol=1e-12)
+        assert "tempering_log_likelihood" not in info.stats
+
+
+def test_a_reference_that_is_the_prior(posterior):
+    """The same draws but for rounding, though the prior's path is in native code."""
+    sd, arguments = posterior.prior_distribution.precision.rsqrt(), {"seed": 1, "progress": False}
+    kernels = [ReplicaExchange(HMC(0.05, 4), 4, reference=reference) for reference in (None, sd)]
+    one, other = (sample(posterior, kernel, 10, 3, **arguments) for kernel in kernels)
+    torch.testing.assert_close(one.draws, other.draws, rtol=0, atol=1e-9)
+    torch.testing.assert_close(one.tempering.log_likelihood, other.tempering.log_ratio, rtol=1e-9, atol=1e-9)
+    assert (one.tempering.hot_end, other.tempering.hot_end) == ("prior", "reference")
+    assert torch.equal(sample(posterior, kernels[1], 1, 3, 10, **arguments).kernel.reference, sd)
+
+
+def test_fitted_to_any_copy(posterior):
+    """Fails when elements that trade places keep moments of their own, and when moments are about the mean."""
+    draws = normal(50, 20) * torch.linspace(0.1, 2, 20) + 0.3
+    found = fit_reference(posterior, draws)
+    for seed in range(3):
+        copies = draw_copies(posterior.flat, 50, generator(seed))(draws)
+        torch.testing.assert_close(fit_reference(posterior, copies), found)
+    torch.testing.assert_close(fit_reference(posterior, draws[:1].repeat(7, 1)), fit_reference(posterior, draws[0]))
+    assert len(found.unique()) == 7  # two inputs, biases, weights, biases, weights, the last bias
+    mean = draws.square().mean(0)
+    torch.testing.assert_close(found[-1], BROADER * mean[-1].sqrt())
+    torch.testing.assert_close(found[9:15], BROADER * mean[9:15].mean().sqrt().expand(6))
+
+
+def test_fitted_no_wider_than_the_prior(posterior):
+    prior = posterior.prior_distribution.precision.rsqrt()
+    torch.testing.assert_close(fit_reference(posterior, 100 * torch.ones(20)), prior)
+
+
+def test_fitted_to_a_module_whose_symmetries_are_not_known():
+    """The elements of each parameter share one width; with another prior than a normal there is no other bound."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    posterior = Posterior(module, boxes(n=8), LaplacePrior(), Bernoulli())
+    draws = 10 * normal(40, posterior.dim)
+    found = fit_reference(posterior, draws)
+    for part in posterior.flat.slices.values():
+        width = BROADER * draws[:, part].square().mean().sqrt()
+        torch.testing.assert_close(found[part].double(), width.expand(part.stop - part.start), rtol=1e-5, atol=0)
+
+
+def test_symmetries_of_a_reference(posterior):
+    """A reference by which units differ would make moves of symmetries wrong, and is refused."""
+    fitted = fit_reference(posterior, normal(50, 20))
+    sample(posterior, Symmetric(ReplicaExchange(HMC(0.05, 2), 3, reference=fitted)), 2, seed=0, progress=False)
+    uneven = ReplicaExchange(HMC(0.05, 2), 3, reference=torch.linspace(0.5, 1, 20))
+    with pytest.raises(ValueError, match="reference does not treat the hidden units of a layer alike"):
+        sample(posterior, Symmetric(uneven), 2, seed=0, progress=False)
+
+
+def test_a_reference_of_another_network(posterior):
+    with pytest.raises(ValueError, match="reference has 19 standard deviations, but the posterior has 20 parameters"):
+        sample(posterior, ReplicaExchange(HMC(0.05, 2), 3, reference=torch.ones(19)), 2, progress=False)
 
 
 # --- swaps ------------------------------------------------------------------------------------------------------------
@@ -335,5 +425,7 @@ def test_refused(arguments, message):
 
 def test_repr():
     assert repr(ReplicaExchange(HMC(0.1, 3), 4)) == "ReplicaExchange(HMC(step_size=0.1, num_steps=3), 4 temperatures)"
+    shown = repr(ReplicaExchange(HMC(0.1, 3), 2, reference=vector(0.5, 0.125)))
+    assert shown.endswith("2 temperatures, from a reference with standard deviations 0.12 to 0.5)")
     shown = repr(ReplicaExchange(HMC(0.1, 3), 2, step_sizes=vector(3, 0.125)))
     assert shown.endswith("2 temperatures, step sizes 0.12 to 3)")

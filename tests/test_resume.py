@@ -44,6 +44,7 @@ KERNELS = {
     "MAMS": MAMS(),
     "MCLMC": MCLMC(),
     "ReplicaExchange": ReplicaExchange(HMC(0.05, 3), 4),
+    "from a reference": ReplicaExchange(HMC(0.05, 3), 4, reference=torch.tensor([0.5, 0.6, 0.7])),
     "SGLD": SGLD(0.01, 3),
     "SGHMC": SGHMC(0.01, 3, cycle_length=4, exploration=0.5),
 }

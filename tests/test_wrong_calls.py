@@ -65,6 +65,8 @@ ReplicaExchange(hmc, "4")                         | num_temperatures must be a w
 ReplicaExchange(hmc, True)                        | num_temperatures must be a whole number of at least 2, got True
 ReplicaExchange(hmc, 2, inverse_temperatures="01") | inverse_temperatures must be a tensor or an array of numbers, got '01'
 ReplicaExchange(hmc, 2, step_sizes="01")          | step_sizes must be a tensor or an array of numbers, got '01'
+ReplicaExchange(hmc, 2, reference="prior")        | reference must be a tensor or an array of numbers, got 'prior'
+fit_reference(None, np.ones(3))                   | posterior must be a Posterior, .* got None
 Gaussian("0.1")                                   | scale must be a number, got '0.1'
 Gaussian(True)                                    | scale must be a number, got True
 Gaussian(torch.ones(2))                           | scale must be a number, got a tensor of shape \(2,\)
@@ -394,6 +396,11 @@ ReplicaExchange(hmc, 2, [0.0, 0.5])               | inverse_temperatures must be
 ReplicaExchange(hmc, 2, [0.0, nan])               | inverse_temperatures must be 2 numbers that rise from 0
 ReplicaExchange(hmc, 2, step_sizes=[0.1, -0.1])   | step_sizes must be 2 positive and finite numbers
 ReplicaExchange(hmc, 2, step_sizes=[0.1])         | step_sizes must be 2 positive and finite numbers
+ReplicaExchange(hmc, 2, reference=[1.0, 0.0])     | reference must be standard deviations .* positive and finite; got the value 0
+ReplicaExchange(hmc, 2, reference=[1.0, nan])     | reference must be standard deviations .* positive and finite; got the value nan
+ReplicaExchange(hmc, 2, reference=1.0)            | reference must be standard deviations .*; got the shape \(\)
+fit_reference(posterior, np.ones((3, 2)))         | draws must have the shape \(..., \d+\), got \(3, 2\)
+fit_reference(posterior, np.zeros(posterior.dim)) | draws must be finite, and not 0 in all draws
 Gaussian(0)                                       | scale \(a standard deviation\) must be positive and finite, got 0
 Gaussian(nan)                                     | scale \(a standard deviation\) must be positive and finite, got nan
 Gaussian(-1)                                      | scale \(a standard deviation\) must be positive and finite, got -1

@@ -3,6 +3,9 @@ r"""Replica exchange (parallel tempering): chains between the prior and the post
 At inverse temperature beta a chain samples ``prior(theta) likelihood(theta)^beta``: the prior at beta = 0, where
 nothing is in its way, and the posterior at beta = 1. Neighbours on the ladder of temperatures propose to swap their
 positions. So a network that the cold chain could never have walked to comes down to it from the prior, step by step.
+
+Where the prior is so wide that too many temperatures lie between it and the posterior, the hot end may be a reference
+that was fitted to draws (`bnn_utils.kernels.path`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch.nn import functional as F
 from bnn_utils import _check
 from bnn_utils.adaptation import DualAveraging, Teachers, mean
 from bnn_utils.gradients.native import Exchanges
-from bnn_utils.kernels.base import Info, acceptance_rate
+from bnn_utils.kernels.base import LADDER, Info, acceptance_rate
 from bnn_utils.kernels.hmc import (
     HMC,
     TARGET_ACCEPTANCE,
@@ -31,6 +34,7 @@ from bnn_utils.kernels.hmc import (
     metric,
     propose,
 )
+from bnn_utils.kernels.path import Path, path_of
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density
@@ -52,7 +56,7 @@ class TemperedPosition(NamedTuple):
     theta: Tensor  # (C K, D)
     log_prob: Tensor  # (C K,), log prior + beta log likelihood
     grad: Tensor  # (C K, D), gradient of log_prob
-    log_likelihood: Tensor  # (C K,)
+    log_likelihood: Tensor  # (C K,); as in `ExchangeState`
     grad_likelihood: Tensor  # (C K, D)
 
 
@@ -105,7 +109,10 @@ class Ladder(NamedTuple):
 
 
 class ExchangeState(NamedTuple):
-    """Where each lane is, who is where, with what they move, and what has been learned so far."""
+    """Where each lane is, who is where, with what they move, and what has been learned so far.
+
+    From a reference, what is called likelihood here is the ratio of the joint density to it.
+    """
 
     theta: Tensor  # (C K, D)
     log_likelihood: Tensor  # (C K,)
@@ -136,21 +143,29 @@ class ReplicaExchange:
     how often swaps failed in it (Syed et al. 2021, algorithm 4). Without a warm-up, HMC's step size is used at all
     temperatures.
 
+    With a reference q, normalised, the density at beta is ``q(theta)^(1 - beta) [prior(theta) likelihood(theta)]^beta``
+    (Surjanovic, Syed, Bouchard-Côté and Campbell 2022): q takes the prior's place, and ``prior likelihood / q`` that of
+    the likelihood, in swaps, in `Tempering` and in the evidence. This path runs in torch, with native gradients; the
+    one from the prior has native code for whole transitions of small networks.
+
     Args:
         kernel: explores at each temperature.
         num_temperatures: K, at least 2; about twice the communication barrier (`Tempering.barrier`) is enough.
         inverse_temperatures: the ladder, shape ``(K,)``, rising from 0 to 1; None for one that is dense near 0.
         step_sizes: one for each temperature, ``(K,)``.
+        reference: the hot end, by standard deviations of independent normals with mean 0, ``(D,)``, such as
+            `fit_reference` finds; None for the prior.
 
     Raises:
         TypeError: if the kernel is another one.
-        ValueError: if there are less than 2 temperatures, or a ladder or step sizes that don't fit.
+        ValueError: if there are less than 2 temperatures, or a ladder, step sizes or a reference that don't fit.
     """
 
     kernel: HMC
     num_temperatures: int = 16
     inverse_temperatures: Tensor | None = None
     step_sizes: Tensor | None = None
+    reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check.instance("kernel", self.kernel, HMC, "an HMC kernel, such as HMC(step_size=0.05, num_steps=8)")
@@ -162,11 +177,10 @@ class ReplicaExchange:
         if self.kernel.dense_mass:
             raise ValueError("replica exchange learns no mass: leave dense_mass out of its kernel, or give it inv_mass")
         num = _check.whole("num_temperatures", self.num_temperatures, 2)
-        beta, sizes = (
-            None if values is None else _check.tensor(name, values).detach()
-            for name, values in (("inverse_temperatures", self.inverse_temperatures), ("step_sizes", self.step_sizes))
-        )
-        _check.settle(self, num_temperatures=num, inverse_temperatures=beta, step_sizes=sizes)
+        tensors = {name: getattr(self, name) for name in ("inverse_temperatures", "step_sizes", "reference")}
+        tensors = {k: None if values is None else _check.tensor(k, values).detach() for k, values in tensors.items()}
+        _check.settle(self, num_temperatures=num, **tensors)
+        beta, sizes, sd = tensors.values()
         if beta is not None and (beta.shape != (num,) or beta[0] != 0 or beta[-1] != 1 or not (beta.diff() > 0).all()):
             raise ValueError(
                 f"inverse_temperatures must be {num} numbers that rise from 0, the prior, to 1, the posterior; got "
@@ -174,6 +188,12 @@ class ReplicaExchange:
             )
         if sizes is not None and (sizes.shape != (num,) or not ((sizes > 0) & sizes.isfinite()).all()):
             raise ValueError(f"step_sizes must be {num} positive and finite numbers, got {sizes.tolist()}")
+        if sd is not None and (sd.ndim != 1 or not ((sd > 0) & sd.isfinite()).all()):
+            bad = sd[~((sd > 0) & sd.isfinite())].flatten()[:1].tolist()
+            raise ValueError(
+                "reference must be standard deviations (D,), one for each parameter, positive and finite; got "
+                f"{f'the value {bad[0]:g}' if bad else f'the shape {tuple(sd.shape)}'}"
+            )
 
     @property
     def lanes_per_chain(self) -> int:
@@ -200,7 +220,7 @@ class ReplicaExchange:
         """The state of chains at theta, ``(C, D)``: all temperatures of a chain start where it does.
 
         Raises:
-            ValueError: if the mass is of another number of parameters.
+            ValueError: if the mass or the reference is of another number of parameters.
         """
         num = self.num_temperatures
         lanes = theta.repeat_interleave(num, dim=0)
@@ -211,7 +231,7 @@ class ReplicaExchange:
             check_step_size(size, theta)
         return ExchangeState(
             lanes,
-            *_finite(*density.likelihood.log_prob_and_grad(lanes)),
+            *_finite(*path_of(density, self.reference).ratio.log_prob_and_grad(lanes)),
             replica,
             0,
             Ladder.of(self.ladder(like), sizes, len(theta), theta),
@@ -221,8 +241,9 @@ class ReplicaExchange:
 
     def step(self, density: Density, generator: torch.Generator, state: ExchangeState) -> tuple[ExchangeState, Info]:
         """One transition: swaps, then HMC at every temperature."""
-        if density.joint.native is not None:
-            after, made = self._in_native_code(density.joint.native, generator, state, 1)
+        native = self._native(density)
+        if native is not None:
+            after, made = self._in_native_code(native, generator, state, 1)
             made = Exchanges(*(values[:, 0] for values in made))
         else:
             after, made = self._in_torch(density, generator, state)
@@ -237,10 +258,15 @@ class ReplicaExchange:
     ) -> tuple[ExchangeState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not ReplicaExchange.step  # a subclass may have one
-        if density.joint.native is None or state.warmup is not None or has_own_step:
+        native = self._native(density)
+        if native is None or state.warmup is not None or has_own_step:
             return NotImplemented
-        after, made = self._in_native_code(density.joint.native, generator, state, num)
+        after, made = self._in_native_code(native, generator, state, num)
         return after, Info.of_many(*self._info(made))
+
+    def _native(self, density: Density) -> Native | None:
+        """Native code knows the path from the prior."""
+        return density.joint.native if self.reference is None else None
 
     def _in_torch(
         self, density: Density, generator: torch.Generator, state: ExchangeState
@@ -256,7 +282,7 @@ class ReplicaExchange:
         source = ladder.here + F.pad(swapped, (0, 1)) - F.pad(swapped, (1, 0))  # whose position comes here
         rows = (ladder.first_rows + source).flatten()
 
-        tempered = Tempered(density, ladder.beta)
+        tempered = Tempered(path_of(density, self.reference), ladder.beta)
         lanes = tempered.position(state.theta[rows], state.log_likelihood[rows], state.grad_likelihood[rows])
         size = jittered(ladder.sizes, self._jitter, generator, state.theta)
         proposal = propose(generator, lanes, tempered, size, self.num_steps, state.metric)
@@ -295,14 +321,14 @@ class ReplicaExchange:
         stats = {"is_accept": cold(made.is_accept), "n_steps": self.num_steps, "step_size": cold(made.step_size)}
         energies = {"start_energy": cold(made.start_energy), "end_energy": cold(made.end_energy)}
         tempering = {
-            "tempering_log_likelihood": made.log_likelihood,
+            LADDER + ("log_likelihood" if self.reference is None else "log_ratio"): made.log_likelihood,
             "tempering_replica": made.replica,
             "tempering_acceptance_rate": acceptance_rate(made.start_energy, made.end_energy),
         }
         return made.theta, cold(made.log_prob), stats | energies | tempering
 
     def moved(self, state: ExchangeState, move: Callable[[Tensor], Tensor]) -> ExchangeState:
-        """The state where a symmetry of both densities brings it."""
+        """The state where a symmetry of both ends of the path brings it."""
         return state._replace(theta=move(state.theta), grad_likelihood=move(state.grad_likelihood))
 
     def adapted(self, state: ExchangeState) -> ReplicaExchange:
@@ -312,7 +338,9 @@ class ReplicaExchange:
 
     def __repr__(self) -> str:
         sizes = "" if self.step_sizes is None else f", step sizes {self.step_sizes[-1]:.2g} to {self.step_sizes[0]:.2g}"
-        return f"ReplicaExchange({self.kernel!r}, {self.num_temperatures} temperatures{sizes})"
+        sd = self.reference
+        hot = "" if sd is None else f", from a reference with standard deviations {sd.min():.2g} to {sd.max():.2g}"
+        return f"ReplicaExchange({self.kernel!r}, {self.num_temperatures} temperatures{sizes}{hot})"
 
 
 def _swap_ratio(state: ExchangeState) -> Tensor:
@@ -323,8 +351,8 @@ def _swap_ratio(state: ExchangeState) -> Tensor:
 class Tempered:
     """The log density of lanes at inverse temperatures beta ``(C K,)``, as HMC takes it."""
 
-    def __init__(self, density: Density, beta: Tensor) -> None:
-        self._prior, self._likelihood, self._beta = density.prior, density.likelihood, beta
+    def __init__(self, path: Path, beta: Tensor) -> None:
+        self._prior, self._likelihood, self._beta = path.start, path.ratio, beta
         self.native = None  # it makes whole transitions where there is some
 
     def position(self, theta: Tensor, log_likelihood: Tensor, grad_likelihood: Tensor) -> TemperedPosition:

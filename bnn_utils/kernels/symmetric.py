@@ -82,10 +82,13 @@ class Symmetric:
         """The state of chains at theta, shape ``(C, D)``.
 
         Raises:
-            ValueError: if the network's symmetries are not known, or the prior does not treat its units alike.
+            ValueError: if the network's symmetries are not known, or the prior, or the kernel's reference, does not
+                treat its units alike.
         """
         _check_prior(density)
-        return SymmetricState(self.kernel.init(density, theta, num_warmup), 0)
+        state = SymmetricState(self.kernel.init(density, theta, num_warmup), 0)
+        _check_reference(density, getattr(self.kernel, "reference", None))
+        return state
 
     def step(self, density: Density, generator: torch.Generator, state: SymmetricState) -> tuple[SymmetricState, Info]:
         """One transition of all lanes."""
@@ -134,4 +137,18 @@ def _check_prior(density: Density) -> None:
             f"the prior {posterior.prior!r} does not treat the hidden units of a layer alike: at a draw from it, its "
             f"log density is {before[0]:.6g}, and {after[0]:.6g} with the units in another order. Symmetries are no "
             "moves then: sample without them"
+        )
+
+
+def _check_reference(density: Density, reference: torch.Tensor | None) -> None:
+    """As the prior; of one that fits the posterior."""
+    if reference is None:
+        return
+    sd = reference.to(density.device).expand(PROBES, -1)
+    generator = torch.Generator(density.device).manual_seed(0)
+    moved = draw_copies(density.posterior.flat, PROBES, generator)(sd).abs()
+    if not torch.allclose(moved, sd, torch.finfo(density.dtype).eps ** 0.5, 0):
+        raise ValueError(
+            "the reference does not treat the hidden units of a layer alike, so that symmetries are no moves: take one "
+            "of fit_reference, which does"
         )

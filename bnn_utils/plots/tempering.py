@@ -63,19 +63,21 @@ def ladder(tempering: Tempering, chain: int = 0, traveller: int = 0, draws: int 
     figure = Figure(
         figsize=(10, 3.4),
         title=title,
-        alt="Left: mean log likelihood along the ladder of temperatures. Middle: swap rates. Right: a traveller's way",
+        alt="Left: mean log likelihood, or log ratio to the reference, along the ladder of temperatures. Middle: swap "
+        "rates. Right: a traveller's way",
     )
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
     table = tempering.table()
-    left.plot(table["inverse_temperature"], table["log_likelihood"], "o-", color=CHAIN_COLOURS[0], ms=4)
-    left.set(xlabel="inverse temperature", ylabel="mean log likelihood")
+    name = table.columns[-1]  # of what is tempered
+    left.plot(table["inverse_temperature"], table[name], "o-", color=CHAIN_COLOURS[0], ms=4)
+    left.set(xlabel="inverse temperature", ylabel=f"mean {name.replace('_', ' ')}")
     middle.bar(np.arange(len(table) - 1) + 0.5, table["swap_rate"][:-1], color=GREY, width=0.8)
     middle.set(xlabel="between temperatures", ylabel="fraction of swaps accepted", ylim=(0, 1))
     place = (tempering.replica[chain, :draws] == traveller).int().argmax(-1).cpu()
     right.plot(place, color=CHAIN_COLOURS[0], lw=0.9)
     last = len(table) - 1
     right.set(xlabel="draw", ylim=(-0.5, last + 0.5))
-    right.set_yticks([0, last], ["prior", "posterior"])
+    right.set_yticks([0, last], [tempering.hot_end, "posterior"])
     return figure
 
 
