@@ -2,7 +2,9 @@
 
 from bnn_utils.chain import Chain
 from bnn_utils.data import Data, default_device, square_grid
+from bnn_utils.families import Flat, Log
 from bnn_utils.flat import FlatModule
+from bnn_utils.hierarchy import ByInput, HierarchicalPrior
 from bnn_utils.kernels.chees import ChEES
 from bnn_utils.kernels.hamiltorch import Hamiltorch
 from bnn_utils.kernels.hmc import HMC
@@ -31,16 +33,20 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "Bernoulli",
+    "ByInput",
     "Categorical",
     "ChEES",
     "Chain",
     "Data",
     "ElementPrior",
     "FanInPrior",
+    "Flat",
     "FlatModule",
     "Gaussian",
     "Hamiltorch",
+    "HierarchicalPrior",
     "Likelihood",
+    "Log",
     "LogScale",
     "NormalPrior",
     "Posterior",

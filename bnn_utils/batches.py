@@ -240,7 +240,7 @@ class Batches:
             self.store,
             self.num_samples,
             [ladder_of(checkpoint.state) for checkpoint in self.checkpoints],
-            names=posterior.flat.names,
+            names=posterior.names,
             kernel=kernels[0],
             gradient="autograd" if is_foreign else posterior.gradient + ", compiled" * self.is_compiled,
             device=str(posterior.device),

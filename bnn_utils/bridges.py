@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from bnn_utils import _check
-from bnn_utils.flat import FlatModule
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
 NumpyFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def numpy_function(flat: FlatModule, density: Callable[[int], Density]) -> NumpyFunction:
+def numpy_function(check: Callable[[torch.Tensor], None], density: Callable[[int], Density]) -> NumpyFunction:
     """``theta -> (log_prob, grad)`` on NumPy arrays: (D,) -> scalar, (D,); (C, D) -> (C,), (C, D).
 
     The function may be called from several threads.
 
     Args:
-        flat: the network that theta belongs to.
+        check: raises for a theta of another shape.
         density: makes the Density for a number of rows, such as ``posterior.density``.
     """
     # Samplers ask for as many rows every time, and laying out a density's memory takes several times as long as one
@@ -35,7 +34,7 @@ def numpy_function(flat: FlatModule, density: Callable[[int], Density]) -> Numpy
     @torch.inference_mode()  # at all times, as memory that was made in it can't be used outside
     def log_prob_and_grad(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = _check.tensor("theta", theta).detach()
-        flat.check(rows)
+        check(rows)
         num_lanes = 1 if rows.ndim == 1 else len(rows)
         try:
             one = idle.pop()
@@ -51,37 +50,37 @@ def numpy_function(flat: FlatModule, density: Callable[[int], Density]) -> Numpy
     return log_prob_and_grad
 
 
-def jax_function(flat: FlatModule, density: Callable[[int], Density]) -> Callable[[Any], Any]:
+def jax_function(
+    dim: int, check: Callable[[torch.Tensor], None], density: Callable[[int], Density]
+) -> Callable[[Any], Any]:
     """``theta -> log_prob`` for JAX, differentiable once in reverse mode, in the dtype of its argument.
 
     The density and its gradient are computed together by torch, outside of JAX (`jax.pure_callback`), so the function
     may be jitted and mapped: rows mapped over by vmap go to torch as one batch.
 
     Args:
-        flat: the network that theta belongs to.
-        density: makes the Density for a number of rows, such as ``posterior.density``.
+        dim: length of theta, D.
+        check, density: as for `numpy_function`.
     """
     import jax
     import jax.numpy as jnp
 
-    numpy = numpy_function(flat, density)
+    numpy = numpy_function(check, density)
 
     def both(theta: Any) -> tuple[Any, Any]:
         def compute(theta: Any) -> tuple[np.ndarray, np.ndarray]:
             theta = np.asarray(theta)
-            value, grad = numpy(theta.reshape(-1, flat.dim))
+            value, grad = numpy(theta.reshape(-1, dim))
             lead = theta.shape[:-1]
             return value.reshape(lead).astype(theta.dtype), grad.reshape(theta.shape).astype(theta.dtype)
 
         shapes = jax.ShapeDtypeStruct((), theta.dtype), jax.ShapeDtypeStruct(theta.shape, theta.dtype)
         return jax.pure_callback(compute, shapes, theta, vmap_method="broadcast_all")
 
-    def check(theta: Any) -> Any:
+    def checked(theta: Any) -> Any:
         theta = jnp.asarray(theta)
-        if theta.shape != (flat.dim,):
-            raise ValueError(
-                f"theta has shape {theta.shape}, but this function takes ({flat.dim},): for rows, jax.vmap it"
-            )
+        if theta.shape != (dim,):
+            raise ValueError(f"theta has shape {theta.shape}, but this function takes ({dim},): for rows, jax.vmap it")
         return theta
 
     @jax.custom_vjp
@@ -91,6 +90,6 @@ def jax_function(flat: FlatModule, density: Callable[[int], Density]) -> Callabl
     differentiable.defvjp(both, lambda grad, upstream: (upstream * grad,))
 
     def log_prob(theta: Any) -> Any:
-        return differentiable(check(theta))
+        return differentiable(checked(theta))
 
     return log_prob

@@ -180,7 +180,7 @@ class Chain:
         return cls(
             draws=draws,
             stats=known | {"lp": lp},
-            names=posterior.flat.names,
+            names=posterior.names,
             kernel=sampler,
             gradient="elsewhere",
             device=str(draws.device),

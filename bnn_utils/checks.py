@@ -243,9 +243,9 @@ def check_density(posterior: Posterior) -> None:
     if posterior.data.x.is_meta:
         return
     trial = posterior.at_points(_trial_points(len(posterior.counted)))
-    thetas = trial_vectors(posterior.flat)
+    thetas = posterior.theta(trial_vectors(posterior.flat))
     with torch.no_grad():
-        outputs = posterior.flat(thetas, trial.data.x)
+        outputs = posterior.flat(posterior.parameters(thetas), trial.data.x)
         _check_likelihood(posterior.likelihood, outputs, trial.data.y)
         _check_links(posterior, outputs, trial.data.x)
     _check_gradient(trial, thetas)
@@ -255,7 +255,7 @@ def check_density(posterior: Posterior) -> None:
 def _check_values(posterior: Posterior) -> None:
     for name, function in (("prior", posterior.log_prior), ("likelihood", posterior.log_likelihood)):
         with torch.no_grad():
-            value = function(posterior.flat.ravel())
+            value = function(posterior.theta(posterior.flat.ravel()))
         if value.shape:
             raise ValueError(
                 f"the log {name} of one theta has shape {tuple(value.shape)} and should be one number: a prior's "
@@ -360,7 +360,7 @@ def _check_gradient(trial: Posterior, thetas: Tensor) -> None:
     likelihood, dtype = trial.weighted_likelihood, trial.dtype
     x, y = trial.data.x, trial.data.y
     plain = _Plain(trial.flat)
-    values, grads = zip(*(plain.log_likelihood_and_grad(theta, x, y, likelihood) for theta in thetas), strict=True)
+    values, grads = zip(*(_plainly(plain, trial, theta, x, y, likelihood) for theta in thetas), strict=True)
     for num in (1, 2):
         rows = slice(0, num)
         try:
@@ -421,14 +421,14 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
 
     def log_likelihood(theta: Tensor) -> Tensor:
         with torch.no_grad():
-            return likelihood.log_prob(plain.outputs(theta, x), y)
+            return likelihood.log_prob(plain.outputs(twin.parameters(theta), x), y)
 
     def log_prior(theta: Tensor) -> Tensor:
         return twin.prior_distribution.log_prob(theta)
 
     for theta in thetas.to(twin.dtype):
         of_prior = [row[0] for row in prior(theta[None])]
-        of_likelihood = plain.log_likelihood_and_grad(theta, x, y, likelihood)
+        of_likelihood = _plainly(plain, twin, theta, x, y, likelihood)
         for what, function, (value, grad) in (
             ("log likelihood", log_likelihood, of_likelihood),
             ("log prior", log_prior, of_prior),
@@ -440,7 +440,7 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
                     f"the {what} is {float(value):.6g} and its gradient is not finite: {_CAUSES}; or a square root or "
                     "a norm of zero, whose derivative is infinite"
                 )
-            v = _direction(twin.flat, grad)
+            v = _direction(twin, grad)
             slope, typical = float(grad @ v), float((grad * v).norm())
             rises = []
             for step in STEPS[dtype]:
@@ -455,12 +455,23 @@ def _check_slopes(trial: Posterior, thetas: Tensor) -> None:
                 )
 
 
-def _direction(flat: FlatModule, grad: Tensor) -> Tensor:
+def _plainly(
+    plain: _Plain, posterior: Posterior, theta: Tensor, x: Tensor, y: Tensor, likelihood: Likelihood
+) -> tuple[Tensor, Tensor]:
+    """The log likelihood and its gradient by theta, of the module as its author runs it."""
+    parameters = posterior.parameters(theta)
+    value, grad = plain.log_likelihood_and_grad(parameters, x, y, likelihood)
+    return value, grad if posterior.link is None else posterior.link.pull_back(theta, parameters, grad)
+
+
+def _direction(posterior: Posterior, grad: Tensor) -> Tensor:
     """A random direction along which all parameter tensors have about as much to say, so that a fault in one shows."""
-    v = torch.randn(flat.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(grad)
-    norms = torch.stack([grad[place].norm() for place in flat.slices.values()])
+    v = torch.randn(posterior.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(grad)
+    flat = posterior.flat
+    places = [*flat.slices.values(), *(slice(k, k + 1) for k in range(flat.dim, posterior.dim))]
+    norms = torch.stack([grad[place].norm() for place in places])
     least = max(float(norms.max()) * SMALLEST_SHARE, float(norms[norms > 0].min()) if norms.any() else 0.0)
-    for place, norm in zip(flat.slices.values(), norms.tolist(), strict=True):
+    for place, norm in zip(places, norms.tolist(), strict=True):
         if norm > least:
             v[place] *= least / norm
     return v

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bnn_utils import _check
+from bnn_utils.families import ClosedForm
 from bnn_utils.gradients import LogDensity
-from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks, value_and_grad
+from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks
 from bnn_utils.gradients.backprop import closed_form
 from bnn_utils.gradients.caller import Caller
 from bnn_utils.gradients.fused import Fused
@@ -21,6 +22,7 @@ from bnn_utils.gradients.native import Native, can_be_native, is_small
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:  # a posterior makes densities itself
+    from bnn_utils.links import Link
     from bnn_utils.posterior import Posterior
 
 
@@ -87,7 +89,7 @@ class Density:
         def plus_prior(grad: Tensor, theta: Tensor) -> Tensor:
             if isinstance(prior, DiagonalNormal):
                 return grad.addcmul_(prior.precision, theta, value=-1)
-            return grad + value_and_grad(prior.log_prob, theta)[1]
+            return grad + self.prior.grad(theta)
 
         def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
             log_likelihood, grad = likelihood.log_prob_and_grad(theta)
@@ -106,21 +108,24 @@ class Density:
     @cached_property
     def prior(self) -> LogDensity:
         prior = self.posterior.prior_distribution
-        if not isinstance(prior, DiagonalNormal):
+        if not isinstance(prior, (DiagonalNormal, ClosedForm)):
             return by_autograd(prior.log_prob)
-
-        def grad(theta: Tensor) -> Tensor:
-            return theta * -prior.precision
-
-        return LogDensity(lambda theta: (prior.log_prob(theta), grad(theta)), grad)
+        return LogDensity(lambda theta: (prior.log_prob(theta), prior.grad(theta)), prior.grad)
 
     @cached_property
     def likelihood(self) -> LogDensity:
         posterior = self.posterior
-        if self._code is not None:
-            return self._code.likelihood
         if posterior.layers is None and self._is_one_block:
             return by_autograd(posterior.log_likelihood)
+        found = self._of_parameters
+        return found if posterior.link is None else _linked(found, posterior.link)
+
+    @property
+    def _of_parameters(self) -> LogDensity:
+        """The log likelihood of the network's parameters."""
+        posterior = self.posterior
+        if self._code is not None:
+            return self._code.likelihood
         # Autograd is closed to tensors that are made in inference mode.
         with torch.inference_mode(False):
             y = posterior.targets_for(self.num_lanes)
@@ -148,6 +153,21 @@ class Density:
 
     def __repr__(self) -> str:
         return f"Density({self.num_lanes} lanes{', compiled' * self.is_compiled}, of {self.posterior!r})"
+
+
+def _linked(of_parameters: LogDensity, link: Link) -> LogDensity:
+    """A log density of theta, of the network's parameters that a link makes of it."""
+
+    def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = link(theta)
+        value, grad = of_parameters.log_prob_and_grad(parameters)
+        return value, link.pull_back(theta, parameters, grad)
+
+    def grad(theta: Tensor) -> Tensor:
+        parameters = link(theta)
+        return link.pull_back(theta, parameters, of_parameters.grad(parameters))
+
+    return LogDensity(log_prob_and_grad, grad)
 
 
 def check_can_compile(posterior: Posterior) -> None:

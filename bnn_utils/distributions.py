@@ -153,21 +153,21 @@ def covers_the_line(distribution: Distribution) -> bool:
     although an exponential variable that is shifted, say, has a smallest value. VonMises is a distribution of angles,
     and has a density on the line that doesn't end.
     """
-    return _interval(distribution) == LINE
+    return interval(distribution) == LINE
 
 
-def _interval(distribution: Distribution) -> tuple[float, float] | None:
-    """From where to where elements have a density; None where that isn't known."""
+def interval(distribution: Distribution) -> tuple[float, float] | None:
+    """From where to where elements have a density; None where that isn't known, or it is no density of such."""
     if isinstance(distribution, VonMises):
         return None
     if isinstance(distribution, Independent):
-        return _interval(distribution.base_dist)
+        return interval(distribution.base_dist)
     if isinstance(distribution, MixtureSameFamily):
-        return _interval(distribution.component_distribution)
+        return interval(distribution.component_distribution)
     if not _is_transformed(distribution):
         support = support_of(distribution)
         return LINE if support is None else _bounds(support)
-    found = _interval(distribution.base_dist)
+    found = interval(distribution.base_dist)
     for transform in _flat(distribution.transforms):
         if found is None:
             return None

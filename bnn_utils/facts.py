@@ -36,11 +36,11 @@ def facts_of(
     """
     generator = torch.Generator(posterior.device).manual_seed(0)
     with torch.no_grad():
-        theta = posterior.sample_prior(NUM_PROBES * posterior.num_datasets, generator)
+        theta = posterior.probes(NUM_PROBES * posterior.num_datasets, generator)
         log_prior, log_likelihood = posterior.log_prior(theta), posterior.log_likelihood(theta)
     return {
         "posterior": repr(posterior),
-        "names": posterior.flat.names,
+        "names": posterior.names,
         "log prior at some draws from the prior": log_prior.tolist(),
         "log likelihood there": log_likelihood.tolist(),
         "kernel": described(kernel),

@@ -28,7 +28,7 @@ from bnn_utils.likelihoods import (
     check_targets,
 )
 from bnn_utils.network import BLOCK_BYTES, Network, at_inputs
-from bnn_utils.priors import Prior, density
+from bnn_utils.priors import Prior, density, is_proper, link_of
 from bnn_utils.random import as_generator, lend_to_torch
 
 # Numbers that are drawn in one call: which call draws what must depend on shapes alone, for the sake of seeds.
@@ -40,6 +40,10 @@ class Posterior:
 
     ``log_prob(theta) = log prior(theta) + sum_i log p(y_i | f(theta, x_i))``, the log joint density with every constant
     kept, so that only the evidence is missing.
+
+    Theta is the network's parameters themselves, unless the prior says otherwise: with scales that are inferred
+    (`HierarchicalPrior`) or parameters that have to be positive (`ElementPrior`), `parameters` makes the network's of
+    theta, which may be longer.
 
     The posterior works on copies of the module, in the dtype of ``data.x`` and on its device, and of the data; what was
     passed in is never changed, and changing it later changes nothing.
@@ -64,6 +68,7 @@ class Posterior:
         layers: of the closed-form gradient; None where that goes by autograd.
         features: what the first of these layers takes: the inputs, or what frozen parts make of them.
         prior_distribution: of theta.
+        link: what makes the network's parameters of theta; None where these are the same.
         num_datasets: S, how many data sets `with_targets` gave it.
 
     Raises:
@@ -108,6 +113,7 @@ class Posterior:
         self.prior = prior
         self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
         self.prior_distribution = density(prior, self.flat)
+        self.link = link_of(self.prior_distribution)
         outputs = checked_outputs(self.flat, data.x)
         y = self.likelihood.targets(data.y, outputs)
         check_targets(self.likelihood, outputs, y)
@@ -144,8 +150,13 @@ class Posterior:
 
     @property
     def dim(self) -> int:
-        """Number of parameters, D."""
-        return self.flat.dim
+        """Length of theta, D."""
+        return self.flat.dim if self.link is None else self.link.dim
+
+    @property
+    def names(self) -> list[str]:
+        """One label per element of theta, such as ``0.weight[2,1]``."""
+        return self.flat.names if self.link is None else self.link.names
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,7 +173,7 @@ class Posterior:
 
     def _check(self, theta: Tensor) -> None:
         """Raise unless the density can be computed at theta."""
-        self.flat.check(theta)
+        self.check_shape(theta)
         if theta.dtype != self.dtype:
             raise ValueError(
                 f"theta has dtype {theta.dtype}, but this posterior computes in {self.dtype}: pass "
@@ -172,6 +183,43 @@ class Posterior:
             raise ValueError(
                 f"theta lies on {theta.device}, but this posterior on {self.device}: pass theta.to(posterior.device)"
             )
+
+    def check_shape(self, theta: Tensor) -> None:
+        """Raise unless theta is a tensor of shape (D,) or (C, D)."""
+        if self.link is None:
+            self.flat.check(theta)
+            return
+        _check.instance("theta", theta, Tensor, "a torch.Tensor")
+        if theta.ndim not in (1, 2) or theta.shape[-1] != self.dim:
+            raise ValueError(
+                f"theta has shape {tuple(theta.shape)}, but with this prior it has {self.dim} elements, of which "
+                f"posterior.parameters makes the network's {self.flat.dim} parameters: pass ({self.dim},), or (C, "
+                f"{self.dim}) for C vectors at once"
+            )
+
+    def parameters(self, theta: Tensor) -> Tensor:
+        """The network's parameters at theta, as ``flat.unravel`` takes them: ``(..., D)`` -> ``(..., P)``.
+
+        Theta itself, unless the prior says otherwise. Differentiable.
+        """
+        theta = _check.tensor("theta", theta)
+        if theta.ndim == 0 or theta.shape[-1] != self.dim:
+            self.check_shape(theta)  # raises
+        return theta if self.link is None else self.link(theta)
+
+    def theta(self, parameters: Tensor) -> Tensor:
+        """A vector theta that makes these parameters of the network: ``(..., P)`` -> ``(..., D)``.
+
+        Such as the place to start at, of a network that was trained: ``posterior.theta(posterior.flat.ravel())``. All
+        scales that are inferred are 1 there, and what is out of its bounds is 0.
+        """
+        parameters = _check.tensor("parameters", parameters)
+        if parameters.ndim == 0 or parameters.shape[-1] != self.flat.dim:
+            raise ValueError(
+                f"parameters have shape {tuple(parameters.shape)}, but this network has {self.flat.dim}: pass (..., "
+                f"{self.flat.dim})"
+            )
+        return parameters if self.link is None else self.link.theta(parameters)
 
     def _check_inputs(self, x: Tensor) -> None:
         """Raise unless the network can be asked at x."""
@@ -203,7 +251,7 @@ class Posterior:
         return _in_blocks(self._judge, theta, self.network.num_lanes, y)
 
     def _judge(self, theta: Tensor, y: Tensor) -> Tensor:
-        return self.weighted_likelihood.log_prob(self.network(theta), y)
+        return self.weighted_likelihood.log_prob(self.network(self.parameters(theta)), y)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         """Log joint density, every constant kept: ``(D,)`` -> scalar, ``(C, D)`` -> ``(C,)``. Differentiable."""
@@ -229,7 +277,7 @@ class Posterior:
             ``scipy.optimize.minimize(lambda theta: [-value for value in f(theta)], start, jac=True)``.
         """
         double = self.in_double()
-        return numpy_function(double.flat, double.density)
+        return numpy_function(double.check_shape, double.density)
 
     @torch.inference_mode(False)
     def in_double(self) -> Posterior:
@@ -239,7 +287,8 @@ class Posterior:
         device = torch.device("cpu") if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
         flat = FlatModule(copy.deepcopy(self.flat.module).to(device).double())
         data = _counting(self.data.to(device, torch.float64))
-        other = self._with(flat=flat, prior_distribution=density(self.prior, flat), **data)
+        prior = density(self.prior, flat)
+        other = self._with(flat=flat, prior_distribution=prior, link=link_of(prior), **data)
         other._prepare(with_closed_form=self.gradient == "closed-form")
         return other
 
@@ -264,7 +313,7 @@ class Posterior:
         Raises:
             ModuleNotFoundError: if JAX is not installed.
         """
-        return jax_function(self.flat, self.density)
+        return jax_function(self.dim, self.check_shape, self.density)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's operators, to which layers and tapes refer, can't be pickled.
@@ -282,7 +331,7 @@ class Posterior:
         if x is not self.data.x:
             self._check(theta)
             self._check_inputs(x)
-        return self.network.at(x)(theta)
+        return self.network.at(x)(self.parameters(theta))
 
     @torch.no_grad()
     def predict(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike) -> Tensor:
@@ -334,13 +383,13 @@ class Posterior:
         """``function`` of at most ``most`` draws at once, its results together in the leading shape of the draws."""
         draws = _check.tensor("draws", draws).detach()
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
-            self.flat.check(draws)  # raises
+            self.check_shape(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
         values, done = None, 0
         for rows in lanes.split(most):
             rows = rows.to(dtype=self.dtype, device=self.device)
             _check_finite("draws", rows)
-            found = function(rows)
+            found = function(self.parameters(rows))
             # All blocks write into one result, which would be there twice if they were put together afterwards.
             values = found.new_empty(len(lanes), *found.shape[1:]) if values is None else values
             values[done : done + len(rows)] = found
@@ -402,6 +451,12 @@ class Posterior:
         _check.generator(generator)
         with lend_to_torch(generator):
             return self.prior_distribution.sample((num,))
+
+    def probes(self, num: int, generator: torch.Generator) -> Tensor:
+        """Vectors at which to look at the density, ``(num, D)``: draws from the prior, or around 0 if it has none."""
+        if is_proper(self.prior_distribution):
+            return self.sample_prior(num, generator)
+        return torch.randn(num, self.dim, generator=generator, dtype=self.dtype, device=self.device)
 
     def simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Targets that a network with parameters theta would produce at the data's inputs, drawn from the likelihood.

@@ -16,8 +16,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bnn_utils import _check
 from bnn_utils.distributions import covers_the_line, unchecked
+from bnn_utils.families import ClosedForm, Flat, Part, drawn
+from bnn_utils.families import family as family_of
 from bnn_utils.flat import FlatModule
 from bnn_utils.likelihoods import _unchecked, first_line
+from bnn_utils.links import Link, of_distributions, to_support
 
 
 class DiagonalNormal(Independent):
@@ -31,6 +34,9 @@ class DiagonalNormal(Independent):
     def log_prob(self, theta: Tensor) -> Tensor:
         return torch.sub(self.log_normalizer, (theta * theta) @ self.precision, alpha=0.5)
 
+    def grad(self, theta: Tensor) -> Tensor:
+        return theta * -self.precision
+
 
 class Prior(Protocol):
     """What `Posterior` asks of a prior: a distribution over the flat vectors of a given module.
@@ -39,7 +45,11 @@ class Prior(Protocol):
     """
 
     def distribution(self, flat: FlatModule) -> Distribution:
-        """A distribution with event shape ``(D,)``, in the dtype and on the device of ``flat.ravel()``."""
+        """A distribution with event shape ``(D,)``, in the dtype and on the device of ``flat.ravel()``.
+
+        Where theta is not the network's parameters themselves, it has an attribute ``link`` that makes these of theta
+        (`bnn_utils.links.Link`).
+        """
         ...
 
 
@@ -49,7 +59,9 @@ def density(prior: Prior, flat: FlatModule) -> Distribution:
     Raises:
         ValueError: if it is not over all real vectors, or raises an error for elements that are no numbers.
     """
-    found, theta = _density(prior.distribution(flat), flat), flat.ravel()
+    found = _density(prior.distribution(flat), flat)
+    link = link_of(found)
+    theta = flat.ravel() if link is None else link.theta(flat.ravel())
     found.log_prob(theta)
     try:
         found.log_prob(torch.full_like(theta, math.nan))
@@ -61,8 +73,19 @@ def density(prior: Prior, flat: FlatModule) -> Distribution:
     return found
 
 
+def link_of(distribution: Distribution) -> Link | None:
+    """What makes a network's parameters of theta, where these are not theta itself."""
+    return getattr(distribution, "link", None)
+
+
+def is_proper(distribution: Distribution) -> bool:
+    """Whether there are draws from it."""
+    parts = distribution.parts if isinstance(distribution, (ClosedForm, _Elements)) else []
+    return not any(isinstance(part.distribution, Flat) for part in parts)
+
+
 def _density(found: Distribution, flat: FlatModule) -> Distribution:
-    if isinstance(found, (DiagonalNormal, _Elements)):
+    if isinstance(found, (DiagonalNormal, ClosedForm, _Elements)):
         return found
     if isinstance(found, Distribution):
         _check_line(found)
@@ -108,7 +131,7 @@ class NormalPrior:
 
     def __init__(self, precision: float | Mapping[str, float] | Tensor) -> None:
         if isinstance(precision, Mapping):
-            _check_patterns(precision)
+            check_patterns(precision)
             precision = {name: _check.number(f"the precision of {name!r}", one) for name, one in precision.items()}
         elif np.ndim(precision) == 0:
             precision = _check.number("precision", precision, "a number, a vector or a mapping of patterns to numbers")
@@ -130,7 +153,7 @@ class NormalPrior:
         like = flat.ravel()
         if isinstance(self.precision, Mapping):
             precision = torch.empty_like(like)
-            for name, value in _by_name(self.precision, flat).items():
+            for name, value in by_name(self.precision, flat).items():
                 precision[flat.slices[name]] = value
         else:
             precision = torch.as_tensor(self.precision, dtype=like.dtype, device=like.device)
@@ -251,63 +274,86 @@ def _meeting(layer: nn.modules.conv._ConvTransposeNd) -> Tensor:
 class ElementPrior:
     """Any prior of independent elements, by torch.distributions.
 
+    A parameter whose distribution is of positive numbers is positive, and one with a distribution between two bounds is
+    between them: theta holds its logarithm then, or what a sigmoid brings between the bounds, and the log prior is the
+    density of that, with the transform's Jacobian. So a noise scale in a module of the caller's own has a half-Cauchy
+    prior by ``ElementPrior({"noise": HalfCauchy(1.0), "*": Normal(0.0, 1.0)})``; `Posterior.parameters` gives the scale
+    itself, and `Posterior.theta` the vector to start at.
+
     Args:
-        distributions: of single real numbers, such as ``Laplace(0.0, 1.0)``: one for all elements; or pattern ->
+        distributions: of single numbers, such as ``Laplace(0.0, 1.0)``: one for all elements; or pattern ->
             distribution, matched against parameter names as in ``{"*.weight": StudentT(4.0), "*": Normal(0.0, 1.0)}``,
             first match first.
 
     Raises:
-        ValueError: if a distribution is not of single numbers, or not of all real numbers (a sampler that moves by
-            gradients would walk out of the support), and, once the module is known, if a pattern matches nothing or a
-            parameter is matched by no pattern.
+        ValueError: if a distribution is not of single numbers in an interval, and, once the module is known, if a
+            pattern matches nothing or a parameter is matched by no pattern.
     """
 
     def __init__(self, distributions: Distribution | Mapping[str, Distribution]) -> None:
         self.distributions = distributions if isinstance(distributions, Mapping) else {"*": distributions}
-        _check_patterns(self.distributions)
+        check_patterns(self.distributions)
         for one in self.distributions.values():
             wanted = "a distribution, such as torch.distributions.Laplace(0.0, 1.0)"
             _check.instance("an element's prior", one, Distribution, wanted)
         for one in self.distributions.values():
-            if one.batch_shape or one.event_shape:
-                raise ValueError(
-                    f"{one} has batch shape {tuple(one.batch_shape)} and event shape {tuple(one.event_shape)}: an "
-                    "element's prior is of a single number, as Laplace(0.0, 1.0); for other priors see Prior"
-                )
-            _check_line(one)
+            check_element(one)
 
     def distribution(self, flat: FlatModule) -> Distribution:
-        return _Elements(_by_name(self.distributions, flat), flat)
+        like = flat.ravel()
+        given = by_name(self.distributions, flat)
+        parts = [Part(flat.sizes[name], unchecked(one, like), to_support(one, like)) for name, one in given.items()]
+        families = [family for name, one in given.items() for family in flat.sizes[name] * [family_of(one)]]
+        link = of_distributions(flat, given)
+        return _Elements(parts, like, link) if None in families else ClosedForm(parts, families, like, link)
 
     def __repr__(self) -> str:
         return f"ElementPrior({self.distributions})"
 
 
-class _Elements(Distribution):
-    """Elements of theta, independent, each parameter's alike: name -> distribution of one element."""
+def check_element(distribution: Distribution) -> None:
+    """Raise unless it is of a single number in an interval."""
+    if distribution.batch_shape or distribution.event_shape:
+        raise ValueError(
+            f"{distribution} has batch shape {tuple(distribution.batch_shape)} and event shape "
+            f"{tuple(distribution.event_shape)}: an element's prior is of a single number, as Laplace(0.0, 1.0); for "
+            "other priors see Prior"
+        )
+    to_support(distribution, torch.zeros(()))
 
-    def __init__(self, parts: Mapping[str, Distribution], flat: FlatModule) -> None:
-        self._like = flat.ravel()
-        self._parts = [(flat.slices[name], unchecked(one, self._like)) for name, one in parts.items()]
-        super().__init__(event_shape=self._like.shape, validate_args=False)
+
+class _Elements(Distribution):
+    """Elements of theta, independent, of whatever distributions; those of an interval by what is brought there."""
+
+    def __init__(self, parts: list[Part], like: Tensor, link: Link | None) -> None:
+        self.parts, self._like, self.link = parts, like[:0], link
+        super().__init__(event_shape=like.shape, validate_args=False)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        return sum(one.log_prob(theta[..., place]).sum(-1) for place, one in self._parts)
+        total = 0.0
+        for u, (_, distribution, transform) in zip(
+            theta.split([part.num for part in self.parts], dim=-1), self.parts, strict=True
+        ):
+            if transform is None:
+                values = distribution.log_prob(u)
+            else:
+                x = transform(u)
+                values = distribution.log_prob(x) + transform.log_abs_det_jacobian(u, x)
+            total = total + values.sum(-1)
+        return total
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        shape = tuple(sample_shape)
-        parts = [one.sample((*shape, place.stop - place.start)) for place, one in self._parts]
-        return torch.cat([part.to(self._like) for part in parts], dim=-1)
+        return drawn(self.parts, tuple(sample_shape), self._like)
 
 
-def _check_patterns(patterns: Mapping[str, Any]) -> None:
+def check_patterns(patterns: Mapping[str, Any]) -> None:
     for pattern in patterns:
         _check.instance("a pattern of parameter names", pattern, str, "a str, such as '*.weight'")
     if not patterns:
         raise ValueError("there is no pattern: name parameters, as in {'*.weight': ..., '*': ...}")
 
 
-def _by_name(patterns: Mapping[str, Any], flat: FlatModule) -> dict[str, Any]:
+def by_name(patterns: Mapping[str, Any], flat: FlatModule) -> dict[str, Any]:
     """Parameter name -> the value of the first pattern that matches it.
 
     Raises:

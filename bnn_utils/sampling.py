@@ -187,7 +187,7 @@ def sample(
             if init is not None and not is_climb:
                 check_starts(posterior, torch.cat(starts))
             if recorded.functions:  # a draw from the prior beside the starts, which may be one, or equal
-                other = posterior.sample_prior(1, torch.Generator(posterior.device).manual_seed(0))
+                other = posterior.probes(1, torch.Generator(posterior.device).manual_seed(0))
                 try_out(recorded, torch.cat([other, starts[0]]))
             if is_climb:
                 starts = [starts_at_maxima(posterior, start, compile, progress) for start in starts]

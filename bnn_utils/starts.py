@@ -15,7 +15,7 @@ MOST_STARTS = 100
 
 def fit_init(posterior: Posterior, init: Tensor, num_chains: int) -> Tensor:
     """Starting points ``(C, D)`` in the posterior's dtype and on its device."""
-    posterior.flat.check(init)
+    posterior.check_shape(init)
     if init.ndim == 2 and (len(init) == 0 or num_chains not in (1, len(init))):
         raise ValueError(f"init has {len(init)} starting points, but num_chains is {num_chains}")
     theta = init.detach().to(dtype=posterior.dtype, device=posterior.device)

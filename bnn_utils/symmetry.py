@@ -120,13 +120,18 @@ def exchangeable(flat: FlatModule) -> Tensor:
 
 
 class Copies(NamedTuple):
-    """A symmetry for each of some vectors: a function from vectors ``(L, D)`` to copies of them, linear in each."""
+    """A symmetry for each of some vectors: a function from vectors ``(L, D)`` to copies of them, linear in each.
 
-    places: Tensor  # (L, D), where each number comes from
-    signs: Tensor  # (L, D)
+    What theta has beyond the network's P parameters, scales that are inferred, stays as it is.
+    """
+
+    places: Tensor  # (L, P), where each number comes from
+    signs: Tensor  # (L, P)
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        return vectors.gather(-1, self.places) * self.signs.to(vectors)
+        num = self.places.shape[-1]
+        moved = vectors[..., :num].gather(-1, self.places) * self.signs.to(vectors)
+        return moved if vectors.shape[-1] == num else torch.cat([moved, vectors[..., num:]], dim=-1)
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ class Fused:
         self.num_lanes, self.num_threads, self.lanes_in_tile, self.numbers = num_lanes, 1, 1, None
         # A layer without bias has one that is always 0, from behind all parameters, and drops its gradient.
         order = _order(posterior.layers)
-        self._order = torch.where(order < 0, posterior.dim, order)
-        self._inverse = self._order.argsort()[: posterior.dim]
+        self._order = torch.where(order < 0, posterior.flat.dim, order)
+        self._inverse = self._order.argsort()[: posterior.flat.dim]
         x, y, weights = filled_up(*arrays_of(posterior, num_lanes))
         self._data = x, y, weights, len(weights), 0 if len(y) == 1 else y[0].numel()
         width = width_of(posterior.dtype.itemsize)

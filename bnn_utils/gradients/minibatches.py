@@ -46,6 +46,7 @@ class Minibatches:
         data = posterior.counted
         self.num_points, self._num_lanes, self._prior = len(data), num_lanes, prior
         self._flat, self._layers, self._likelihood = posterior.flat, posterior.layers, posterior.likelihood
+        self._link = posterior.link
         self._y, self._weights = data.y, data.weights
         self._dataset: Tensor | None = None  # of each lane, (C, 1)
         if posterior.num_datasets > 1:
@@ -73,17 +74,20 @@ class Minibatches:
     def log_prob_and_grad(self, theta: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Theta ``(C, D)`` and the points of each lane, ``(C, b)``, to the estimates ``(C,)`` and ``(C, D)``."""
         value, grad = self._prior.log_prob_and_grad(theta)
+        parameters = theta if self._link is None else self._link(theta)
         scale, cost = self.num_points / places.shape[1], self._cost
         points = slices(places.shape[1], self._room // max(1, cost.per_point))
         at_once = cost.per_lane + cost.per_point * max(part.stop - part.start for part in points)
         for lanes in slices(len(theta), self._room // max(1, at_once)):
             for part in points:
-                found, slope = self._log_likelihood_and_grad(theta[lanes], places[lanes, part], lanes)
+                found, slope = self._log_likelihood_and_grad(parameters[lanes], places[lanes, part], lanes)
+                if self._link is not None:
+                    slope = self._link.pull_back(theta[lanes], parameters[lanes], slope)
                 value[lanes].add_(found, alpha=scale)
                 grad[lanes].add_(slope, alpha=scale)
         return value, grad
 
-    def _log_likelihood_and_grad(self, theta: Tensor, places: Tensor, lanes: slice) -> tuple[Tensor, Tensor]:
+    def _log_likelihood_and_grad(self, parameters: Tensor, places: Tensor, lanes: slice) -> tuple[Tensor, Tensor]:
         """Sums over a minibatch, of some lanes."""
         with torch.inference_mode(False):  # autograd is closed to tensors that are made in it
             x = self._x[places]
@@ -91,10 +95,10 @@ class Minibatches:
             weights = None if self._weights is None else self._weights[places]
         likelihood = self._likelihood if weights is None else Weighted(self._likelihood, weights)
         if self._layers is None:
-            return value_and_grad(lambda theta: likelihood.log_prob(self._flat(theta, x, has_own_x=True), y), theta)
+            return value_and_grad(lambda rows: likelihood.log_prob(self._flat(rows, x, has_own_x=True), y), parameters)
         if places.shape not in self._networks:
-            self._networks[places.shape] = Backprop(self._layers, x, len(theta))
+            self._networks[places.shape] = Backprop(self._layers, x, len(parameters))
         network = self._networks[places.shape]
         network.load(x)
-        outputs = network.outputs(theta)
+        outputs = network.outputs(parameters)
         return likelihood.log_prob(outputs, y), network.gradient(likelihood.grad(outputs, y))

@@ -97,7 +97,7 @@ class Native:
     def __init__(self, posterior: Posterior, num_lanes: int) -> None:
         self._program = program_of(posterior, num_lanes)
         self._code = code_of(self._program)
-        self._check = functools.partial(check_vectors, (num_lanes, posterior.dim), posterior.dtype)
+        self._check = functools.partial(check_vectors, (num_lanes, posterior.flat.dim), posterior.dtype)
         self.num_lanes, self.num_threads = num_lanes, 1
         self.lanes_in_tile, self.numbers = self._program.lanes, self._code
         prior = posterior.prior_distribution
@@ -367,12 +367,12 @@ def can_be_native(posterior: Posterior) -> bool:
 
 def is_small(posterior: Posterior) -> bool:
     """Whether a program holds a variable for every number; larger ones are products of matrices."""
-    return posterior.dim <= MAX_PARAMETERS
+    return posterior.flat.dim <= MAX_PARAMETERS
 
 
 def seconds_to_compile(posterior: Posterior) -> float:
     """Predicted, with an empty cache."""
-    return SECONDS_TO_COMPILE + SECONDS_PER_PARAMETER * posterior.dim * is_small(posterior)
+    return SECONDS_TO_COMPILE + SECONDS_PER_PARAMETER * posterior.flat.dim * is_small(posterior)
 
 
 def program_of(posterior: Posterior, num_lanes: int) -> Program:
@@ -388,7 +388,7 @@ def program_of(posterior: Posterior, num_lanes: int) -> Program:
         along, others = (num_lanes, num_points) if over == "lanes" else (num_points, num_lanes)
         return _filled(along, times * width) * others / GAINS[way]
 
-    ways = [way for way in GAINS if way[1] == 1 or posterior.dim <= MAX_PARAMETERS_OF_DOUBLE]
+    ways = [way for way in GAINS if way[1] == 1 or posterior.flat.dim <= MAX_PARAMETERS_OF_DOUBLE]
     over, times = min(ways, key=cost)
     return Program(
         layers=tuple(map(_unit, layers)),

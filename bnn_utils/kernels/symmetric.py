@@ -128,7 +128,7 @@ class Symmetric:
 
 def _check_prior(density: Density) -> None:
     posterior, generator = density.posterior, torch.Generator(density.device).manual_seed(0)
-    theta = posterior.sample_prior(PROBES, generator)
+    theta = posterior.probes(PROBES, generator)
     copies = draw_copies(posterior.flat, PROBES, generator)(theta)
     before, after = posterior.log_prior(theta), posterior.log_prior(copies)
     tolerance = torch.finfo(theta.dtype).eps ** 0.5

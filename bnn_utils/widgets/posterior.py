@@ -61,7 +61,7 @@ def posterior_explorer(
         raise ValueError("there is no chain to look at: pass a Chain, or a mapping from names to Chains")
     for run in runs.values():
         _check.instance("a chain", run, Chain, "a Chain, as by sample(...) or Chain.from_draws(draws, posterior)")
-        posterior.flat.check(run.draws[0])
+        posterior.check_shape(run.draws[0])
     grid = around(posterior.data.x) if grid is None else grid
 
     @lru_cache(CACHED_CHAINS)

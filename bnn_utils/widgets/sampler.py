@@ -60,7 +60,7 @@ def sampler_explorer(posterior: Posterior, start: Tensor | None = None, seed: in
     start = None if start is None else _check.tensor("start", start)
     if start is None:
         start = sample(posterior, TUTORIAL, 1, warmup=WALK, seed=seed, progress=False).draws[0, 0]
-    posterior.flat.check(start)
+    posterior.check_shape(start)
     if start.ndim != 1:
         raise ValueError(f"start is one vector, of shape ({posterior.dim},), but got {tuple(start.shape)}")
     start = start.to(dtype=posterior.dtype, device=posterior.device)
