@@ -14,6 +14,8 @@ from torch.distributions.transforms import ExpTransform
 from bnn_utils.distributions import LINE, interval, support_of, unchecked
 from bnn_utils.flat import FlatModule
 
+FAR = 30.0  # elements of theta that bring a number this near to its bound leave no room for a step
+
 
 class Link:
     r"""What makes parameters ``(..., P)`` of theta ``(..., D)``: P elements, and after these perhaps log scales.
@@ -68,12 +70,15 @@ class Link:
         return found
 
     def theta(self, parameters: Tensor) -> Tensor:
-        """One that makes these parameters, with all scales 1; 0 where a parameter is out of its bounds."""
+        """One that makes these parameters, with all scales 1; 0 where one is out of its bounds, or just there."""
         found = parameters.new_zeros(*parameters.shape[:-1], self.dim)
         found[..., : self.num_parameters] = parameters
         for place, transform in self.transforms:
-            start = transform.inv(parameters[..., place])
-            found[..., place] = start.where(start.isfinite(), torch.zeros_like(start))
+            wanted = parameters[..., place]
+            start = transform.inv(wanted)
+            # Out of bounds torch's inverses give NaN, or what leads to the bound.
+            is_one = (start.abs() < FAR) & torch.isclose(transform(start), wanted, rtol=1e-3, atol=1e-6)
+            found[..., place] = start.where(is_one, torch.zeros_like(start))
         return found
 
 

@@ -129,14 +129,23 @@ class Symmetric:
 def _check_prior(density: Density) -> None:
     posterior, generator = density.posterior, torch.Generator(density.device).manual_seed(0)
     theta = posterior.probes(PROBES, generator)
-    copies = draw_copies(posterior.flat, PROBES, generator)(theta)
+    move = draw_copies(posterior.flat, PROBES, generator)
+    copies = move(theta)
     before, after = posterior.log_prior(theta), posterior.log_prior(copies)
     tolerance = torch.finfo(theta.dtype).eps ** 0.5
-    if not torch.allclose(before, after, tolerance, tolerance):
+    # Where theta holds weights in units of scales, the weights themselves have to move alike.
+    weights = posterior.parameters(copies), move(posterior.parameters(theta))
+    are_moved = torch.allclose(*weights, tolerance, tolerance)
+    if not (are_moved and torch.allclose(before, after, tolerance, tolerance)):
         raise ValueError(
-            f"the prior {posterior.prior!r} does not treat the hidden units of a layer alike: at a draw from it, its "
-            f"log density is {before[0]:.6g}, and {after[0]:.6g} with the units in another order. Symmetries are no "
-            "moves then: sample without them"
+            f"the prior {posterior.prior!r} does not treat the hidden units of a layer alike: "
+            + (
+                f"at a draw from it, its log density is {before[0]:.6g}, and {after[0]:.6g} with the units in another "
+                "order. "
+                if are_moved
+                else "their weights have scales of their own, which no move of theta exchanges. "
+            )
+            + "Symmetries are no moves then: sample without them"
         )
 
 
