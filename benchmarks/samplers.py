@@ -1,0 +1,369 @@
+"""Which sampler for which posterior: every kernel beside those of BlackJAX and NumPyro, from the same starts.
+
+    python benchmarks/samplers.py                          # all, into samplers.csv and samplers.md beside this file
+    python benchmarks/samplers.py --only boston --data DIR # one posterior; DIR has the UCI sets, see `uci`
+
+Each sampler runs in a process of its own, on one core, from maxima that were found before. What is measured is the
+effective sample size of the network's predictions at points that it has not seen, the smallest and the median over
+the points, by the seconds of processor time that warm-up and draws take together. Compilation is left out for all.
+Where R-hat of a prediction exceeds `R_HAT_LIMIT`, chains have not come to one distribution, and no number counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from bnn_utils import Posterior
+
+HERE = Path(__file__).resolve().parent
+R_HAT_LIMIT = 1.05
+NUM_CHAINS, SEED = 8, 11
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+POSTERIORS = ("tutorial", "boxes 2-50-50-1", "bostonHousing", "concrete", "energy", "yacht")
+
+
+class Budget(NamedTuple):
+    """Transitions of each chain."""
+
+    warmup: int
+    draws: int
+    thin: int = 1
+
+
+class Sampler(NamedTuple):
+    """``run``, made ready for a posterior and a budget, takes starts ``(C, D)`` and gives draws ``(C, T, D)``."""
+
+    library: str
+    build: Callable[[Posterior, Budget], Callable[[np.ndarray, int], np.ndarray]]
+    budget: Budget
+    is_exact: bool = True
+
+
+# --- posteriors -------------------------------------------------------------------------------------------------------
+
+
+def posterior_of(name: str, data: Path) -> tuple[Posterior, np.ndarray]:
+    """The posterior and the points at which it predicts, in float32."""
+    import torch
+    from torch import nn
+
+    from bnn_utils import Bernoulli, Data, FanInPrior, Gaussian, LogScale, NormalPrior, Posterior, square_grid, tutorial
+    from problem import LARGE
+
+    if name == "tutorial":
+        return tutorial.posterior(), square_grid(5).numpy()
+    if name.startswith("boxes"):
+        sizes = LARGE.network
+        layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), nn.Tanh())][:-1]
+        posterior = Posterior(nn.Sequential(*layers), tutorial.boxes(1000), NormalPrior(0.09), Bernoulli())
+        return posterior, square_grid(5).numpy()
+    x, y, new = uci(data / name)
+    net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.ReLU(), nn.Linear(50, 1), LogScale())
+    posterior = Posterior(net, Data(torch.from_numpy(x), torch.from_numpy(y)), FanInPrior(2, 1), Gaussian())
+    return posterior, new
+
+
+def uci(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standardised inputs and targets of split 0 (Hernández-Lobato and Adams 2015; Gal and Ghahramani 2016), and the
+    inputs that are held out.
+    """
+    table = np.loadtxt(folder / "data.txt")
+    of = {
+        part: np.loadtxt(folder / f"index_{part}.txt").astype(int)
+        for part in ("features", "target", "train_0", "test_0")
+    }
+    x, y = table[:, of["features"]], table[:, of["target"]].ravel()
+    train, test = of["train_0"], of["test_0"]
+    mean, scale = x[train].mean(0), x[train].std(0)
+    x = ((x - mean) / np.where(scale > 0, scale, 1)).astype(np.float32)
+    y = ((y - y[train].mean()) / y[train].std()).astype(np.float32)
+    return x[train], y[train], x[test]
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def ours(kernel: str) -> Callable[[Posterior, Budget], Callable[[np.ndarray, int], np.ndarray]]:
+    """A kernel as it would be typed."""
+
+    def build(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+        import torch
+
+        import bnn_utils
+
+        made = eval(kernel, vars(bnn_utils))
+
+        def run(starts: np.ndarray, seed: int, budget: Budget = budget) -> np.ndarray:
+            options = {"warmup": budget.warmup, "thin": budget.thin, "seed": seed, "progress": False}
+            return bnn_utils.sample(
+                posterior, made, budget.draws, init=torch.from_numpy(starts), **options
+            ).draws.numpy()
+
+        run(posterior.theta(posterior.flat.ravel()).expand(NUM_CHAINS, -1).numpy(), 0, Budget(2, 2))  # compiled by now
+        return run
+
+    return build
+
+
+# --- theirs: chains one after the other in one compiled function, the fastest way on one core -------------------------
+
+
+def compiled(chain: Callable[[Any, Any], Any]) -> Callable[[np.ndarray, int], np.ndarray]:
+    import jax
+
+    def build(starts: np.ndarray) -> Any:
+        keys = jax.random.split(jax.random.key(0), len(starts))
+        return (
+            jax.jit(lambda keys, starts: jax.lax.map(lambda one: chain(*one), (keys, starts)))
+            .lower(keys, starts)
+            .compile()
+        )
+
+    made: dict[tuple[int, ...], Any] = {}
+
+    def run(starts: np.ndarray, seed: int) -> np.ndarray:
+        function = made.setdefault(starts.shape, None) or made.setdefault("", build(starts))
+        return np.asarray(function(jax.random.split(jax.random.key(seed), len(starts)), starts))
+
+    run.prepare = lambda starts: made.__setitem__(starts.shape, build(starts))
+    return run
+
+
+def density(posterior: Posterior) -> Callable[[Any], Any]:
+    """The same log density in JAX, but for a constant."""
+    import jax
+    import jax.numpy as jnp
+
+    layers = [(layer.weight, layer.bias, layer.shape) for layer in posterior.layers]
+    acts = [None if layer.activation is None else layer.activation.name for layer in posterior.layers]
+    functions = {"Tanh": jnp.tanh, "ReLU": jax.nn.relu, None: lambda z: z}
+    log_scale = posterior.layers[-1].log_scale
+    x, y = jnp.asarray(posterior.data.x.numpy().T), jnp.asarray(posterior.data.y.numpy())
+    precision = jnp.asarray(posterior.prior_distribution.precision.numpy())
+
+    def log_prob(theta: Any) -> Any:
+        h = x
+        for (weight, bias, shape), act in zip(layers, acts, strict=True):
+            h = functions[act](theta[weight].reshape(shape) @ h + theta[bias][:, None])
+        if log_scale is None:
+            fit = jnp.sum(y * h[0] - jax.nn.softplus(h[0]))
+        else:
+            s = theta[log_scale][0]
+            fit = -0.5 * jnp.sum(jnp.square((y - h[0]) * jnp.exp(-s))) - len(y) * s
+        return fit - 0.5 * jnp.sum(precision * theta * theta)
+
+    return log_prob
+
+
+def blackjax_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+    import blackjax
+    import jax
+
+    log_prob = density(posterior)
+
+    def chain(key: Any, start: Any) -> Any:
+        warmup = blackjax.window_adaptation(blackjax.nuts, log_prob)
+        first, key = jax.random.split(key)
+        (state, parameters), _ = warmup.run(first, start, budget.warmup)
+        step = blackjax.nuts(log_prob, **parameters).step
+
+        def transition(state: Any, key: Any) -> tuple[Any, Any]:
+            state, _ = step(key, state)
+            return state, state.position
+
+        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+
+    return compiled(chain)
+
+
+def blackjax_mclmc(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+    import blackjax
+    import jax
+
+    log_prob = density(posterior)
+    kernel = blackjax.mcmc.mclmc.build_kernel()
+
+    def chain(key: Any, start: Any) -> Any:
+        first, second, key = jax.random.split(key, 3)
+        state = blackjax.mcmc.mclmc.init(start, log_prob, first)
+        state, parameters, _ = blackjax.mclmc_find_L_and_step_size(
+            mclmc_kernel=kernel,
+            num_steps=int(budget.warmup / 0.3),  # three tenths of these are spent
+            state=state,
+            rng_key=second,
+            logdensity_fn=log_prob,
+        )
+        mass, length, size = parameters.inverse_mass_matrix, parameters.L, parameters.step_size
+        step = blackjax.mclmc(log_prob, L=length, step_size=size, inverse_mass_matrix=mass).step
+
+        def transition(state: Any, key: Any) -> tuple[Any, Any]:
+            for one in jax.random.split(key, budget.thin):
+                state, _ = step(one, state)
+            return state, state.position
+
+        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+
+    return compiled(chain)
+
+
+def blackjax_adjusted(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+    import blackjax
+    import jax
+    from blackjax.mcmc.adjusted_mclmc_dynamic import build_kernel, init, make_random_trajectory_length_fn
+
+    log_prob = density(posterior)
+    lengths = make_random_trajectory_length_fn(random_trajectory_length=True)
+
+    def tuned(key: Any, state: Any, log_prob: Any, step_size: Any, inverse_mass_matrix: Any, length: Any) -> Any:
+        kernel = build_kernel(integration_steps_fn=lengths)
+        options = {"inverse_mass_matrix": inverse_mass_matrix, "integration_steps_params": length}
+        return kernel(key, state, log_prob, step_size=step_size, **options)
+
+    def chain(key: Any, start: Any) -> Any:
+        first, second, key = jax.random.split(key, 3)
+        state = init(start, log_prob, first)
+        state, parameters, _ = blackjax.adjusted_mclmc_find_L_and_step_size(
+            mclmc_kernel=tuned,
+            logdensity_fn=log_prob,
+            num_steps=budget.warmup * 5,  # two tenths of these are spent
+            state=state,
+            rng_key=second,
+            target=0.9,
+        )
+        length = (parameters.L / parameters.step_size,)
+
+        def transition(state: Any, key: Any) -> tuple[Any, Any]:
+            for one in jax.random.split(key, budget.thin):
+                state, _ = tuned(one, state, log_prob, parameters.step_size, parameters.inverse_mass_matrix, length)
+            return state, state.position
+
+        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+
+    return compiled(chain)
+
+
+def numpyro_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+    from numpyro.infer import MCMC, NUTS
+
+    log_prob = density(posterior)
+
+    def chain(key: Any, start: Any) -> Any:
+        kernel = NUTS(potential_fn=lambda theta: -log_prob(theta))
+        mcmc = MCMC(kernel, num_warmup=budget.warmup, num_samples=budget.draws, progress_bar=False)
+        mcmc.run(key, init_params=start)
+        return mcmc.get_samples()
+
+    return compiled(chain)
+
+
+SAMPLERS = {
+    "HMC()": Sampler("bnn_utils", ours("HMC()"), Budget(500, 500)),
+    "NUTS()": Sampler("bnn_utils", ours("NUTS()"), Budget(500, 500)),
+    "ChEES()": Sampler("bnn_utils", ours("ChEES()"), Budget(500, 500)),
+    "MAMS()": Sampler("bnn_utils", ours("MAMS()"), Budget(500, 500)),
+    "MCLMC()": Sampler("bnn_utils", ours("MCLMC()"), Budget(5_000, 1_000, 20), is_exact=False),
+    "replica exchange": Sampler("bnn_utils", ours("ReplicaExchange(HMC(0.05, 12), 12)"), Budget(500, 1_000)),
+    "BlackJAX, NUTS": Sampler("BlackJAX", blackjax_nuts, Budget(500, 500)),
+    "BlackJAX, adjusted MCLMC": Sampler("BlackJAX", blackjax_adjusted, Budget(2_000, 1_000, 10)),
+    "BlackJAX, MCLMC": Sampler("BlackJAX", blackjax_mclmc, Budget(5_000, 1_000, 20), is_exact=False),
+    "NumPyro, NUTS": Sampler("NumPyro", numpyro_nuts, Budget(500, 500)),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, float]:
+    """In this process."""
+    import torch
+
+    from bnn_utils import diagnostics
+
+    torch.set_num_threads(1)
+    posterior, new = posterior_of(name, data)
+    begin = np.load(starts)
+    run = SAMPLERS[sampler].build(posterior, SAMPLERS[sampler].budget)
+    if hasattr(run, "prepare"):
+        run.prepare(begin)
+    before = time.process_time()
+    draws = run(begin, SEED)
+    seconds = time.process_time() - before
+    predictions = posterior.predict(torch.from_numpy(draws.copy()), torch.from_numpy(new)).double()
+    ess, r_hat = diagnostics.ess(predictions), diagnostics.rhat(predictions)
+    return {
+        "seconds": seconds,
+        "r_hat": float(r_hat.max()),
+        "smallest_ess": float(ess.min()),
+        "median_ess": float(ess.median()),
+    }
+
+
+def start_at_maxima(name: str, data: Path, to: Path) -> None:
+    import torch
+
+    from bnn_utils import find_map
+
+    torch.set_num_threads(1)
+    posterior, _ = posterior_of(name, data)
+    np.save(to, find_map(posterior, NUM_CHAINS, seed=SEED, progress=False).theta.numpy())
+
+
+def in_process(*arguments: str) -> str:
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+    done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout.strip().split("\n")[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=POSTERIORS, choices=POSTERIORS)
+    parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "uci", help="the folder of UCI sets")
+    parser.add_argument("--one", nargs=3, metavar=("POSTERIOR", "SAMPLER", "STARTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--starts", nargs=2, metavar=("POSTERIOR", "TO"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(given.one[0], given.one[1], given.data, Path(given.one[2]))))
+        return
+    if given.starts:
+        start_at_maxima(given.starts[0], given.data, Path(given.starts[1]))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.only:
+            if name not in ("tutorial", "boxes 2-50-50-1") and not (given.data / name).is_dir():
+                print(f"{name} is left out: it is not in {given.data}")
+                continue
+            starts = str(Path(folder, "starts.npy"))
+            in_process("--starts", name, starts, "--data", str(given.data))
+            for sampler in given.samplers:
+                found = json.loads(in_process("--one", name, sampler, starts, "--data", str(given.data)))
+                rows.append({"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | found)
+                print(json.dumps(rows[-1]), flush=True)
+    table = pd.DataFrame(rows)
+    if set(given.only) == set(POSTERIORS) and set(given.samplers) == set(SAMPLERS):
+        table.to_csv(HERE / "samplers.csv", index=False, float_format="%.5g")
+
+
+if __name__ == "__main__":
+    main()
