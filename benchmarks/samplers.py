@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,11 +49,14 @@ class Budget(NamedTuple):
     thin: int = 1
 
 
+Run = Callable[[np.ndarray, int], np.ndarray]  # starts (C, D) and a seed -> draws (C, T, D)
+
+
 class Sampler(NamedTuple):
-    """``run``, made ready for a posterior and a budget, takes starts ``(C, D)`` and gives draws ``(C, T, D)``."""
+    """What makes it ready for a posterior and a budget, and how much it is asked to do."""
 
     library: str
-    build: Callable[[Posterior, Budget], Callable[[np.ndarray, int], np.ndarray]]
+    build: Callable[[Posterior, Budget], Run]
     budget: Budget
     is_exact: bool = True
 
@@ -72,7 +76,7 @@ def posterior_of(name: str, data: Path) -> tuple[Posterior, np.ndarray]:
         return tutorial.posterior(), square_grid(5).numpy()
     if name.startswith("boxes"):
         sizes = LARGE.network
-        layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), nn.Tanh())][:-1]
+        layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.Tanh())][:-1]
         posterior = Posterior(nn.Sequential(*layers), tutorial.boxes(1000), NormalPrior(0.09), Bernoulli())
         return posterior, square_grid(5).numpy()
     x, y, new = uci(data / name)
@@ -101,10 +105,10 @@ def uci(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def ours(kernel: str) -> Callable[[Posterior, Budget], Callable[[np.ndarray, int], np.ndarray]]:
+def ours(kernel: str) -> Callable[[Posterior, Budget], Run]:
     """A kernel as it would be typed."""
 
-    def build(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+    def build(posterior: Posterior, budget: Budget) -> Run:
         import torch
 
         import bnn_utils
@@ -123,28 +127,27 @@ def ours(kernel: str) -> Callable[[Posterior, Budget], Callable[[np.ndarray, int
     return build
 
 
-# --- theirs: chains one after the other in one compiled function, the fastest way on one core -------------------------
+# --- theirs -----------------------------------------------------------------------------------------------------------
 
 
-def compiled(chain: Callable[[Any, Any], Any]) -> Callable[[np.ndarray, int], np.ndarray]:
-    import jax
+class Compiled:
+    """Chains ``(key, start) -> draws (T, D)`` one after the other, in one compiled function."""
 
-    def build(starts: np.ndarray) -> Any:
-        keys = jax.random.split(jax.random.key(0), len(starts))
-        return (
-            jax.jit(lambda keys, starts: jax.lax.map(lambda one: chain(*one), (keys, starts)))
-            .lower(keys, starts)
-            .compile()
-        )
+    def __init__(self, chain: Callable[[Any, Any], Any]) -> None:
+        self._chain, self._function = chain, None
 
-    made: dict[tuple[int, ...], Any] = {}
+    def prepare(self, starts: np.ndarray) -> None:
+        import jax
 
-    def run(starts: np.ndarray, seed: int) -> np.ndarray:
-        function = made.setdefault(starts.shape, None) or made.setdefault("", build(starts))
-        return np.asarray(function(jax.random.split(jax.random.key(seed), len(starts)), starts))
+        def chains(keys: Any, starts: Any) -> Any:
+            return jax.lax.map(lambda one: self._chain(*one), (keys, starts))
 
-    run.prepare = lambda starts: made.__setitem__(starts.shape, build(starts))
-    return run
+        self._function = jax.jit(chains).lower(jax.random.split(jax.random.key(0), len(starts)), starts).compile()
+
+    def __call__(self, starts: np.ndarray, seed: int) -> np.ndarray:
+        import jax
+
+        return np.asarray(self._function(jax.random.split(jax.random.key(seed), len(starts)), starts))
 
 
 def density(posterior: Posterior) -> Callable[[Any], Any]:
@@ -173,7 +176,7 @@ def density(posterior: Posterior) -> Callable[[Any], Any]:
     return log_prob
 
 
-def blackjax_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+def blackjax_nuts(posterior: Posterior, budget: Budget) -> Run:
     import blackjax
     import jax
 
@@ -191,10 +194,10 @@ def blackjax_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray,
 
         return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
 
-    return compiled(chain)
+    return Compiled(chain)
 
 
-def blackjax_mclmc(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+def blackjax_mclmc(posterior: Posterior, budget: Budget) -> Run:
     import blackjax
     import jax
 
@@ -221,46 +224,45 @@ def blackjax_mclmc(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray
 
         return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
 
-    return compiled(chain)
+    return Compiled(chain)
 
 
-def blackjax_adjusted(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+def blackjax_adjusted(posterior: Posterior, budget: Budget) -> Run:
     import blackjax
     import jax
     from blackjax.mcmc.adjusted_mclmc_dynamic import build_kernel, init, make_random_trajectory_length_fn
 
     log_prob = density(posterior)
-    lengths = make_random_trajectory_length_fn(random_trajectory_length=True)
-
-    def tuned(key: Any, state: Any, log_prob: Any, step_size: Any, inverse_mass_matrix: Any, length: Any) -> Any:
-        kernel = build_kernel(integration_steps_fn=lengths)
-        options = {"inverse_mass_matrix": inverse_mass_matrix, "integration_steps_params": length}
-        return kernel(key, state, log_prob, step_size=step_size, **options)
+    kernel = build_kernel(integration_steps_fn=make_random_trajectory_length_fn(random_trajectory_length=True))
 
     def chain(key: Any, start: Any) -> Any:
         first, second, key = jax.random.split(key, 3)
         state = init(start, log_prob, first)
         state, parameters, _ = blackjax.adjusted_mclmc_find_L_and_step_size(
-            mclmc_kernel=tuned,
+            mclmc_kernel=kernel,
             logdensity_fn=log_prob,
             num_steps=budget.warmup * 5,  # two tenths of these are spent
             state=state,
             rng_key=second,
             target=0.9,
         )
-        length = (parameters.L / parameters.step_size,)
+        options = {
+            "step_size": parameters.step_size,
+            "inverse_mass_matrix": parameters.inverse_mass_matrix,
+            "integration_steps_params": (parameters.L / parameters.step_size,),
+        }
 
         def transition(state: Any, key: Any) -> tuple[Any, Any]:
             for one in jax.random.split(key, budget.thin):
-                state, _ = tuned(one, state, log_prob, parameters.step_size, parameters.inverse_mass_matrix, length)
+                state, _ = kernel(one, state, log_prob, **options)
             return state, state.position
 
         return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
 
-    return compiled(chain)
+    return Compiled(chain)
 
 
-def numpyro_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, int], np.ndarray]:
+def numpyro_nuts(posterior: Posterior, budget: Budget) -> Run:
     from numpyro.infer import MCMC, NUTS
 
     log_prob = density(posterior)
@@ -271,7 +273,7 @@ def numpyro_nuts(posterior: Posterior, budget: Budget) -> Callable[[np.ndarray, 
         mcmc.run(key, init_params=start)
         return mcmc.get_samples()
 
-    return compiled(chain)
+    return Compiled(chain)
 
 
 SAMPLERS = {
@@ -301,7 +303,7 @@ def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, floa
     posterior, new = posterior_of(name, data)
     begin = np.load(starts)
     run = SAMPLERS[sampler].build(posterior, SAMPLERS[sampler].budget)
-    if hasattr(run, "prepare"):
+    if isinstance(run, Compiled):
         run.prepare(begin)
     before = time.process_time()
     draws = run(begin, SEED)

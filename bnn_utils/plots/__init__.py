@@ -9,7 +9,7 @@ from bnn_utils.plots.explorers import (
     prior_predictive,
     trajectories,
 )
-from bnn_utils.plots.methods import methods
+from bnn_utils.plots.methods import methods, paths
 from bnn_utils.plots.predictions import (
     decision_maps,
     parameter_layout,
@@ -44,6 +44,7 @@ __all__ = [
     "mean_and_disagreement",
     "methods",
     "parameter_layout",
+    "paths",
     "partings",
     "points",
     "predictive_bands",

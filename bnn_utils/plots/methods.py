@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
-from bnn_utils.plots.style import CHAIN_COLOURS, INK, Figure
+from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, Figure
 from bnn_utils.plots.tempering import KIND_COLOURS
 
 if TYPE_CHECKING:
@@ -42,4 +43,35 @@ def methods(table: pd.DataFrame, kinds: Sequence[str], title: str = "") -> Figur
     right.axvline(0.5, color=INK, ls="--", lw=1)
     right.set(xlabel="fraction of draws", xlim=(0, 1))
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds) + 1, fontsize=9)
+    return figure
+
+
+def paths(moves: Mapping[str, tuple[Tensor, Tensor]], cloud: Tensor, names: tuple[str, str], title: str = "") -> Figure:
+    """How samplers move, in the plane of two weights, a panel for each.
+
+    Args:
+        moves: name -> places where it asked for the density, shape ``(places, 2)``, and draws, ``(draws, 2)``, in the
+            order in which they came.
+        cloud: draws that show where the posterior is, shape ``(draws, 2)``.
+        names: of the two weights.
+    """
+    columns = -(-len(moves) // 2)
+    figure = Figure(
+        figsize=(10, 6.4),
+        title=title,
+        alt=f"For each of {', '.join(moves)}: a path in the plane of two weights, over a cloud of draws",
+    )
+    axes = figure.subplots(2, columns, sharex=True, sharey=True).flat
+    low, high = cloud.quantile(0.005, dim=0), cloud.quantile(0.995, dim=0)
+    for ax, (name, (places, draws)) in zip(axes, moves.items(), strict=False):
+        ax.plot(*cloud.T, ".", color=GREY, ms=2, alpha=0.25, zorder=0, rasterized=True)
+        ax.plot(*places.T, "-", color=CHAIN_COLOURS[0], lw=0.9)
+        ax.plot(*draws.T, "o", color=CHAIN_COLOURS[1], ms=4.5, mec=INK, mew=0.5)
+        ax.plot(*places[0], "o", color="white", mec=INK, ms=8)
+        ax.set_title(f"{name}: {len(places):,} gradients, {len(draws)} draws", fontsize=10)
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    for ax in [*axes][len(moves) :]:
+        ax.set_visible(False)
+    figure.supxlabel(names[0], fontsize=10)
+    figure.supylabel(names[1], fontsize=10)
     return figure
