@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from bnn_utils.gradients.autograd import by_autograd, by_autograd_in_blocks
 from bnn_utils.gradients.backprop import closed_form
 from bnn_utils.gradients.caller import Caller
 from bnn_utils.gradients.fused import Fused
+from bnn_utils.gradients.joints import Joint, can_be_joint
 from bnn_utils.gradients.minibatches import Minibatches
 from bnn_utils.gradients.native import Native, can_be_native, is_small
 from bnn_utils.priors import DiagonalNormal
@@ -24,6 +26,8 @@ from bnn_utils.priors import DiagonalNormal
 if TYPE_CHECKING:  # a posterior makes densities itself
     from bnn_utils.links import Link
     from bnn_utils.posterior import Posterior
+
+T = TypeVar("T")
 
 
 class Density:
@@ -99,11 +103,14 @@ class Density:
             return plus_prior(likelihood.grad(theta), theta)
 
         # Of a likelihood that was replaced, as by one that counts its calls, native code knows nothing.
-        native = likelihood.native
+        native, callee = likelihood.native, likelihood.callee
         native = native if native and native.has_prior else None
-        has_caller = likelihood.callee is not None and isinstance(prior, DiagonalNormal)
-        caller = Caller(likelihood.callee, prior) if has_caller else None
-        return LogDensity(log_prob_and_grad, grad, native, caller=caller)
+        whole = _joint(prior, callee) if callee is not None and isinstance(prior, ClosedForm) else None
+        if whole is not None:
+            functions = (log_prob_and_grad, grad) if callee.splits_lanes else (whole.log_prob_and_grad, whole.grad)
+            return LogDensity(*functions, caller=Caller(whole, whole.rest))
+        has_caller = callee is not None and isinstance(prior, DiagonalNormal)
+        return LogDensity(log_prob_and_grad, grad, native, caller=Caller(callee, prior) if has_caller else None)
 
     @cached_property
     def prior(self) -> LogDensity:
@@ -167,7 +174,7 @@ def _linked(of_parameters: LogDensity, link: Link) -> LogDensity:
         parameters = link(theta)
         return link.pull_back(theta, parameters, of_parameters.grad(parameters))
 
-    return LogDensity(log_prob_and_grad, grad)
+    return LogDensity(log_prob_and_grad, grad, callee=of_parameters.callee)
 
 
 def check_can_compile(posterior: Posterior) -> None:
@@ -182,8 +189,16 @@ def check_can_compile(posterior: Posterior) -> None:
 
 def _native(posterior: Posterior, num_lanes: int) -> Native | Fused | None:
     check_can_compile(posterior)
+    return _unless_it_fails(Native if is_small(posterior) else Fused, posterior, num_lanes)
+
+
+def _joint(prior: ClosedForm, likelihood: Native | Fused) -> Joint | None:
+    return _unless_it_fails(Joint, prior, likelihood) if can_be_joint(prior) else None
+
+
+def _unless_it_fails(make: Callable[..., T], *arguments: Any) -> T | None:
     try:
-        return Native(posterior, num_lanes) if is_small(posterior) else Fused(posterior, num_lanes)
+        return make(*arguments)
     except (ImportError, OSError, RuntimeError) as error:
         _warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
         return None

@@ -22,5 +22,5 @@ class LogDensity(NamedTuple):
     log_prob_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]]  # (C, D) -> (C,), (C, D)
     grad: Callable[[Tensor], Tensor]  # (C, D) -> (C, D), the gradient alone
     native: Native | None = None  # where it is computed in native code: that makes trajectories and transitions too
-    callee: Native | Fused | None = None  # of a likelihood: what other native code can call
+    callee: Native | Fused | None = None  # of a likelihood, of parameters: what other native code can call
     caller: Caller | None = None  # of a joint density: native code that calls the likelihood's, for other transitions

@@ -19,6 +19,7 @@ from bnn_utils.random import lane_keys
 
 if TYPE_CHECKING:
     from bnn_utils.gradients.fused import Fused
+    from bnn_utils.gradients.joints import Joint, Nothing
     from bnn_utils.gradients.native import Native
     from bnn_utils.priors import DiagonalNormal
 
@@ -75,7 +76,7 @@ class Caller:
         prior: of all parameters.
     """
 
-    def __init__(self, likelihood: Native | Fused, prior: DiagonalNormal) -> None:
+    def __init__(self, likelihood: Native | Fused | Joint, prior: DiagonalNormal | Nothing) -> None:
         self._likelihood, self._prior = likelihood, prior
         # That no thread works in now, by what is computed and how many more rows that takes.
         self._memory: defaultdict[tuple[str, int], list[tuple[Any, ...]]] = defaultdict(list)

@@ -39,6 +39,7 @@ class Fused:
         seconds: that gradients of all lanes take one core, roughly.
         lanes_in_tile: that are worked on together.
         numbers: what draws random numbers; None for torch.
+        splits_lanes: whether a lane is shared out among threads as well.
 
     Raises:
         ImportError, RuntimeError: as `Code`.
@@ -64,6 +65,7 @@ class Fused:
         most = min(MOST_PARTS, PART_ELEMENTS // (num_lanes * products.dim), len(weights) // POINTS_OF_PART)
         self._part = self._block * -(-num_blocks // max(1, most))
         self._num_parts = -(-len(weights) // self._part)
+        self.splits_lanes = self._num_parts > 1
         self._memory = products.memory * self._block
         self.seconds = SECONDS_PER_PRODUCT * 6 * products.dim * len(weights) * num_lanes
 

@@ -92,6 +92,7 @@ class Native:
         seconds: that gradients of all lanes take one core, roughly.
         lanes_in_tile: that are worked on together.
         numbers: what draws random numbers.
+        splits_lanes: whether a lane is shared out among threads as well.
     """
 
     def __init__(self, posterior: Posterior, num_lanes: int) -> None:
@@ -99,7 +100,7 @@ class Native:
         self._code = code_of(self._program)
         self._check = functools.partial(check_vectors, (num_lanes, posterior.flat.dim), posterior.dtype)
         self.num_lanes, self.num_threads = num_lanes, 1
-        self.lanes_in_tile, self.numbers = self._program.lanes, self._code
+        self.lanes_in_tile, self.numbers, self.splits_lanes = self._program.lanes, self._code, False
         prior = posterior.prior_distribution
         self.has_prior = isinstance(prior, DiagonalNormal)
         if self.has_prior:
