@@ -3,7 +3,7 @@
     python benchmarks/samplers.py                          # all, into samplers.csv and samplers.md beside this file
     python benchmarks/samplers.py --only boston --data DIR # one posterior; DIR has the UCI sets, see `uci`
 
-Each sampler runs in a process of its own, on one core, from maxima that were found before. What is measured is the
+Each sampler runs in a process of its own, on one core, from the same draws of the prior. What is measured is the
 effective sample size of the network's predictions at points that it has not seen, the smallest and the median over
 the points, by the seconds of processor time that warm-up and draws take together. Compilation is left out for all.
 Where R-hat of a prediction exceeds `R_HAT_LIMIT`, chains have not come to one distribution, and no number counts.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,11 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
 }
-POSTERIORS = ("tutorial", "boxes 2-50-50-1", "bostonHousing", "concrete", "energy", "yacht")
+UCI = ("bostonHousing", "concrete", "energy", "yacht")
+# Those that are written out in JAX as well, for the other packages, and those that are not.
+SHARED = ("linear", "tutorial", "5-8-1", "1-10-1, noise inferred", "boxes 2-50-50-1", *UCI)
+OWN = ("5-8-1, scales inferred", "5-8-1, by autograd")
+POSTERIORS = (*SHARED, *OWN)
 
 
 class Budget(NamedTuple):
@@ -61,6 +66,16 @@ class Sampler(NamedTuple):
     is_exact: bool = True
 
 
+REPORT = """# Which sampler for which posterior
+
+`benchmarks/samplers.py` makes this table. All samplers run on one core, 8 chains each from the same draws of the prior,
+and find step sizes, lengths and masses in their warm-up. ESS is that of predictions at new points, by seconds of
+processor time for warm-up and draws together, without compilation. No number counts where R-hat exceeds 1.05. By this
+table `sample(posterior)` chooses, see `bnn_utils.choice`.
+
+"""
+
+
 # --- posteriors -------------------------------------------------------------------------------------------------------
 
 
@@ -79,10 +94,37 @@ def posterior_of(name: str, data: Path) -> tuple[Posterior, np.ndarray]:
         layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.Tanh())][:-1]
         posterior = Posterior(nn.Sequential(*layers), tutorial.boxes(1000), NormalPrior(0.09), Bernoulli())
         return posterior, square_grid(5).numpy()
+    if name not in UCI:
+        return made_up(name)
     x, y, new = uci(data / name)
     net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.ReLU(), nn.Linear(50, 1), LogScale())
     posterior = Posterior(net, Data(torch.from_numpy(x), torch.from_numpy(y)), FanInPrior(2, 1), Gaussian())
     return posterior, new
+
+
+def made_up(name: str) -> tuple[Posterior, np.ndarray]:
+    """Small problems: whether two of five inputs have the same sign, and a sine with noise."""
+    import torch
+    from torch import nn
+    from torch.distributions import HalfCauchy
+
+    from bnn_utils import Bernoulli, ByInput, Data, Gaussian, HierarchicalPrior, LogScale, NormalPrior, Posterior
+
+    generator = torch.Generator().manual_seed(0)
+    if name.startswith("1-10-1"):
+        x = 6 * torch.rand(50, 1, generator=generator) - 3
+        y = torch.sin(2 * x[:, 0]) + 0.1 * torch.randn(50, generator=generator)
+        net = nn.Sequential(nn.Linear(1, 10), nn.Tanh(), nn.Linear(10, 1), LogScale())
+        return Posterior(net, Data(x, y), NormalPrior(0.25), Gaussian()), torch.linspace(-3, 3, 50)[:, None].numpy()
+    x, new = torch.randn(200, 5, generator=generator), torch.randn(100, 5, generator=generator)
+    hidden = [] if name == "linear" else [nn.Linear(5, 8), nn.Tanh()]
+    net = nn.Sequential(*hidden, nn.Linear(8 if hidden else 5, 1))
+    prior = (
+        HierarchicalPrior({"0.weight": ByInput(HalfCauchy(1.0)), "*": 1.0}) if "scales" in name else NormalPrior(1.0)
+    )
+    gradient = "autograd" if "autograd" in name else "auto"
+    data = Data(x, (x[:, 0] * x[:, 1] > 0).float())
+    return Posterior(net, data, prior, Bernoulli(), gradient), new.numpy()
 
 
 def uci(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -277,16 +319,16 @@ def numpyro_nuts(posterior: Posterior, budget: Budget) -> Run:
 
 
 SAMPLERS = {
-    "HMC()": Sampler("bnn_utils", ours("HMC()"), Budget(500, 500)),
-    "NUTS()": Sampler("bnn_utils", ours("NUTS()"), Budget(500, 500)),
-    "ChEES()": Sampler("bnn_utils", ours("ChEES()"), Budget(500, 500)),
-    "MAMS()": Sampler("bnn_utils", ours("MAMS()"), Budget(500, 500)),
+    "HMC()": Sampler("bnn_utils", ours("HMC()"), Budget(300, 300)),
+    "NUTS()": Sampler("bnn_utils", ours("NUTS()"), Budget(300, 300)),
+    "ChEES()": Sampler("bnn_utils", ours("ChEES()"), Budget(300, 300)),
+    "MAMS()": Sampler("bnn_utils", ours("MAMS()"), Budget(300, 300)),
     "MCLMC()": Sampler("bnn_utils", ours("MCLMC()"), Budget(5_000, 1_000, 20), is_exact=False),
     "replica exchange": Sampler("bnn_utils", ours("ReplicaExchange(HMC(0.05, 12), 12)"), Budget(500, 1_000)),
-    "BlackJAX, NUTS": Sampler("BlackJAX", blackjax_nuts, Budget(500, 500)),
+    "BlackJAX, NUTS": Sampler("BlackJAX", blackjax_nuts, Budget(300, 300)),
     "BlackJAX, adjusted MCLMC": Sampler("BlackJAX", blackjax_adjusted, Budget(2_000, 1_000, 10)),
     "BlackJAX, MCLMC": Sampler("BlackJAX", blackjax_mclmc, Budget(5_000, 1_000, 20), is_exact=False),
-    "NumPyro, NUTS": Sampler("NumPyro", numpyro_nuts, Budget(500, 500)),
+    "NumPyro, NUTS": Sampler("NumPyro", numpyro_nuts, Budget(300, 300)),
 }
 
 
@@ -318,14 +360,11 @@ def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, floa
     }
 
 
-def start_at_maxima(name: str, data: Path, to: Path) -> None:
+def start(name: str, data: Path, to: Path) -> None:
     import torch
 
-    from bnn_utils import find_map
-
-    torch.set_num_threads(1)
     posterior, _ = posterior_of(name, data)
-    np.save(to, find_map(posterior, NUM_CHAINS, seed=SEED, progress=False).theta.numpy())
+    np.save(to, posterior.sample_prior(NUM_CHAINS, torch.Generator().manual_seed(SEED)).numpy())
 
 
 def in_process(*arguments: str) -> str:
@@ -348,23 +387,57 @@ def main() -> None:
         print(json.dumps(measure(given.one[0], given.one[1], given.data, Path(given.one[2]))))
         return
     if given.starts:
-        start_at_maxima(given.starts[0], given.data, Path(given.starts[1]))
+        start(given.starts[0], given.data, Path(given.starts[1]))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:
-            if name not in ("tutorial", "boxes 2-50-50-1") and not (given.data / name).is_dir():
+            if name in UCI and not (given.data / name).is_dir():
                 print(f"{name} is left out: it is not in {given.data}")
                 continue
             starts = str(Path(folder, "starts.npy"))
             in_process("--starts", name, starts, "--data", str(given.data))
             for sampler in given.samplers:
+                if SAMPLERS[sampler].library != "bnn_utils" and name in OWN:
+                    continue
+                if sampler == "replica exchange" and name in ("boxes 2-50-50-1", *UCI, *OWN):
+                    continue  # without native transitions it would take longer than all others together
                 found = json.loads(in_process("--one", name, sampler, starts, "--data", str(given.data)))
                 rows.append({"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | found)
                 print(json.dumps(rows[-1]), flush=True)
-    table = pd.DataFrame(rows)
-    if set(given.only) == set(POSTERIORS) and set(given.samplers) == set(SAMPLERS):
-        table.to_csv(HERE / "samplers.csv", index=False, float_format="%.5g")
+    write(pd.DataFrame(rows))
+
+
+def write(rows: pd.DataFrame) -> None:
+    """Into the table that is stored, in place of what was measured before of the same."""
+    path = HERE / "samplers.csv"
+    keys = ["posterior", "sampler"]
+    if path.exists():
+        before = pd.read_csv(path)
+        again = before.set_index(keys).index.isin(rows.set_index(keys).index)
+        rows = pd.concat([before[~again], rows])
+    places = {name: list(order).index for name, order in (("posterior", POSTERIORS), ("sampler", SAMPLERS))}
+    rows = rows.sort_values(keys, key=lambda column: column.map(places[column.name]))
+    rows.to_csv(path, index=False, float_format="%.4g")
+    counts = rows["r_hat"] <= R_HAT_LIMIT
+    rate = (rows["smallest_ess"] / rows["seconds"]).map("{:,.3g}".format).where(counts, "-")
+    median = (rows["median_ess"] / rows["seconds"]).map("{:,.3g}".format).where(counts, "-")
+    shown = pd.DataFrame(
+        {
+            "posterior": rows["posterior"],
+            "sampler": rows["sampler"].where(
+                rows["sampler"].map(lambda name: SAMPLERS[name].is_exact), rows["sampler"] + " (biased)"
+            ),
+            "R-hat": rows["r_hat"].map("{:.3f}".format),
+            "smallest ESS/s": rate,
+            "median ESS/s": median,
+            "s": rows["seconds"].map("{:.1f}".format),
+        }
+    )
+    lines = [" | ".join(shown.columns), " | ".join("---" for _ in shown.columns)]
+    lines += [" | ".join(map(str, row)) for row in shown.itertuples(index=False)]
+    processor = platform.processor() or platform.machine()
+    (HERE / "samplers.md").write_text(REPORT + "\n".join(f"| {line} |" for line in lines) + f"\n\nOn {processor}.\n")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bnn_utils import _check
-from bnn_utils.batches import Batches
+from bnn_utils.batches import Batches, is_shown
 from bnn_utils.chain import Chain
+from bnn_utils.choice import choose
 from bnn_utils.density import check_can_compile
 from bnn_utils.facts import facts_of
 from bnn_utils.files import to_path
@@ -33,13 +37,15 @@ from bnn_utils.starts import check_starts, draw_starts, fit_init
 from bnn_utils.stores import MemoryStore, ZarrStore, open_for_reading
 from bnn_utils.stores.layout import METADATA
 
+CHOSEN_CHAINS, CHOSEN_WARMUP = 8, 1000  # where the kernel is chosen, and nothing else is said
+
 
 def sample(
     posterior: Posterior,
-    kernel: Kernel,
-    num_samples: int,
-    num_chains: int = 1,
-    warmup: int = 0,
+    kernel: Kernel | None = None,
+    num_samples: int = 1000,
+    num_chains: int | None = None,
+    warmup: int | None = None,
     init: Tensor | Literal["map"] | None = None,
     seed: int | torch.Generator | None = None,
     progress: bool = True,
@@ -53,6 +59,10 @@ def sample(
     keep_draws: bool = True,
 ) -> Chain:
     """Draw chains from a posterior.
+
+    With nothing said, ``sample(posterior)``, it takes the kernel that was best for posteriors of its kind and size
+    (`bnn_utils.choice`, by the table of `benchmarks/samplers.md`), says which, and makes 8 chains of 1,000 draws after
+    1,000 transitions of warm-up.
 
     During ``warmup`` the kernel adapts to the posterior: HMC its step size, which from then on varies at random, and
     its mass, ChEES and MAMS the trajectory length too, MCLMC the decoherence length, replica exchange its temperatures
@@ -74,8 +84,9 @@ def sample(
         kernel: such as ``HMC(step_size=0.05, num_steps=4)``, ``ChEES()`` or ``ReplicaExchange(HMC(0.05, 8))``, or one
             of your own (`bnn_utils.kernels.base`).
         num_samples: draws per chain.
-        num_chains: how many chains.
-        warmup: transitions per chain that adapt the kernel and are thrown away.
+        num_chains: how many chains; 1, or 8 where the kernel is chosen.
+        warmup: transitions per chain that adapt the kernel and are thrown away; none, or 1,000 where the kernel is
+            chosen.
         init: where to start, ``(D,)`` for all chains or ``(C, D)``; without it, each chain at a prior draw of its own.
             "map": each climbs from its prior draw to a maximum first (`bnn_utils.find_map`, with at most 500 iterations
             of L-BFGS: a chain need not stand on the very top), like the members of a deep ensemble. R-hat presupposes
@@ -123,13 +134,19 @@ def sample(
     """
     called = time.perf_counter()
     _check.posterior(posterior)
+    progress, why = _check.flag("progress", progress), None
+    if kernel is None:
+        kernel, why = choose(posterior)
     check_kernel(kernel)
+    if num_chains is None:
+        num_chains = 1 if why is None or np.ndim(init) == 2 else CHOSEN_CHAINS
+    warmup = (0 if why is None else CHOSEN_WARMUP) if warmup is None else warmup
     num_samples, num_chains = _check.whole("num_samples", num_samples, 1), _check.whole("num_chains", num_chains, 1)
     warmup, workers, thin = (
         _check.whole(name, value, low)
         for name, value, low in (("warmup", warmup, 0), ("workers", workers, 1), ("thin", thin, 1))
     )
-    progress, recorded = _check.flag("progress", progress), check_keep(keep, keep_draws)
+    recorded = check_keep(keep, keep_draws)
     _check.instance(
         "executor", executor, (Executor, type(None)), "a concurrent.futures.Executor, such as a Dask client's"
     )
@@ -165,6 +182,8 @@ def sample(
             f"workers={workers} share whole batches, and {num_chains} chains in one batch leave nothing to share: "
             f"add batch_size={-(-num_chains // workers)}" + (" and more chains" if num_chains == 1 else "")
         )
+    if why is not None and is_shown(progress):
+        tqdm.write(f"{type(kernel).__name__}, as {why}", file=sys.stderr)
     with noted() as interrupts:
         with interrupts.breakable():
             before = _facts_of_store(store)

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import erfc
 from scipy.stats import qmc
-from targets import generator, normal, regression, rotated, spread
+from targets import generator, normal, regression, rotated, spread, with_moments
 from torch import nn
 
 from bnn_utils import (
@@ -344,6 +344,23 @@ def test_steps_that_are_found():
         ValueError, match=r"a warm-up finds how many steps HMC makes, and there is none: add warmup=500"
     ):
         run(kernel, posterior, 0, 1)
+
+
+@pytest.mark.statistical
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_steps_where_parameters_hang_together(lanes):
+    """Correlated by 0.99, one of them 100 times as wide: steps are found that are enough, by one chain as by 16.
+
+    Fails where trajectories end the first time that a chain comes nearer again, or distances are not in units of the
+    mass: one step or two are found then, and R-hat is 1.4.
+    """
+    scales, correlation = torch.tensor([6.0, 0.06, 1.0]).double(), torch.eye(3).double()
+    correlation[0, 1] = correlation[1, 0] = -0.99
+    posterior = with_moments(torch.zeros(3).double(), scales[:, None] * correlation * scales)
+    chain = sample(posterior, HMC(), 16_000 // lanes, lanes, 500, seed=1, progress=False)
+    assert rhat(chain.draws).max() < 1.02
+    assert chain.kernel.num_steps * chain.kernel.step_size > 0.5
 
 
 def test_jitter_is_on_where_a_warmup_adapts():

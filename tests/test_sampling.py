@@ -405,3 +405,33 @@ def test_modules_without_closed_form_are_sampled_too():
     assert posterior.gradient == "autograd"
     assert not chain.draws.requires_grad
     assert chain.stats["is_accept"].any()
+
+
+# --- nothing said -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "kernel", "why"),
+    [
+        ([nn.Linear(2, 1)], NUTS, "there is no hidden layer"),
+        ([nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)], ChEES, "there are hidden layers"),
+        ([nn.Linear(2, 80), nn.Tanh(), nn.Linear(80, 1)], HMC, "there are more than 256 parameters"),
+    ],
+)
+def test_the_kernel_is_chosen_and_told(layers, kernel, why, capsys):
+    posterior = Posterior(nn.Sequential(*layers), boxes(20), NormalPrior(1.0), Bernoulli())
+    chain = sample(posterior, num_samples=2, warmup=30, seed=1)
+    assert f"{kernel.__name__}, as {why}" in capsys.readouterr().err
+    assert type(chain.kernel) is kernel
+    assert chain.draws.shape == (8, 2, posterior.dim)
+    starts = chain.draws[:3, -1]
+    again = sample(posterior, num_samples=2, warmup=5, init=starts, seed=1, progress=False)
+    assert len(again.draws) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_all_by_itself(posterior):
+    """The whole call, ``sample(posterior)``; the kernel's own settings are those that the warm-up found."""
+    chain = sample(posterior, seed=1, progress=False)
+    assert chain.draws.shape == (8, 1000, posterior.dim)
+    assert repr(chain.kernel) != repr(ChEES())

@@ -202,7 +202,6 @@ sample(Posterior, hmc, 3)                         | posterior must be a Posterio
 sample(posterior.log_prob, hmc, 3)                | posterior must be a Posterior, .* got an object of type method
 sample(posterior, "hmc", 3)                       | kernel must be .*HMC\(step_size=0.05, num_steps=4\).* got 'hmc'
 sample(posterior, HMC, 3)                         | kernel must be .* got the class HMC itself
-sample(posterior, None, 3)                        | kernel must be .* got None
 sample(posterior, 0.1, 3)                         | kernel must be .* got 0.1
 sample(posterior, hmc, "3")                       | num_samples must be a whole number of at least 1, got '3'
 sample(posterior, hmc, None)                      | num_samples must be a whole number of at least 1, got None
@@ -210,10 +209,8 @@ sample(posterior, hmc, True)                      | num_samples must be a whole 
 sample(posterior, hmc, [3])                       | num_samples must be a whole number of at least 1, got an object of type list
 sample(posterior, hmc, 3, num_chains="2")         | num_chains must be a whole number of at least 1, got '2'
 sample(posterior, hmc, 3, num_chains=True)        | num_chains must be a whole number of at least 1, got True
-sample(posterior, hmc, 3, num_chains=None)        | num_chains must be a whole number of at least 1, got None
 sample(posterior, hmc, 3, warmup="no")            | warmup must be a whole number of at least 0, got 'no'
 sample(posterior, hmc, 3, warmup=True)            | warmup must be a whole number of at least 0, got True
-sample(posterior, hmc, 3, warmup=None)            | warmup must be a whole number of at least 0, got None
 sample(posterior, hmc, 3, init=True)              | init must be a tensor or an array of numbers, got True
 sample(posterior, hmc, 3, init=chain)             | init must be a tensor or an array of numbers, got an object of type Chain
 sample(posterior, hmc, 3, init={"a": 1})          | init must be a tensor or an array of numbers, got an object of type dict

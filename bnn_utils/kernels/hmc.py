@@ -261,10 +261,10 @@ class HMC:
     uniform ``(C,)``.
 
     Where the number of steps is not given, a warm-up finds it, each time that it has set the mass, and when it ends: it
-    follows trajectories until they turn back, ``(theta - start) . M^-1 p <= 0`` (Hoffman and Gelman 2014), and takes
-    half of the time that this takes in the median. In a Gaussian they turn back after half a period, and after a
+    follows trajectories until they turn back, where ``(theta - start)' M (theta - start)`` is largest in the mean over
+    lanes, and takes half of the time that this takes. In a Gaussian they turn back after half a period, and after a
     quarter of one they have forgotten where they came from. For each lane it draws a normal ``(C, D)``, and for few
-    lanes several.
+    lanes several, of which it takes the median.
 
     Args:
         step_size: leapfrog step, in units of theta where the mass is the identity; where a warm-up begins.
@@ -418,17 +418,22 @@ def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Me
 def turning_time(
     generator: torch.Generator, start: Position, density: LogDensity, step_size: float, metric: Metric
 ) -> float:
-    """After which trajectories from fresh momenta turn back: the median, of each lane once or more often."""
+    """After which trajectories from fresh momenta are furthest away, in the mean of the squares over lanes: the median.
+
+    Each is followed for twice as long as it takes, since parameters that hang together make it turn back for a while.
+    """
     times = []
     for _ in range(-(-LEAST_TURNS // len(start.theta))):
         noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
-        here, p, num_steps = start, metric.momentum(noise), 0
-        turned = torch.zeros_like(start.log_prob, dtype=torch.bool)
-        while num_steps < MAX_STEPS and 2 * turned.sum() < len(turned):
+        here, p, num_steps, furthest, num_furthest = start, metric.momentum(noise), 0, 0.0, 1
+        while num_steps < min(2 * num_furthest, MAX_STEPS):
             here, p = trajectory(here, p, density, step_size, 1, metric)
-            outwards = ((here.theta - start.theta) * metric.velocity(p)).sum(-1)
-            turned, num_steps = turned | ~(outwards > 0), num_steps + 1
-        times.append(num_steps * step_size)
+            num_steps += 1
+            moved = here.theta - start.theta
+            distance = (moved * metric.mass(moved)).sum(-1).nan_to_num(0.0, 0.0).mean().item()
+            if distance > furthest:
+                furthest, num_furthest = distance, num_steps
+        times.append(num_furthest * step_size)
     return statistics.median(times)
 
 

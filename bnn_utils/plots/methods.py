@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, Figure
@@ -62,7 +63,9 @@ def paths(moves: Mapping[str, tuple[Tensor, Tensor]], cloud: Tensor, names: tupl
         alt=f"For each of {', '.join(moves)}: a path in the plane of two weights, over a cloud of draws",
     )
     axes = figure.subplots(2, columns, sharex=True, sharey=True).flat
-    low, high = cloud.quantile(0.005, dim=0), cloud.quantile(0.995, dim=0)
+    edges = cloud.quantile(cloud.new_tensor([0.005, 0.995]), dim=0)
+    ends = torch.cat([edges, *(draws for _, draws in moves.values())])
+    low, high = ends.min(0).values - 0.3, ends.max(0).values + 0.3
     for ax, (name, (places, draws)) in zip(axes, moves.items(), strict=False):
         ax.plot(*cloud.T, ".", color=GREY, ms=2, alpha=0.25, zorder=0, rasterized=True)
         ax.plot(*places.T, "-", color=CHAIN_COLOURS[0], lw=0.9)
