@@ -14,8 +14,8 @@ LARGE = 256  # parameters
 def choose(posterior: Posterior) -> tuple[Kernel, str]:
     """The kernel, and why.
 
-    By the smallest effective sample size per second of `benchmarks/samplers.md`, of exact kernels that find all of their
-    settings. None of them crosses between modes that are far apart: for that, and for the evidence, there is
+    By the smallest effective sample size per second of `benchmarks/samplers.md`, of exact kernels that find all of
+    their settings. None of them crosses between modes that are far apart: for that, and for the evidence, there is
     `ReplicaExchange`, which needs to be told more.
     """
     if posterior.layers is not None and len(posterior.layers) == 1:

@@ -647,4 +647,4 @@ explorer.figure(run="the guest", view="epistemic", draw=99)
 # - Where a barrier is, change the algorithm, not the package. Handed over in batches, even a
 #   density of Python's is fast.
 #
-# **Next:** [12. Long runs](12_long_runs.ipynb)
+# **Next:** [11. Samplers](11_samplers.ipynb)

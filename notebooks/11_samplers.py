@@ -46,9 +46,9 @@ posterior, known = Posterior(*model), reference()
 
 # %% [markdown]
 # ## Six kernels, one loop
-# All six know the gradient. **HMC** rolls along it for a fixed time, and then a coin decides
-# whether the end is kept. The next three change how long it rolls. **NUTS** rolls until the path
-# turns back. **ChEES** learns one length for all chains, the one at which they get furthest.
+# All six know the gradient. **Hamiltonian Monte Carlo** (HMC) rolls along it for a fixed time,
+# and then a coin decides whether the end is kept. The next three change how long it rolls. **NUTS** rolls until the
+# path turns back. **ChEES** learns one length for all chains, at which they get furthest.
 # **MAMS** goes with speed 1 wherever it is: the gradient changes its direction only. **MCLMC**
 # moves like that too, but never stops and never asks whether it should have gone, so that its
 # draws are a little wrong. **Replica exchange** runs HMC at twelve temperatures at once.
@@ -88,9 +88,9 @@ for name, chain in chains.items():
 
 # %% [markdown]
 # ## How they move
-# A posterior that takes notes: whenever a kernel asks for the density or its gradient, it writes
-# down where. (As in notebook 10, we put a function of our own in place of the likelihood.) Of
-# replica exchange's twelve lanes we write down the coldest.
+# A posterior that takes notes: whenever a kernel asks for the density or its gradient, it
+# writes down where. (As in notebook 10, we put a function of our own in place of the
+# likelihood.) Of replica exchange's twelve lanes we write down the coldest.
 
 
 # %%
@@ -198,7 +198,7 @@ table.round({"R-hat": 2, "ESS": 0, "ESS/s": 1, "ESS per 1,000": 3, "distance": 4
 crossing = table["chains with both"]
 assert crossing["replica exchange"] >= 12
 assert crossing.drop("replica exchange").max() <= 4
-assert table["distance"].max() < 0.02
+assert table.loc[EXACT, "distance"].max() < 0.01
 print("verdict: only replica exchange crosses between the kinds; all predict much the same")
 
 
@@ -210,8 +210,9 @@ print("verdict: only replica exchange crosses between the kinds; all predict muc
 #
 # ## The price of not asking
 # MCLMC takes each step without asking whether it should. So do **SGHMC** and SGLD, and these
-# don't even look at all points: a step sees a *minibatch*, here 20 of the 80. That is what makes
-# a million points possible, and it makes the draws wrong twice, by the step and by the noise.
+# don't even look at all points: a step sees a *minibatch*, here 20 of the 80. That is what
+# makes a million points possible, and it makes the draws wrong twice, by the step and by the
+# noise.
 #
 # How wrong? Start 128 chains at draws that are right, and see where they drift. We watch the
 # mean log density: it is too low when draws are spread too widely.
@@ -274,7 +275,7 @@ plots.rhat_weights(
 # %%
 *others, last = of_weights["Symmetric(HMC)"].tolist()
 assert max(others) < 1.1 < 1.2 < last, "the last is the output's bias"
-assert of_weights["HMC"].median() > 1.05
+assert (of_weights["HMC"] > 1.2).sum() >= 3
 assert rhat(posterior.predict(jumping.draws, known.grid)).max() < 1.3
 print("verdict: all weights mix but the output's bias, which no symmetry moves")
 
@@ -321,8 +322,8 @@ print("verdict: the two inputs that count have the two largest scales")
 # `posterior.parameters` makes the network's weights of such a vector, as in the last lines.
 #
 # ## Which one
-# `sample(posterior)`, with nothing else, takes one of them: NUTS where there is no hidden layer,
-# ChEES for up to 256 parameters, HMC beyond, because these were best where we measured
+# `sample(posterior)`, with nothing else, takes one of them: NUTS where there is no hidden
+# layer, ChEES for up to 256 parameters, HMC beyond, because these were best where we measured
 # (`benchmarks/samplers.md`). It says which. Otherwise:
 #
 # | take | when | it fails when |

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
 from scipy.stats import chi2, norm
 from targets import (
     FALSE_ALARM,
@@ -24,6 +23,7 @@ from targets import (
 
 from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
 from bnn_utils.diagnostics import ess, mcse
+from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 

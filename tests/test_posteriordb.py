@@ -1,4 +1,4 @@
-"""Regressions of posteriordb, with the priors that they have there, beside means and deviations of its reference draws."""
+"""Regressions of posteriordb, with its priors, beside means and deviations of its reference draws."""
 
 from pathlib import Path
 
@@ -56,5 +56,4 @@ def test_means_and_deviations_are_those_of_the_reference(name, kernel):
         (squares.mean((0, 1)).numpy() - known["sd"] ** 2)
         / np.hypot(mcse(squares).numpy(), 2 * known["sd"] * known["sd_se"]),
     ]
-    print(name, kernel, chain.kernel, np.abs(z).max())
     assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / np.size(z))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samplers import density_for, placed, swap_rates
 from scipy.stats import chi2, kstest, norm
 from targets import (
     FALSE_ALARM,
@@ -29,6 +28,7 @@ from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, S
 from bnn_utils.kernels.path import BROADER
 from bnn_utils.kernels.replica_exchange import equal_rejection, rounds
 from bnn_utils.symmetry import draw_copies
+from samplers import density_for, placed, swap_rates
 
 
 class Near(Noisy):
