@@ -204,6 +204,30 @@ FAULTS = [
         "symmetric",
     ),
     in_torch(
+        "a log scale without its Jacobian",
+        "families.py",
+        "family",
+        "(1.0, 0.5 * scale**-2, 2.0)",
+        "(0.0, 0.5 * scale**-2, 2.0)",
+        "scales",
+    ),
+    Fault(
+        "a half-Cauchy's tail forgotten, in native code",
+        "gradients/elements.py",
+        "_half_student",
+        "v.fma(v.neg(c), softplus, u)",
+        "u",
+        "scales",
+    ),
+    in_torch(
+        "the ratio to a reference without the reference",
+        "kernels/path.py",
+        "path_of",
+        "log_prob - q.log_prob(theta)",
+        "log_prob",
+        "reference",
+    ),
+    in_torch(
         "swap without the difference of the likelihoods",
         EXCHANGE,
         "_swap_ratio",
@@ -529,7 +553,10 @@ FAULTS = [
 # What is asked of the samplers -> the files, and the tests in them.
 INSTRUMENTS = {
     "units": (
-        ["test_hmc.py", "test_microcanonical.py", "test_nuts.py", "test_replica_exchange.py", "test_symmetric.py"],
+        [
+            *("test_hmc.py", "test_microcanonical.py", "test_nuts.py", "test_replica_exchange.py", "test_scales.py"),
+            "test_symmetric.py",
+        ],
         None,
     ),
     "both codes": (
@@ -538,6 +565,7 @@ INSTRUMENTS = {
             "test_native.py::test_random_numbers_are_torchs",
             "test_native.py::test_points_without_weight_count_for_nothing",
             "test_native.py::test_it_is_the_closed_form",
+            "test_joints.py",
             "test_vector.py",
         ],
         None,

@@ -96,7 +96,8 @@ def fit_reference(posterior: Posterior, draws: Tensor) -> Tensor:
         raise ValueError(f"draws must have the shape (..., {posterior.dim}), got {tuple(draws.shape)}")
     like = posterior.flat.ravel()
     squares = draws.reshape(-1, posterior.dim).to(device="cpu", dtype=torch.float64).square().mean(0)
-    groups = exchangeable(posterior.flat)
+    further = torch.arange(posterior.flat.dim, posterior.dim)  # scales that are inferred: nobody's
+    groups = torch.cat([exchangeable(posterior.flat), further])
     sums = squares.new_zeros(posterior.dim).index_add(0, groups, squares)
     sd = BROADER * (sums / groups.bincount(minlength=posterior.dim))[groups].sqrt()
     if not ((sd > 0) & sd.isfinite()).all():
