@@ -389,7 +389,6 @@ def main() -> None:
     if given.starts:
         start(given.starts[0], given.data, Path(given.starts[1]))
         return
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:
             if name in UCI and not (given.data / name).is_dir():
@@ -403,9 +402,18 @@ def main() -> None:
                 if sampler == "replica exchange" and name in ("boxes 2-50-50-1", *UCI, *OWN):
                     continue  # without native transitions it would take longer than all others together
                 found = json.loads(in_process("--one", name, sampler, starts, "--data", str(given.data)))
-                rows.append({"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | found)
-                print(json.dumps(rows[-1]), flush=True)
-    write(pd.DataFrame(rows))
+                row = {"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | found
+                print(json.dumps(row), flush=True)
+                write(pd.DataFrame([row]))
+
+
+def processor_name() -> str:
+    """As Linux tells it; elsewhere, its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def write(rows: pd.DataFrame) -> None:
@@ -436,7 +444,7 @@ def write(rows: pd.DataFrame) -> None:
     )
     lines = [" | ".join(shown.columns), " | ".join("---" for _ in shown.columns)]
     lines += [" | ".join(map(str, row)) for row in shown.itertuples(index=False)]
-    processor = platform.processor() or platform.machine()
+    processor = processor_name()
     (HERE / "samplers.md").write_text(REPORT + "\n".join(f"| {line} |" for line in lines) + f"\n\nOn {processor}.\n")
 
 

@@ -40,7 +40,9 @@ from bnn_utils import (
     Log,
     LogScale,
     Posterior,
+    ReplicaExchange,
     Symmetric,
+    fit_reference,
     sample,
     sbc,
 )
@@ -311,6 +313,15 @@ def test_copies_leave_the_scales_alone():
     by_unit = HierarchicalPrior({"2.weight": ByInput(HalfNormal(1.0)), "*": 1.0})
     with pytest.raises(ValueError, match="does not treat the hidden units of a layer alike"):
         sample(Posterior(network(), DATA, by_unit, Bernoulli()), Symmetric(HMC(0.1, 3)), num_samples=3, progress=False)
+
+
+def test_a_reference_covers_the_scales_too():
+    posterior = Posterior(network(), DATA, HierarchicalPrior(SCALES), Bernoulli())
+    reference = fit_reference(posterior, posterior.sample_prior(50, generator()))
+    assert reference.shape == (posterior.dim,)
+    kernel = ReplicaExchange(HMC(0.1, 3), 3, reference=reference)
+    chain = sample(posterior, kernel, num_samples=5, num_chains=2, warmup=5, seed=1, progress=False)
+    assert chain.draws.shape == (2, 5, posterior.dim)
 
 
 def test_flat_priors_need_starts(tmp_path):
