@@ -16,7 +16,8 @@ def choose(posterior: Posterior) -> tuple[Kernel, str]:
 
     By the smallest effective sample size per second of `benchmarks/samplers.md`, of exact kernels that find all of
     their settings. None of them crosses between modes that are far apart: for that, and for the evidence, there is
-    `ReplicaExchange`, which needs to be told more.
+    `ReplicaExchange`, which needs to be told more, and is the best where there are such modes and prior and posterior
+    are not too far apart, as in the tutorial's problem, and not elsewhere.
     """
     if posterior.layers is not None and len(posterior.layers) == 1:
         return NUTS(), "there is no hidden layer"
