@@ -120,7 +120,7 @@ def test_jax_maps_rows_in_one_batch(jax, posterior, theta):
         sizes.append(num_lanes)
         return posterior.density(num_lanes)
 
-    f = jax_function(posterior.flat, density)
+    f = jax_function(posterior.dim, posterior.check_shape, density)
     values, grads = jax.jit(jax.vmap(jax.value_and_grad(f)))(theta.numpy())
     assert sizes == [5]
     expected_values, expected_grads = posterior.log_prob_and_grad(theta)

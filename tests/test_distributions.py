@@ -173,9 +173,14 @@ def test_what_is_no_density_over_the_line(one):
             return D.Independent(one.expand((flat.dim,)), 1)
 
     with pytest.raises(ValueError, match="is no density over all real numbers"):
-        ElementPrior(one)
-    with pytest.raises(ValueError, match="is no density over all real numbers"):
         Posterior(nn.Linear(2, 1), data, Mine(), Bernoulli())
+
+
+@pytest.mark.parametrize("name", ["counts", "log of what is shifted", "logit of a part", "a circle"])
+def test_what_is_no_density_in_an_interval(name):
+    """The others are: a parameter is brought to where they are, see test_scales.py."""
+    with pytest.raises(ValueError, match="is no density of a number in an interval"):
+        ElementPrior(NOT_THE_LINE[name])
 
 
 # --- priors of the reader's own ---------------------------------------------------------------------------------------
