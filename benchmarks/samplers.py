@@ -218,6 +218,18 @@ def density(posterior: Posterior) -> Callable[[Any], Any]:
     return log_prob
 
 
+def drawn(step: Callable[[Any, Any], Any], state: Any, key: Any, budget: Budget) -> Any:
+    """Where BlackJAX's steps lead, ``(T, D)``: of each ``thin`` the last."""
+    import jax
+
+    def transition(state: Any, key: Any) -> tuple[Any, Any]:
+        for one in jax.random.split(key, budget.thin):
+            state, _ = step(one, state)
+        return state, state.position
+
+    return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+
+
 def blackjax_nuts(posterior: Posterior, budget: Budget) -> Run:
     import blackjax
     import jax
@@ -230,11 +242,7 @@ def blackjax_nuts(posterior: Posterior, budget: Budget) -> Run:
         (state, parameters), _ = warmup.run(first, start, budget.warmup)
         step = blackjax.nuts(log_prob, **parameters).step
 
-        def transition(state: Any, key: Any) -> tuple[Any, Any]:
-            state, _ = step(key, state)
-            return state, state.position
-
-        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+        return drawn(step, state, key, budget)
 
     return Compiled(chain)
 
@@ -259,12 +267,7 @@ def blackjax_mclmc(posterior: Posterior, budget: Budget) -> Run:
         mass, length, size = parameters.inverse_mass_matrix, parameters.L, parameters.step_size
         step = blackjax.mclmc(log_prob, L=length, step_size=size, inverse_mass_matrix=mass).step
 
-        def transition(state: Any, key: Any) -> tuple[Any, Any]:
-            for one in jax.random.split(key, budget.thin):
-                state, _ = step(one, state)
-            return state, state.position
-
-        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+        return drawn(step, state, key, budget)
 
     return Compiled(chain)
 
@@ -294,12 +297,7 @@ def blackjax_adjusted(posterior: Posterior, budget: Budget) -> Run:
             "integration_steps_params": (parameters.L / parameters.step_size,),
         }
 
-        def transition(state: Any, key: Any) -> tuple[Any, Any]:
-            for one in jax.random.split(key, budget.thin):
-                state, _ = kernel(one, state, log_prob, **options)
-            return state, state.position
-
-        return jax.lax.scan(transition, state, jax.random.split(key, budget.draws))[1]
+        return drawn(lambda key, state: kernel(key, state, log_prob, **options), state, key, budget)
 
     return Compiled(chain)
 

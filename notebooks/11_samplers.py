@@ -67,21 +67,16 @@ KERNELS = {
     "replica exchange": ReplicaExchange(HMC(step_size=0.05, num_steps=12), 12),
 }
 EXACT = [name for name in KERNELS if name != "MCLMC"]
+DRAWN = {"num_samples": 500, "num_chains": 16, "warmup": 500, "seed": 1, "progress": False}
 
+# %% [markdown]
+# 16 chains of 500 draws each; of MCLMC, whose transition is one small step, every 20th.
 
-def draw(name):
-    """16 chains of 500 draws; of MCLMC, whose transition is one step, every 20th."""
-    thin = 20 if name == "MCLMC" else 1
-    return sample(
-        posterior, KERNELS[name], num_samples=500, num_chains=16, warmup=500, thin=thin, seed=1,
-        progress=False,
-    )  # fmt: skip
-
-
+# %%
 chains, seconds = {}, {}
 for name in KERNELS:
-    begin = time.perf_counter()
-    chains[name] = draw(name)
+    begin, thin = time.perf_counter(), 20 if name == "MCLMC" else 1
+    chains[name] = sample(posterior, KERNELS[name], thin=thin, **DRAWN)
     seconds[name] = time.perf_counter() - begin
 
 for name, chain in chains.items():
@@ -139,6 +134,7 @@ def moves(name, gradients=150):
     return places[:, PLANE], torch.cat([start[None], chain.draws[0]])[:, PLANE]
 
 
+# %%
 found = {name: moves(name) for name in KERNELS}
 cloud = chains["replica exchange"].draws.flatten(0, 1)[:, PLANE]
 cloud = cloud[(cloud.sign() == start[PLANE].sign()).all(1)]  # where we are, of four copies
