@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
-from targets import rotated, spread, with_moments
 from torch import Tensor
 
 from bnn_utils import HMC, MAMS, NUTS, Chain, ChEES, Hamiltorch, Posterior, ReplicaExchange, Symmetric, sample, sampling
@@ -18,6 +16,8 @@ from bnn_utils.kernels import hamiltorch
 from bnn_utils.kernels.base import Kernel
 from bnn_utils.kernels.path import path_of
 from bnn_utils.kernels.replica_exchange import ExchangeState
+from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
+from targets import rotated, spread, with_moments
 
 
 class Sampler(NamedTuple):

@@ -12,7 +12,6 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import erfc
 from scipy.stats import qmc
-from targets import generator, normal, regression, rotated, spread, with_moments
 from torch import nn
 
 from bnn_utils import (
@@ -45,6 +44,7 @@ from bnn_utils.gradients import LogDensity
 from bnn_utils.kernels.base import Info
 from bnn_utils.kernels.chees import MAX_STEPS, _slope, halton, num_steps, widest
 from bnn_utils.kernels.hmc import ADAPTED_JITTER, FIRST_STEPS, Position, Proposal, metric, turning_time
+from targets import generator, normal, regression, rotated, spread, with_moments
 
 
 class Silent(Likelihood):

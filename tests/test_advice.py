@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from targets import generator, normal, regression
-from test_adaptation import gaussian
 from torch import nn
 
 from bnn_utils import (
@@ -31,6 +29,8 @@ from bnn_utils import (
 from bnn_utils._arviz import arviz
 from bnn_utils.chain import LINE
 from bnn_utils.evidence import Tempering
+from targets import generator, normal, regression
+from test_adaptation import gaussian
 
 CHAINS, DRAWS = 4, 800
 

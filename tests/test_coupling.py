@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from targets import FALSE_ALARM
 
 from bnn_utils import HMC, MAMS, MCLMC, NUTS, SGHMC, Chain, ChEES, ReplicaExchange, coupling, sample
 from bnn_utils.coupling import copies, coupled, named
 from bnn_utils.diagnostics import convergence
+from targets import FALSE_ALARM
 
 
 def ar(coefficient, chains, draws, quantities=1, seed=0):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid
-from targets import FALSE_ALARM, generator, normal, vector
 from torch import distributions as D
 from torch import nn
 
 from bnn_utils import HMC, Bernoulli, Data, ElementPrior, Posterior, sample
+from targets import FALSE_ALARM, generator, normal, vector
 
 LOG = D.ExpTransform().inv
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import cumulative_trapezoid
 from scipy.stats import chi2, norm
-from targets import FALSE_ALARM, NOISE, PRECISION, Mixture, exact, normal, one_parameter, regression, vector
-from test_replica_exchange import Near
 from torch.distributions import MultivariateNormal, Normal
 
 from bnn_utils import HMC, Chain, NormalPrior, ReplicaExchange, sample
 from bnn_utils.evidence import Estimate, Tempering, integral, stepping_stones
+from targets import FALSE_ALARM, NOISE, PRECISION, Mixture, exact, normal, one_parameter, regression, vector
+from test_replica_exchange import Near
 
 
 def log_evidence(posterior):

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, norm
+
+from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
+from bnn_utils.diagnostics import ess, mcse
+from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
 from targets import (
     FALSE_ALARM,
     Mixture,
@@ -20,10 +24,6 @@ from targets import (
     vector,
     with_moments,
 )
-
-from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
-from bnn_utils.diagnostics import ess, mcse
-from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 

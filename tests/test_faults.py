@@ -4,6 +4,7 @@ import ast
 import shutil
 
 import pytest
+
 from faults import FAULTS, INSTRUMENTS, ROOT, Fault, caught, plant, table
 
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from samplers import needs_hamiltorch
 from torch import nn
 
 from bnn_utils import HMC, Data, Hamiltorch, Likelihood, NormalPrior, Posterior, sample
 from bnn_utils.kernels import hamiltorch as ours
+from samplers import needs_hamiltorch
 
 pytestmark = needs_hamiltorch
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from scipy.stats import binom, norm
-from targets import FALSE_ALARM, density_of, generator, normal
 
 from bnn_utils import HMC
 from bnn_utils.kernels.base import MAX_ENERGY_ERROR, Info
 from bnn_utils.kernels.hmc import Position, leapfrog, metric
+from targets import FALSE_ALARM, density_of, generator, normal
 
 # Standard deviations 6, 1 and 0.5 along rotated axes: a condition number of 144.
 ROTATION = torch.linalg.qr(normal(3, 3, seed=1))[0]

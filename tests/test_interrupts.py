@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
-import trials
 from torch import nn
 
+import trials
 from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, boxes, interrupts, sample
 from bnn_utils.batches import Batches
 from bnn_utils.interrupts import noted

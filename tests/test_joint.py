@@ -8,11 +8,11 @@ draws cannot be told from the parameters that the labels came from (simulation-b
 import pytest
 import torch
 from scipy.stats import chi2, ks_2samp, norm
-from targets import FALSE_ALARM, generator, vector
 
 from bnn_utils import HMC, ReplicaExchange, boxes, sample
 from bnn_utils.sbc import Calibration, ranks, simulation_based_calibration
 from samplers import ROUGHLY, SAMPLERS, density_for, each_sampler, placed
+from targets import FALSE_ALARM, generator, vector
 
 pytestmark = [pytest.mark.slow, pytest.mark.statistical]
 

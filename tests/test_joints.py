@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from targets import generator, normal
-from test_native import ACTIVATIONS, LARGE, SMALL, TOLERANCE, assert_close, assert_same, error
 from torch import nn
 from torch.distributions import (
     Cauchy,
@@ -53,6 +51,8 @@ from bnn_utils.gradients.fused import Fused
 from bnn_utils.gradients.joints import Joint
 from bnn_utils.gradients.native import Native
 from bnn_utils.links import Link
+from targets import generator, normal
+from test_native import ACTIVATIONS, LARGE, SMALL, TOLERANCE, assert_close, assert_same, error
 
 OF_SCALES = [
     HalfCauchy(0.7),

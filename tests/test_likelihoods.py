@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from scipy.stats import norm
-from targets import vector
 from torch import nn
 
 from bnn_utils import (
@@ -28,6 +27,7 @@ from bnn_utils import (
 from bnn_utils.likelihoods import ByDistribution
 from bnn_utils.random import lend_to_torch
 from bnn_utils.sbc import simulation_based_calibration
+from targets import vector
 
 bernoulli = Bernoulli()
 

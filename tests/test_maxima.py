@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy.optimize import root
 from scipy.special import expit
-from targets import PRECISION, density_of, exact, generator, linear, normal, one_parameter, regression, vector
 from torch import distributions, nn
 
 from bnn_utils import (
@@ -26,6 +25,7 @@ from bnn_utils import (
 )
 from bnn_utils.random import spawn
 from bnn_utils.starts import draw_starts
+from targets import PRECISION, density_of, exact, generator, linear, normal, one_parameter, regression, vector
 
 
 def find(posterior, num=4, seed=0):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from targets import FALSE_ALARM, density_of, generator, normal, rotated, spread, vector, with_moments
-from test_adaptation import gaussian, run_stuck
 
 from bnn_utils import MAMS, MCLMC, sample
 from bnn_utils.diagnostics import mcse
 from bnn_utils.kernels.base import MAX_ENERGY_ERROR
 from bnn_utils.kernels.hmc import Position, metric
 from bnn_utils.kernels.microcanonical import integrate, kick, refreshed
+from targets import FALSE_ALARM, density_of, generator, normal, rotated, spread, vector, with_moments
+from test_adaptation import gaussian, run_stuck
 
 INV_MASS = vector(1.2, 0.7, 1.1)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from targets import generator, normal
 from torch import nn
 
 from bnn_utils import (
@@ -38,6 +37,7 @@ from bnn_utils.gradients.blocks import assemble
 from bnn_utils.gradients.native import Code, code_of, drawn, program_of
 from bnn_utils.kernels.base import Info
 from bnn_utils.kernels.hmc import Position
+from targets import generator, normal
 
 ACTIVATIONS = [
     nn.Tanh(),

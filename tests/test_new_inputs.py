@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, chisquare
-from targets import FALSE_ALARM
 from torch import nn
 
 from bnn_utils import (
@@ -22,6 +21,7 @@ from bnn_utils import (
     sample,
 )
 from bnn_utils.predict import predictive_quantiles
+from targets import FALSE_ALARM
 
 
 def generator(seed=0):

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from scipy.stats import chi2
-from targets import FALSE_ALARM, density_of, generator, normal, rotated, spread, with_moments
 
 from bnn_utils import NUTS, random, sample
 from bnn_utils.kernels.hmc import Position, energy_of, leapfrog
 from bnn_utils.kernels.nuts import Stretch, turns_back
 from bnn_utils.random import lane_keys, lane_uniform
+from targets import FALSE_ALARM, density_of, generator, normal, rotated, spread, with_moments
 
 DIM = 3
 MASSES = {

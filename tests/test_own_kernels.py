@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
-from targets import regression
 from torch import nn
 
 from bnn_utils import HMC, sample
 from bnn_utils.kernels import base
 from bnn_utils.kernels.base import Info
 from bnn_utils.sbc import simulation_based_calibration
+from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
+from targets import regression
 
 FACTOR = 0.2 * torch.eye(3, dtype=torch.float64)
 KERNELS = {

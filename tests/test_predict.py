@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.stats import norm
-from targets import FALSE_ALARM
 
 from bnn_utils.predict import (
     brier_score,
@@ -21,6 +20,7 @@ from bnn_utils.predict import (
     predictive_quantiles,
     split_uncertainty,
 )
+from targets import FALSE_ALARM
 
 QUARTER = 2 - 0.75 * math.log2(3)  # entropy of 1/4 : 3/4, in bits
 

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from samplers import needs_hamiltorch
 
 from bnn_utils import HMC, Hamiltorch, boxes, sample
 from bnn_utils.kernels.hmc import metric
+from samplers import needs_hamiltorch
 
 
 class Recorded(NamedTuple):

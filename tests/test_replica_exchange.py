@@ -9,6 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest, norm
+from torch import nn
+
+from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, Symmetric, boxes, fit_reference, sample
+from bnn_utils.kernels.path import BROADER
+from bnn_utils.kernels.replica_exchange import equal_rejection, rounds
+from bnn_utils.symmetry import draw_copies
+from samplers import density_for, placed, swap_rates
 from targets import (
     FALSE_ALARM,
     PRECISION,
@@ -22,13 +29,6 @@ from targets import (
     regression,
     vector,
 )
-from torch import nn
-
-from bnn_utils import HMC, Bernoulli, NormalPrior, Posterior, ReplicaExchange, Symmetric, boxes, fit_reference, sample
-from bnn_utils.kernels.path import BROADER
-from bnn_utils.kernels.replica_exchange import equal_rejection, rounds
-from bnn_utils.symmetry import draw_copies
-from samplers import density_for, placed, swap_rates
 
 
 class Near(Noisy):

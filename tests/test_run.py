@@ -9,9 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
-from samplers import needs_hamiltorch
-from targets import generator, regression
 from torch.utils._pytree import tree_leaves
 
 from bnn_utils import (
@@ -31,6 +28,9 @@ from bnn_utils import (
 )
 from bnn_utils.kernels.base import Info, adapted
 from bnn_utils.run import Plan, advance, begin, segment
+from own_kernels import AdaptingWalk, ManyAtOnce, RandomWalk
+from samplers import needs_hamiltorch
+from targets import generator, regression
 
 FACTOR = 0.2 * torch.eye(3, dtype=torch.float64)
 KERNELS = {

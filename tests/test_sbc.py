@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, kstest, multinomial
-from targets import FALSE_ALARM, generator, normal, regression
 
 from bnn_utils import HMC, Posterior, ReplicaExchange, sbc
 from bnn_utils.kernels.hmc import propose, recorded
 from bnn_utils.priors import DiagonalNormal
 from bnn_utils.sbc import around, chi_square, counts, ecdf, ecdf_band, ranks, simulation_based_calibration
+from targets import FALSE_ALARM, generator, normal, regression
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from scipy.stats import norm
-from targets import FALSE_ALARM, NOISE, PRECISION, exact, generator, linear, normal, regression, vector
 from torch import nn
 from torch.distributions import Laplace, Poisson, StudentT
 
@@ -28,6 +27,7 @@ from bnn_utils import (
 )
 from bnn_utils.gradients import minibatches
 from bnn_utils.kernels import stochastic
+from targets import FALSE_ALARM, NOISE, PRECISION, exact, generator, linear, normal, regression, vector
 
 NUM = 23  # points: a prime, so that minibatches differ in size
 

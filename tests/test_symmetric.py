@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from own_kernels import RandomWalk
 from scipy.stats import binom, chi2
-from targets import FALSE_ALARM, generator, normal
 from torch import nn
 
 from bnn_utils import (
@@ -23,6 +21,8 @@ from bnn_utils import (
     sample,
 )
 from bnn_utils.symmetry import copies, draw_copies, fold
+from own_kernels import RandomWalk
+from targets import FALSE_ALARM, generator, normal
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU(), nn.Identity()])

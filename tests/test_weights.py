@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from targets import generator, normal, vector
 from torch import nn
 from torch.distributions import Normal, Poisson
 
@@ -30,6 +29,7 @@ from bnn_utils import (
 from bnn_utils.gradients import backprop
 from bnn_utils.predict import log_score
 from bnn_utils.sbc import simulation_based_calibration
+from targets import generator, normal, vector
 
 NUM = 12
 X, REAL, COUNT = normal(NUM, 2), normal(NUM, seed=1), torch.arange(NUM) % 4
