@@ -14,7 +14,7 @@ from bnn_utils.kernels.path import fit_reference
 from bnn_utils.kernels.replica_exchange import ReplicaExchange
 from bnn_utils.kernels.stochastic import SGHMC, SGLD
 from bnn_utils.kernels.symmetric import Symmetric
-from bnn_utils.layers import LogScale
+from bnn_utils.layers import LogScale, Standardise
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn_utils.maxima import find_map
 from bnn_utils.posterior import Posterior
@@ -51,6 +51,7 @@ __all__ = [
     "NormalPrior",
     "Posterior",
     "ReplicaExchange",
+    "Standardise",
     "Symmetric",
     "boxes",
     "default_device",

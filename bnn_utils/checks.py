@@ -8,6 +8,7 @@ the inputs and differentiated by autograd, and that gradient with finite differe
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from bnn_utils import _check
 from bnn_utils.flat import FlatModule
-from bnn_utils.likelihoods import Bernoulli, ByDistribution, Categorical, Likelihood
+from bnn_utils.likelihoods import Bernoulli, ByDistribution, Categorical, Gaussian, Likelihood
 
 if TYPE_CHECKING:
     from bnn_utils.posterior import Posterior
@@ -41,6 +42,10 @@ ROUNDING_OF_GRADIENTS = {torch.float32: 2e-2, torch.float64: 1e-4}
 # of a thousand rectified units, they are off by about the root of the fraction of units that it takes across theirs.
 STEPS = {torch.float32: (1e-2, 1e-3), torch.float64: (1e-6, 1e-8)}
 ERROR_OF_SLOPES = {torch.float32: 0.2, torch.float64: 0.05}
+# Root mean squares of inputs and of targets, beyond which a warning says so: priors of weights near 1 say that these
+# are near 1 too.
+USUAL_SCALES = (0.1, 10.0)
+STACK_LEVEL = 4  # of the line that makes a posterior, behind a decorator of torch
 SMALLEST_SHARE = 0.01  # of the largest gradient of a parameter tensor, to which others' are made equal
 
 
@@ -250,6 +255,35 @@ def check_density(posterior: Posterior) -> None:
         _check_links(posterior, outputs, trial.data.x)
     _check_gradient(trial, thetas)
     _check_methods(trial, thetas)
+
+
+def warn_of_scales(posterior: Posterior) -> None:
+    """Say so where what the first layer takes, or what the last one must give, is far from unit scale."""
+    x, y = posterior.features, posterior.counted.y
+    if x is None and not any(True for _ in posterior.flat.module.buffers()):  # which may be there to scale the inputs
+        x = posterior.counted.x
+    if x is not None and x.is_floating_point() and not x.is_meta:
+        sizes = x.flatten(1).square().mean(0).sqrt()
+        if not _is_usual(sizes.max()):
+            warnings.warn(
+                f"inputs are far from unit scale: column {sizes.argmax()} has a root mean square of {sizes.max():.3g}, "
+                "and no other a larger one. Weights of usual priors are meant for inputs near 1: put "
+                "Standardise(data.x) before the first layer",
+                stacklevel=STACK_LEVEL,
+            )
+    if isinstance(posterior.likelihood, Gaussian) and not y.is_meta:
+        size = posterior.likelihood.in_units(y).square().mean().sqrt()
+        if not _is_usual(size):
+            warnings.warn(
+                f"targets are far from unit scale: their root mean square is {size:.3g}, and functions from usual "
+                "priors are near 1: say Gaussian(units=Standardise(data.y)), which gives all results in your units",
+                stacklevel=STACK_LEVEL,
+            )
+
+
+def _is_usual(size: Tensor) -> bool:
+    low, high = USUAL_SCALES
+    return size == 0 or low <= size <= high
 
 
 def _check_values(posterior: Posterior) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from bnn_utils import _check
@@ -88,11 +89,63 @@ class LogScale(nn.Module):
         return torch.cat([x, self.log_scale.expand_as(x)], dim=-1)
 
 
-def linear_chain(flat: FlatModule) -> list[Layer] | None:
+class Standardise(nn.Module):
+    """Numbers by their mean and standard deviation: ``(x - mean) / sd``, of each column its own.
+
+    As a first layer, ``nn.Sequential(Standardise(train.x), nn.Linear(...), ...)``, it lets a network be asked in the
+    reader's units, while its weights see inputs for which priors are meant. It has no parameters. What `Gaussian` does
+    with one of targets is said there.
+
+    Args:
+        x: of the points that are learned from, shape ``(N, ...)``: those held out must not be known to it.
+
+    Attributes:
+        mean, sd: buffers, shape ``x.shape[1:]``; sd is 1 where all points have the same number.
+
+    Raises:
+        ValueError: if there are no points, or numbers that are whole, NaN or infinite.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, x: Tensor | ArrayLike) -> None:
+        super().__init__()
+        x = _check.tensor("x", x).detach()
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"x holds no points: its shape is {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x has dtype {x.dtype}, and should be floats: numbers of classes have no mean, for others "
+                "say x.double()"
+            )
+        if not (x.is_meta or x.isfinite().all()):
+            raise ValueError(f"x holds {int((~x.isfinite()).sum())} NaN or infinite values: take those points out")
+        sd, mean = torch.std_mean(x.double(), dim=0, correction=0)
+        # Of equal numbers rounding may leave a deviation that is not 0.
+        is_constant = x.amax(0) == x.amin(0)
+        self.register_buffer("mean", torch.where(is_constant, x[0], mean.to(x)))
+        self.register_buffer("sd", torch.where(is_constant, 1, sd).to(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean.to(x)) / self.sd.to(x)
+
+    def back(self, z: Tensor) -> Tensor:
+        """From standardised numbers to the reader's: ``mean + sd z``."""
+        return self.mean.to(z) + self.sd.to(z) * z
+
+    def extra_repr(self) -> str:
+        if self.mean.ndim:
+            return f"{tuple(self.mean.shape)}"
+        return f"mean={self.mean.item():g}, sd={self.sd.item():g}"
+
+
+def linear_chain(flat: FlatModule, after_frozen: bool = False) -> list[Layer] | None:
     """The layers that compute what ``flat`` computes, or None where its module is something else.
 
     It is a chain of trainable nn.Linear, each at most once, with elementwise activations after any of them and perhaps
-    a `LogScale` at the end.
+    a `LogScale` at the end; if so asked for, after parts without parameters, such as `Standardise`, which the layers
+    then say nothing of.
     """
     names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
     layers: list[Layer] = []
@@ -100,6 +153,8 @@ def linear_chain(flat: FlatModule) -> list[Layer] | None:
     for module in _flatten(flat.module):
         if layers and layers[-1].log_scale is not None:
             return None
+        if after_frozen and not layers and not any(p.requires_grad for p in module.parameters()):
+            continue
         if type(module) is nn.Linear:
             weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
             used += [weight] if module.bias is None else [weight, bias]

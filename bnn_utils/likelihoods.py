@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from functools import wraps
 from textwrap import shorten
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from torch.nn import functional as F
 
 from bnn_utils import _check, distributions
 from bnn_utils.gradients.autograd import value_and_grad
+from bnn_utils.layers import Standardise
+
+# Of noise by softplus, which else would round to 0 where an output is large and negative.
+SMALLEST_SCALE = 1e-3
 
 # What a method of a likelihood follows from, unless a class gives it a closed form; a gradient follows from all of it.
 _SOURCES = {"log_probs": ("distribution",), "mean": ("distribution",), "log_prob": ("log_probs", "distribution")}
@@ -223,19 +228,30 @@ class Gaussian(Likelihood):
 
     Args:
         scale: the noise's standard deviation, where it is known: then an output is a mean. Without it the second half
-            of the outputs are log scales: the same for all points if the network ends in `LogScale`, which makes the
+            of the outputs say the scales: the same for all points if the network ends in `LogScale`, which makes the
             noise one more element of theta; different ones if the network computes them.
+        link: from such an output to a scale. "exp" takes it for the scale's logarithm. "softplus" takes ``0.001 +
+            log(1 + e^output)``, which neither overflows nor comes near 0: for noise that the network computes, where
+            draws from a prior give outputs of some hundred, at which an exponential ends all arithmetic.
+        units: ``Standardise(train.y)``, where outputs are to be standardised numbers: the mean is ``m + s mean`` and
+            the scale ``s scale`` then, for the m and s of these targets. Predictions, noise and log likelihoods are in
+            the reader's units all the same, and the prior is one of functions in standard units.
 
     Raises:
-        ValueError: if the scale is not positive and finite.
+        ValueError: if the scale is not positive and finite, or the units are of other targets.
     """
 
-    def __init__(self, scale: float | None = None) -> None:
+    def __init__(
+        self, scale: float | None = None, link: Literal["exp", "softplus"] = "exp", units: Standardise | None = None
+    ) -> None:
         if scale is not None:
             scale = _check.number("scale", scale)
             if not 0 < scale < math.inf:
                 raise ValueError(f"the noise's scale (a standard deviation) must be positive and finite, got {scale:g}")
-        self.scale = scale
+        _check.choice("link", link, ("exp", "softplus"))
+        if units is not None:
+            _check.instance("units", units, Standardise, "what standardises targets, such as Standardise(train.y)")
+        self.scale, self.link, self.units = scale, link, copy.deepcopy(units)
 
     def targets(self, y: Tensor, outputs: Tensor) -> Tensor:
         width = 1 if y.ndim == 1 else y.shape[-1]
@@ -256,38 +272,70 @@ class Gaussian(Likelihood):
                 f"{self!r} needs {what} for each target, outputs of shape {wanted}; this network gives "
                 f"{tuple(outputs.shape)}: {hint}"
             )
+        if self.units is not None and self.units.mean.shape != y.shape[1:]:
+            raise ValueError(
+                f"the units are of targets of shape {('N', *self.units.mean.shape)}, and these have {tuple(y.shape)}: "
+                "say Gaussian(units=Standardise(data.y))"
+            )
         return y.to(outputs.dtype)
 
+    def in_units(self, y: Tensor) -> Tensor:
+        """Targets as outputs speak of them: standardised, if there are units."""
+        return y if self.units is None else self.units(y)
+
     def distribution(self, outputs: Tensor) -> Distribution:
-        mean, log_scale = self._split(outputs)
-        scale = torch.full_like(mean, self.scale) if log_scale is None else log_scale.exp()
+        mean, of_scale = self._split(outputs)
+        scale = torch.full_like(mean, self.scale) if of_scale is None else self._scale(of_scale)
+        if self.units is not None:
+            mean, scale = self.units.back(mean), self.units.sd.to(scale) * scale
         if mean.shape[-1] == 1:
             return Normal(mean.squeeze(-1), scale.squeeze(-1), validate_args=False)
         return Independent(Normal(mean, scale, validate_args=False), 1)
 
     def log_probs(self, outputs: Tensor, y: Tensor) -> Tensor:
-        residual, log_scale = self._residual(outputs, y)
-        if log_scale is None:
-            log_scale = math.log(self.scale)
+        residual, of_scale = self._residual(outputs, y)
+        log_scale = self._log_scale(of_scale)
+        if self.units is not None:
+            log_scale = log_scale + self.units.sd.to(outputs).log()
         return (-0.5 * residual.square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
-        residual, log_scale = self._residual(outputs, y)
-        if log_scale is None:
+        residual, of_scale = self._residual(outputs, y)
+        if of_scale is None:
             return residual / self.scale
-        return torch.cat([residual * (-log_scale).exp(), residual.square() - 1], dim=-1)
+        inverse, by_log_scale = self._inverse(of_scale), residual.square() - 1
+        if self.link == "softplus":
+            by_log_scale = by_log_scale * torch.sigmoid(of_scale) * inverse
+        return torch.cat([residual * inverse, by_log_scale], dim=-1)
+
+    def _scale(self, output: Tensor) -> Tensor:
+        return output.exp() if self.link == "exp" else F.softplus(output) + SMALLEST_SCALE
+
+    def _log_scale(self, output: Tensor | None) -> Tensor | float:
+        if output is None:
+            return math.log(self.scale)
+        return output if self.link == "exp" else self._scale(output).log()
+
+    def _inverse(self, output: Tensor | None) -> Tensor | float:
+        if output is None:
+            return 1 / self.scale
+        return (-output).exp() if self.link == "exp" else 1 / self._scale(output)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         return (outputs, None) if self.scale is not None else outputs.chunk(2, dim=-1)
 
     def _residual(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``(y - mean) / scale``, shape ``(..., N, K)``, and the log scale."""
-        mean, log_scale = self._split(outputs)
+        """``(y - mean) / scale``, shape ``(..., N, K)``, and the outputs that say the scale."""
+        mean, of_scale = self._split(outputs)
+        y = self.in_units(y)
         y = y[..., None] if mean.shape[-1] == 1 else y
-        return (y - mean) * (1 / self.scale if log_scale is None else (-log_scale).exp()), log_scale
+        return (y - mean) * self._inverse(of_scale), of_scale
 
     def __repr__(self) -> str:
-        return "Gaussian()" if self.scale is None else f"Gaussian(scale={self.scale:g})"
+        said = [] if self.scale is None else [f"scale={self.scale:g}"]
+        said += [] if self.link == "exp" else [f"link={self.link!r}"]
+        said += [] if self.units is None else [f"units={self.units!r}"]
+        return f"Gaussian({', '.join(said)})"
 
 
 class ByDistribution(Likelihood):

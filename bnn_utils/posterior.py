@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from bnn_utils import _check
 from bnn_utils.bridges import NumpyFunction, jax_function, numpy_function
-from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy
+from bnn_utils.checks import check_density, check_dtype, check_module, checked_outputs, own_copy, warn_of_scales
 from bnn_utils.data import Data
 from bnn_utils.density import Density
 from bnn_utils.flat import FlatModule
@@ -78,6 +78,9 @@ class Posterior:
             from those of each alone by plain autograd, or the gradient from finite differences. If the network emits
             probabilities where logits are meant, targets or outputs don't fit the likelihood, or its parts each other,
             the prior is not over all real vectors, the dtype is coarser than float32, or "closed-form" does not apply.
+
+    Warns:
+        UserWarning: if inputs, or targets of `Gaussian`, are far from unit scale, see `Standardise`.
     """
 
     @torch.inference_mode(False)
@@ -133,6 +136,7 @@ class Posterior:
                 "is something else: use gradient='auto'"
             )
         check_density(self)
+        warn_of_scales(self)
 
     @property
     def weighted_likelihood(self) -> Likelihood:

@@ -106,7 +106,7 @@ def exchangeable(flat: FlatModule) -> Tensor:
     between two hidden layers, a hidden layer's biases, and what its units send to one output; of all else each element
     is alone. Of a module whose symmetries are not known the elements of each parameter are taken for exchangeable.
     """
-    layers = linear_chain(flat)
+    layers = linear_chain(flat, after_frozen=True)
     groups = torch.arange(flat.dim)
     if layers is None:
         for part in flat.slices.values():
@@ -193,7 +193,7 @@ def _is_positively_homogeneous(layer: Layer) -> bool:
 def _layers(flat: FlatModule) -> list[Layer]:
     if not isinstance(flat, FlatModule):
         raise TypeError(f"expected the network as a FlatModule, got a {type(flat).__name__}: pass posterior.flat")
-    layers = linear_chain(flat)
+    layers = linear_chain(flat, after_frozen=True)
     if layers is None:
         raise ValueError(
             "symmetries are known for an nn.Sequential of trainable nn.Linear layers, with "

@@ -22,6 +22,7 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
+    Standardise,
     sample,
 )
 from bnn_utils.likelihoods import ByDistribution
@@ -114,6 +115,13 @@ CASES = {
     "known noise, two targets": (Gaussian(scale=0.7), 2, normal(12, 2, seed=1)),
     "noise by the outputs": (Gaussian(), 2, normal(12, seed=1)),
     "noise by the outputs, two targets": (Gaussian(), 4, normal(12, 2, seed=1)),
+    "noise by softplus": (Gaussian(link="softplus"), 2, normal(12, seed=1)),
+    "known noise, in units": (Gaussian(scale=0.7, units=Standardise(3 + normal(9))), 1, normal(12, seed=1)),
+    "noise by softplus, two targets, in units": (
+        Gaussian(link="softplus", units=Standardise(5 * normal(9, 2))),
+        4,
+        normal(12, 2, seed=1),
+    ),
     "a function": (ByDistribution(poisson), 1, torch.arange(12) % 4),
 }
 cases = pytest.mark.parametrize(("likelihood", "num", "y"), CASES.values(), ids=CASES)

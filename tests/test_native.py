@@ -28,6 +28,7 @@ from bnn_utils import (
     NormalPrior,
     Posterior,
     ReplicaExchange,
+    Standardise,
     Symmetric,
     boxes,
     sample,
@@ -58,6 +59,13 @@ LIKELIHOODS = {
     "Gaussian, two targets": (Gaussian(0.5), 2, [], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
     "Gaussian, noise inferred": (Gaussian(), 2, [LogScale(2)], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
     "Gaussian, noise computed": (Gaussian(), 2, [], lambda y: y / 2),
+    "Gaussian, noise by softplus": (Gaussian(link="softplus"), 2, [], lambda y: y / 2),
+    "Gaussian, in units": (
+        Gaussian(link="softplus", units=Standardise(torch.tensor([[3.0, 9.0], [4.0, -1.0]]))),
+        4,
+        [],
+        lambda y: torch.stack([3 + y, 2 - y], dim=-1),
+    ),
 }
 # Of blocks and parts of a large network's points.
 LARGE, SMALL = {"BLOCK_ELEMENTS": 2**16}, {"BLOCK_ELEMENTS": 64, "POINTS_OF_PART": 10}

@@ -118,7 +118,7 @@ def test_statistical_tests_alone(store, tmp_path):
     folder = tmp_path / "tests"
     folder.mkdir()
     (folder / "test_planted.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    statistical: about draws\n    slow: long\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    statistical: about draws\n")
     outcomes = run_all([Run(folder, number) for number in SEEDS], jobs=2)
     failed = [list(outcome.failed) for outcome in outcomes.values()]
     assert {tuple(names) for names in failed} == {(), ("test_planted.py::test_small",)}
@@ -170,12 +170,11 @@ def test_assertions_inside_functions_go_on_too():
 
 def test_plan():
     """The number of other seeds of each, and each instruction set once."""
-    chosen = [Run(robust.ROOT / "tests", 0, kind=kind) for kind in robust.TESTS]
-    chosen += [Run(robust.ROOT / "notebooks" / f"{name}.py", 0) for name in ("01_data", "06_convergence")]
+    chosen = [Run(robust.ROOT / name, 0) for name in ("tests", "notebooks/01_data.py", "notebooks/06_convergence.py")]
     runs, sets = plan(chosen), robust.available()
     assert "default" in sets
-    for run, count in zip(chosen, (50, 50, 20, 8), strict=True):
-        mine = [other for other in runs if (other.what, other.kind) == (run.what, run.kind)]
+    for run, count in zip(chosen, (50, 20, 8), strict=True):
+        mine = [other for other in runs if other.what == run.what]
         assert [other.number for other in mine if not other.instructions] == list(range(1, count + 1))
         assert [other.instructions for other in mine if other.number == 0] == sets
 
@@ -206,7 +205,7 @@ def test_page_shows_no_failure_and_is_of_all():
     """Fails when a notebook was added and `make robust` was not run, and when something failed in it."""
     page = robust.PAGE.read_text()
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
-    names = [*robust.TESTS, *sorted(path.stem for path in (robust.ROOT / "notebooks").glob("*.py"))]
+    names = ["tests", *sorted(path.stem for path in (robust.ROOT / "notebooks").glob("*.py"))]
     assert [line[0].removeprefix("| ") for line in lines] == names
     assert {line[-1] for line in lines} == {"none |"}
     assert "What failed" not in page

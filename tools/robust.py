@@ -30,9 +30,8 @@ import reseed
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "robust.md"
 STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
-# What is asked of pytest -> which of the tests.
-TESTS = {"tests": "statistical and not slow", "slow tests": "statistical and slow"}
-SEEDS = {"tests": 50, "slow tests": 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8}
+TESTS = "statistical"  # the mark of those that are run
+SEEDS = {"tests": 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8, "11_samplers": 8}
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
@@ -57,11 +56,10 @@ class Run(NamedTuple):
     what: Path  # notebook, or folder of tests
     number: int  # of the other seeds; 0 for the seeds as they are
     instructions: str = ""  # an instruction set; "" for what the processor has
-    kind: str = "tests"  # of tests, one of `TESTS`
 
     @property
     def name(self) -> str:
-        return self.kind if self.what.is_dir() else self.what.stem
+        return self.what.stem
 
     def __str__(self) -> str:
         return f"{self.name} {self.instructions or f'seeds {self.number}'}"
@@ -75,13 +73,12 @@ class Outcome(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of notebooks, such as 03_hmc; 'tests', 'slow tests'")
+    parser.add_argument("--only", nargs="*", help="names of notebooks, such as 03_hmc; 'tests'")
     parser.add_argument("--seeds", type=int, help="how many other seeds")
     parser.add_argument("--stored", action="store_true", help="run nothing: the page of what has been run so far")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one thread")
     arguments = parser.parse_args()
-    notebooks = [Run(path, 0) for path in sorted((ROOT / "notebooks").glob("*.py"))]
-    everything = [Run(ROOT / "tests", 0, kind=kind) for kind in TESTS] + notebooks
+    everything = [Run(path, 0) for path in (ROOT / "tests", *sorted((ROOT / "notebooks").glob("*.py")))]
     chosen = [run for run in everything if arguments.only is None or run.name in arguments.only]
     if not chosen:
         parser.error(f"there is no {' or '.join(arguments.only)}; there are {', '.join(r.name for r in everything)}")
@@ -145,7 +142,7 @@ def run_once(run: Run) -> Outcome:
         result, started = stored.with_suffix(".new"), time.perf_counter()
         command = [sys.executable, "tools/reseed.py", str(result), str(run.number), str(run.what)]
         if run.what.is_dir():
-            command += [TESTS[run.kind]]
+            command += [TESTS]
             environment["PYTEST_ADDOPTS"] = f"-k '{' or '.join(sorted(stale))}'"
         try:
             process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
@@ -163,7 +160,7 @@ def run_once(run: Run) -> Outcome:
 
 def store_of(run: Run) -> Path:
     machine = hashlib.blake2b(f"{processor()} {sys.version} {torch_version()}".encode(), digest_size=4).hexdigest()
-    return STORE / f"{run.name.replace(' ', '_')}-{run.number}-{run.instructions or 'own'}-{machine}.json"
+    return STORE / f"{run.name}-{run.number}-{run.instructions or 'own'}-{machine}.json"
 
 
 def stored_outcome(run: Run) -> dict[str, Any]:
@@ -204,7 +201,7 @@ def merged(before: dict[str, Any], after: dict[str, Any], stale: set[str], secon
 
 
 def table(outcomes: dict[Run, Outcome]) -> str:
-    """A line for each notebook and for each kind of tests."""
+    """A line for the tests, and for each notebook."""
     lines = ["| what | assertions | other seeds | instruction sets | assertions that failed |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(run.name for run in outcomes):
         mine = {run: outcome for run, outcome in outcomes.items() if run.name == name}

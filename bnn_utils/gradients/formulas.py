@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnn_utils.gradients.vector import Vectors
 from bnn_utils.gradients.writer import Value
+from bnn_utils.likelihoods import SMALLEST_SCALE
 
 
 def combined(v: Vectors, terms: list[tuple[Value, Value | None]]) -> Value:
@@ -75,10 +76,24 @@ def activated(
     raise NotImplementedError(activation)
 
 
+class Noise(NamedTuple):
+    """What `bnn_utils.likelihoods.Gaussian` says of its noise.
+
+    Attributes:
+        scale: where it is known.
+        link: from outputs to scales.
+        log_units: of each target, the logarithm of the unit that it is measured in.
+    """
+
+    scale: float | None
+    link: str
+    log_units: tuple[float, ...]
+
+
 def judged(
-    v: Vectors, likelihood: str, noise: float | None, outputs: list[Value], targets: list[Value], has_value: bool
+    v: Vectors, likelihood: str, noise: Noise | None, outputs: list[Value], targets: list[Value], has_value: bool
 ) -> tuple[Value | None, list[Value]]:
-    """The log likelihood of points, where it is asked for, and its gradient by the outputs."""
+    """The log likelihood of points, where it is asked for, and its gradient by the outputs; targets are in units."""
     one, zero = v.constant(1.0), v.constant(0.0)
     match likelihood:
         case "Bernoulli":
@@ -106,17 +121,30 @@ def judged(
                 mine = v.select(c, z, mine)
             return v.sub(mine, v.log(total)), g
         case "Gaussian":
-            num = len(targets)
-            means, log_scales, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
+            num, log_units = len(targets), noise.log_units or len(targets) * (0.0,)
+            means, of_noise, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
             for k, (y, mean) in enumerate(zip(targets, means, strict=True)):
-                inverse = v.exp(v.neg(log_scales[k])) if log_scales else v.constant(1 / noise)
+                inverse, log_scale, slope = _scale(v, noise, of_noise[k] if of_noise else None, has_value)
                 residual = v.mul(v.sub(y, mean), inverse)
                 g.append(v.mul(residual, inverse))
-                of_scales.append(v.fma(residual, residual, v.constant(-1.0)))
+                of_scale = v.fma(residual, residual, v.constant(-1.0))
+                of_scales.append(of_scale if slope is None else v.mul(of_scale, slope))
                 if has_value:
-                    log_scale = log_scales[k] if log_scales else v.constant(math.log(noise))
-                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi)))
+                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi) + log_units[k]))
                     part = v.fma(v.mul(v.constant(-0.5), residual), residual, v.neg(rest))
                     value = part if value is None else v.add(value, part)
-            return value, g + (of_scales if log_scales else [])
+            return value, g + (of_scales if of_noise else [])
     raise NotImplementedError(likelihood)
+
+
+def _scale(v: Vectors, noise: Noise, output: Value | None, has_log: bool) -> tuple[Value, Value | None, Value | None]:
+    """One over the noise's scale, its logarithm if asked for, and its derivative by the output if that is not 1."""
+    if output is None:
+        return v.constant(1 / noise.scale), v.constant(math.log(noise.scale)), None
+    if noise.link == "exp":
+        return v.exp(v.neg(output)), output, None
+    one = v.constant(1.0)
+    curved = v.log1p(v.exp(v.neg(v.abs(output))))
+    scale = v.add(v.add(v.max(output, v.constant(0.0)), curved), v.constant(SMALLEST_SCALE))
+    inverse = v.div(one, scale)
+    return inverse, v.log(scale) if has_log else None, v.mul(v.sigmoid(output), inverse)

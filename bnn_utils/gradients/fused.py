@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnn_utils.gradients import LogDensity
-from bnn_utils.gradients.native import activation_of, arrays_of, check_vectors, code_of, filled_up, shared_out
+from bnn_utils.gradients.native import activation_of, arrays_of, check_vectors, code_of, filled_up, noise_of, shared_out
 from bnn_utils.layers import Layer
 
 if TYPE_CHECKING:
@@ -126,6 +126,6 @@ def _products_of(posterior: Posterior) -> Products:
         num_log_scales=log_scale.stop - log_scale.start,
         num_targets=arrays_of(posterior, posterior.num_datasets)[1].shape[1],
         likelihood=type(posterior.likelihood).__name__,
-        scale=getattr(posterior.likelihood, "scale", None),
+        noise=noise_of(posterior.likelihood),
         dtype=str(posterior.dtype).removeprefix("torch."),
     )

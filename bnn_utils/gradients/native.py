@@ -17,10 +17,11 @@ from torch import Tensor
 
 from bnn_utils.gradients import LogDensity
 from bnn_utils.layers import Layer
-from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian
+from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn_utils.priors import DiagonalNormal
 
 if TYPE_CHECKING:
+    from bnn_utils.gradients.formulas import Noise
     from bnn_utils.gradients.products import Products
     from bnn_utils.gradients.program import Program, Unit
     from bnn_utils.posterior import Posterior
@@ -395,13 +396,23 @@ def program_of(posterior: Posterior, num_lanes: int) -> Program:
         layers=tuple(map(_unit, layers)),
         log_scales=tuple(range(last.start, last.stop)) if last else (),
         likelihood=type(likelihood).__name__,
-        scale=getattr(likelihood, "scale", None),
+        noise=noise_of(likelihood),
         dtype=str(posterior.dtype).removeprefix("torch."),
         over=over,
         width=times * width,
         is_weighted=posterior.counted.weights is not None,
         has_datasets=over == "lanes" and posterior.num_datasets > 1,
     )
+
+
+def noise_of(likelihood: Likelihood) -> Noise | None:
+    from bnn_utils.gradients.formulas import Noise
+
+    if not isinstance(likelihood, Gaussian):
+        return None
+    units = likelihood.units
+    log_units = () if units is None else tuple(units.sd.double().log().reshape(-1).tolist())
+    return Noise(likelihood.scale, likelihood.link, log_units)
 
 
 def _filled(num: int, width: int) -> int:
@@ -426,6 +437,8 @@ def arrays_of(posterior: Posterior, num_lanes: int) -> tuple[Tensor, Tensor, Ten
     with torch.inference_mode(False), torch.no_grad():
         x, weights = posterior.features, posterior.counted.weights
         y = posterior.targets_for(num_lanes).to(x.dtype)
+        if isinstance(posterior.likelihood, Gaussian):
+            y = posterior.likelihood.in_units(y)
         y = y.reshape(1 if posterior.num_datasets == 1 else num_lanes, len(x), -1).mT
         return x.T, y, x.new_ones(len(x)) if weights is None else weights
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from bnn_utils.gradients.formulas import activated, judged
+from bnn_utils.gradients.formulas import Noise, activated, judged
 from bnn_utils.gradients.vector import Vectors
 from bnn_utils.gradients.writer import I64, VOID, Value, Writer
 
@@ -42,7 +42,7 @@ class Products:
         num_log_scales: parameters that are outputs as well.
         num_targets: numbers per point.
         likelihood: "Bernoulli", "Categorical" or "Gaussian".
-        scale: of Gaussian noise where it is known.
+        noise: of Gaussian.
         dtype: "float32" or "float64".
     """
 
@@ -51,7 +51,7 @@ class Products:
     num_log_scales: int
     num_targets: int
     likelihood: str
-    scale: float | None
+    noise: Noise | None
     dtype: str
 
     @property
@@ -224,7 +224,7 @@ class _Assembly(Writer):
                 for k in range(products.num_targets)
             ]
             found = [*(part[0] for part in parts), *of_scales]
-            value, g = judged(v, products.likelihood, products.scale, found, wanted, True)
+            value, g = judged(v, products.likelihood, products.noise, found, wanted, True)
             weight = self.load(b, self.at(b, weights, n), v.type)
             counts = v.less(v.constant(0.0), weight)
             b.store(v.add(b.load(total), v.select(counts, v.mul(weight, value), v.constant(0.0))), total)

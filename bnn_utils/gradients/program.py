@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from llvmlite import ir
 
-from bnn_utils.gradients.formulas import activated, combined, finite, judged
+from bnn_utils.gradients.formulas import Noise, activated, combined, finite, judged
 from bnn_utils.gradients.vector import Vectors
 from bnn_utils.gradients.writer import I64, VOID, Value, Writer
 
@@ -49,7 +49,7 @@ class Program:
         layers: from the inputs to the outputs.
         log_scales: places in theta of log scales, which are outputs as well.
         likelihood: "Bernoulli", "Categorical" or "Gaussian".
-        scale: of Gaussian noise where it is known.
+        noise: of Gaussian.
         dtype: "float32" or "float64".
         over: what vectors go over.
         width: numbers in a vector.
@@ -61,7 +61,7 @@ class Program:
     layers: tuple[Unit, ...]
     log_scales: tuple[int, ...]
     likelihood: str
-    scale: float | None
+    noise: Noise | None
     dtype: str
     over: Literal["points", "lanes"]
     width: int
@@ -79,7 +79,9 @@ class Program:
     @property
     def num_targets(self) -> int:
         """Numbers per point, K."""
-        return len(self.layers[-1].places) // (1 if self.scale or self.log_scales else 2) if self.is_gaussian else 1
+        return (
+            len(self.layers[-1].places) // (1 if self.noise.scale or self.log_scales else 2) if self.is_gaussian else 1
+        )
 
     @property
     def is_gaussian(self) -> bool:
@@ -167,7 +169,7 @@ class Assembly(Writer):
                 kept.append((unit, inputs, backs))
             outputs = [*h, *(t[k] for k in program.log_scales)]
             targets = [of_point(y, k, program.has_datasets) for k in range(program.num_targets)]
-            value, g = judged(v, program.likelihood, program.scale, outputs, targets, has_value)
+            value, g = judged(v, program.likelihood, program.noise, outputs, targets, has_value)
             if over_points or program.is_weighted:
                 weight = of_point(weights, 0)
                 g = [v.mul(weight, one) for one in g]
