@@ -44,7 +44,7 @@ STEPS = {torch.float32: (1e-2, 1e-3), torch.float64: (1e-6, 1e-8)}
 ERROR_OF_SLOPES = {torch.float32: 0.2, torch.float64: 0.05}
 # Root mean squares of inputs and of targets, beyond which a warning says so: priors of weights near 1 say that these
 # are near 1 too.
-USUAL_SCALES = (0.1, 10.0)
+USUAL_SCALES = (0.03, 10.0)
 STACK_LEVEL = 4  # of the line that makes a posterior, behind a decorator of torch
 SMALLEST_SHARE = 0.01  # of the largest gradient of a parameter tensor, to which others' are made equal
 

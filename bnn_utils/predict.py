@@ -135,6 +135,51 @@ def log_score(log_likelihoods: Tensor) -> Tensor:
     return draws.logsumexp(0) - math.log(len(draws))
 
 
+def crps(values: Tensor, y: Tensor | ArrayLike) -> Tensor:
+    """Continuous ranked probability score of each point, in the targets' units; lower is better.
+
+        CRPS = E|X - y| - E|X - X'| / 2,   X and X' independent draws from the predictive distribution
+
+    (Gneiting and Raftery 2007, equation 21), with means over all draws and over all pairs of two different draws, which
+    has no bias where draws are independent. Of a forecast that is one number it is the absolute error. Unlike the log
+    score it hardly punishes a target that was thought impossible.
+
+    Args:
+        values: shape ``(..., M)``, all leading dimensions draws, two or more: of ``posterior.predictive_draws``.
+        y: targets, ``(M,)``.
+
+    Returns:
+        shape ``(M,)``.
+    """
+    draws, y = _with_targets(values, y)
+    num = len(draws)
+    if num < 2:
+        raise ValueError("values hold one draw of each target, and their spread takes two or more")
+    # In order, the k-th smallest of n is larger than k - 1 others and smaller than n - k: so often it counts.
+    order = torch.arange(1, num + 1, device=draws.device, dtype=draws.dtype)
+    pairs = ((2 * order - num - 1)[:, None] * (draws - y).sort(dim=0).values).sum(0)
+    return (draws - y).abs().mean(0) - pairs / (num * (num - 1))
+
+
+def coverage(values: Tensor, y: Tensor | ArrayLike, level: float = 0.9) -> Estimate:
+    """Fraction of targets inside their central predictive intervals, which should be the level, and its error.
+
+    The error is that of as many independent targets, ``sqrt(level (1 - level) / M)``.
+
+    Args:
+        values: shape ``(..., M)``, all leading dimensions draws: of ``posterior.predictive_draws``.
+        y: targets, ``(M,)``.
+        level: of the intervals, between 0 and 1.
+    """
+    level = _check.number("level", level)
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level:g}")
+    draws, y = _with_targets(values, y)
+    low, high = predictive_quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
+    inside = ((low <= y) & (y <= high)).double().mean().item()
+    return Estimate(inside, math.sqrt(level * (1 - level) / len(y)))
+
+
 def brier_score(p: Tensor, y: Tensor) -> float:
     """Mean squared difference of predicted probabilities and what came, over all classes (Brier 1950); lower is better.
 
@@ -220,6 +265,17 @@ def _classes(p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(wrong):
         raise ValueError(f"labels must be 0 to {p.shape[-1] - 1}, got {wrong[0].item():g}")
     return p, y.long()
+
+
+def _with_targets(values: Tensor, y: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
+    """Draws ``(S, M)`` and targets ``(M,)`` of one dtype."""
+    draws, y = _draws("values", values), _check.tensor("y", y)
+    if y.shape != draws.shape[1:]:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)} and y {tuple(y.shape)}: draws (..., M) need one target for each "
+            "of the M points"
+        )
+    return draws, y.to(draws)
 
 
 def _are_of_classes(values: Tensor, of_classes: bool | None) -> bool:

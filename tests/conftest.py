@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: the tutorial's network, its posterior, and the chains that hamiltorch drew from it."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ os.environ.setdefault("BNN_UTILS_CACHE", str(Path(__file__).resolve().parent.par
 # Small networks run in native code. For faults in torch's code, `tests/faults.py` asks that all run in torch.
 if os.environ.get("BNN_UTILS_TESTS") == "torch":
     sampling.can_be_native = lambda posterior: False
+
+# A shell that runs the tests in the background has them ignore interrupts, for which some tests wait.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Batches this small are faster on one thread, and many times faster where other programs keep the other cores busy.
 torch.set_num_threads(1)

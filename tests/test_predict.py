@@ -13,6 +13,8 @@ from scipy.stats import norm
 from bnn_utils.predict import (
     brier_score,
     calibration_error,
+    coverage,
+    crps,
     entropy,
     log_score,
     mean_difference,
@@ -145,6 +147,39 @@ def test_log_score_averages_densities():
     assert log_score(tensor([[0.8, 0.1], [0.2, 0.1]]).log()).tolist() == pytest.approx([math.log(0.5), math.log(0.1)])
     far = tensor([[-2000.0], [-2001]])
     assert log_score(far).item() == pytest.approx(-2000 + math.log((1 + math.exp(-1)) / 2))
+
+
+def test_crps_by_hand():
+    """Draws 0, 1 and 3, target 1: mean distance 1, mean of the pairs' distances 1, 3 and 2."""
+    assert crps(tensor([[0.0, 0], [1, 1], [3, 3]]), [1, 5]).tolist() == pytest.approx([1 - 1, 11 / 3 - 1])
+    assert crps(tensor([[2.0], [2.0]]), [5.0]).item() == 3, "of one number, its distance"
+
+
+@pytest.mark.statistical
+def test_crps_of_a_normal_distribution():
+    """The closed form of Gneiting and Raftery 2007; fails where draws are paired with themselves."""
+    y = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64)
+    draws = torch.randn(20_000, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    few = torch.stack([crps(part, y) for part in draws])  # of five draws each
+    exact = y * (2 * torch.from_numpy(norm.cdf(y)) - 1) + 2 * torch.from_numpy(norm.pdf(y)) - 1 / math.sqrt(math.pi)
+    z = (few.mean(0) - exact) / (few.std(0) / math.sqrt(len(few)))
+    assert z.abs().max() < norm.isf(FALSE_ALARM / 2 / 3)
+
+
+def test_coverage_by_hand():
+    draws = torch.arange(101.0)[:, None].expand(101, 4)
+    found = coverage(draws, tensor([5, 95, 96, 4]))
+    assert found.value == 0.5, "from 5 to 95, the ends included"
+    assert found.error == pytest.approx(math.sqrt(0.09 / 4))
+    assert coverage(draws, tensor([5, 95, 96, 4]), level=0.98).value == 1
+
+
+@pytest.mark.parametrize("score", [crps, coverage])
+def test_scores_of_draws_refuse_what_does_not_fit(score):
+    with pytest.raises(ValueError, match=r"shape \(5, 3\) and y \(2,\): draws .* one target for each of the M points"):
+        score(torch.zeros(5, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"(hold one draw of each|level must lie between 0 and 1, got 1.5)"):
+        crps(torch.zeros(1, 2), torch.zeros(2)) if score is crps else coverage(torch.zeros(5, 2), torch.zeros(2), 1.5)
 
 
 def test_brier_score_by_hand():

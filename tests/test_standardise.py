@@ -194,9 +194,9 @@ def test_scales_far_from_1_are_said(recwarn):
     with pytest.warns(UserWarning, match="column 0 has a root mean square of 5.*put Standardise") as said:
         Posterior(net, Data(X, Y / 2e4), FanInPrior(2, 1), Gaussian())
     assert [warning.filename for warning in said] == [__file__]
-    with pytest.warns(UserWarning, match=r"targets .* square is 2e\+04, .*Gaussian\(units=Standardise"):
+    with pytest.warns(UserWarning, match=r"targets .* square is 1.98e\+04, .*Gaussian\(units=Standardise"):
         Posterior(net, Data(X / X.amax(0), Y), FanInPrior(2, 1), Gaussian())
-    with pytest.warns(UserWarning, match="targets are far from unit scale: their root mean square is 0.02"):
+    with pytest.warns(UserWarning, match="targets are far from unit scale: their root mean square is 0.0198"):
         Posterior(net, Data(X / X.amax(0), Y / 1e6), FanInPrior(2, 1), Gaussian())
     recwarn.clear()
     in_units(), by_hand()
