@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks html test lab refresh bench faults robust lock clean
+.PHONY: notebooks html test lab refresh bench uci faults robust lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
@@ -33,6 +33,10 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
+
+# Hours, and only where the data are; what is in the table is not run again.
+uci: $(READY)
+	$(BIN)/python benchmarks/uci.py
 
 # About an hour and a half on two cores.
 faults: $(READY)

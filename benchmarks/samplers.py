@@ -365,8 +365,9 @@ def start(name: str, data: Path, to: Path) -> None:
     np.save(to, posterior.sample_prior(NUM_CHAINS, torch.Generator().manual_seed(SEED)).numpy())
 
 
-def in_process(*arguments: str) -> str:
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+def in_process(script: str, *arguments: str) -> str:
+    """The last line that a script prints, on one core."""
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
@@ -393,13 +394,13 @@ def main() -> None:
                 print(f"{name} is left out: it is not in {given.data}")
                 continue
             starts = str(Path(folder, "starts.npy"))
-            in_process("--starts", name, starts, "--data", str(given.data))
+            in_process(__file__, "--starts", name, starts, "--data", str(given.data))
             for sampler in given.samplers:
                 if SAMPLERS[sampler].library != "bnn_utils" and name in OWN:
                     continue
                 if sampler == "replica exchange" and name in ("boxes 2-50-50-1", *UCI, *OWN):
                     continue  # without native transitions it would take longer than all others together
-                found = json.loads(in_process("--one", name, sampler, starts, "--data", str(given.data)))
+                found = json.loads(in_process(__file__, "--one", name, sampler, starts, "--data", str(given.data)))
                 row = {"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | found
                 print(json.dumps(row), flush=True)
                 write(pd.DataFrame([row]))
