@@ -161,7 +161,6 @@ class HalfALane(RandomWalk):
     ("kernel", "told"),
     [
         (3, "got 3"),
-        (None, "got None"),
         ("HMC", "got 'HMC'"),
         (RandomWalk, "got the class RandomWalk itself"),
         (HMC, "got the class HMC itself"),

@@ -82,12 +82,13 @@ class Noise(NamedTuple):
     Attributes:
         scale: where it is known.
         link: from outputs to scales.
-        log_units: of each target, the logarithm of the unit that it is measured in.
+        has_units: whether targets are in units of their own, whose logarithm, summed, is one number more per point. It
+            comes with the data, so that code need not be made for each data set.
     """
 
     scale: float | None
     link: str
-    log_units: tuple[float, ...]
+    has_units: bool
 
 
 def judged(
@@ -121,7 +122,8 @@ def judged(
                 mine = v.select(c, z, mine)
             return v.sub(mine, v.log(total)), g
         case "Gaussian":
-            num, log_units = len(targets), noise.log_units or len(targets) * (0.0,)
+            *targets, log_unit = targets if noise.has_units else [*targets, None]
+            num = len(targets)
             means, of_noise, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
             for k, (y, mean) in enumerate(zip(targets, means, strict=True)):
                 inverse, log_scale, slope = _scale(v, noise, of_noise[k] if of_noise else None, has_value)
@@ -130,9 +132,11 @@ def judged(
                 of_scale = v.fma(residual, residual, v.constant(-1.0))
                 of_scales.append(of_scale if slope is None else v.mul(of_scale, slope))
                 if has_value:
-                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi) + log_units[k]))
+                    rest = v.add(log_scale, v.constant(0.5 * math.log(2 * math.pi)))
                     part = v.fma(v.mul(v.constant(-0.5), residual), residual, v.neg(rest))
                     value = part if value is None else v.add(value, part)
+            if has_value and noise.has_units:
+                value = v.sub(value, log_unit)
             return value, g + (of_scales if of_noise else [])
     raise NotImplementedError(likelihood)
 

@@ -410,9 +410,7 @@ def noise_of(likelihood: Likelihood) -> Noise | None:
 
     if not isinstance(likelihood, Gaussian):
         return None
-    units = likelihood.units
-    log_units = () if units is None else tuple(units.sd.double().log().reshape(-1).tolist())
-    return Noise(likelihood.scale, likelihood.link, log_units)
+    return Noise(likelihood.scale, likelihood.link, likelihood.units is not None)
 
 
 def _filled(num: int, width: int) -> int:
@@ -433,13 +431,18 @@ def activation_of(layer: Layer) -> tuple[str | None, tuple[tuple[str, Any], ...]
 
 
 def arrays_of(posterior: Posterior, num_lanes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs ``(features, N)``, targets ``(C, K, N)`` or ``(1, K, N)`` for all lanes, and weights ``(N,)``."""
+    """Inputs ``(features, N)``, targets ``(C, K, N)`` or ``(1, K, N)`` for all lanes, and weights ``(N,)``.
+
+    Targets are in the likelihood's units, with the logarithm of these as one more.
+    """
     with torch.inference_mode(False), torch.no_grad():
         x, weights = posterior.features, posterior.counted.weights
-        y = posterior.targets_for(num_lanes).to(x.dtype)
-        if isinstance(posterior.likelihood, Gaussian):
-            y = posterior.likelihood.in_units(y)
+        y, likelihood = posterior.targets_for(num_lanes).to(x.dtype), posterior.likelihood
+        units = likelihood.units if isinstance(likelihood, Gaussian) else None
+        y = y if units is None else units(y)
         y = y.reshape(1 if posterior.num_datasets == 1 else num_lanes, len(x), -1).mT
+        if units is not None:  # as `Noise` says
+            y = torch.cat([y, units.sd.to(x).log().sum().expand_as(y[:, :1])], dim=1)
         return x.T, y, x.new_ones(len(x)) if weights is None else weights
 
 

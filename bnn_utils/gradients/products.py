@@ -40,7 +40,7 @@ class Products:
         shapes: of the layers' weights, (out, in).
         activations: after each layer.
         num_log_scales: parameters that are outputs as well.
-        num_targets: numbers per point.
+        num_targets: numbers per point, that of units included.
         likelihood: "Bernoulli", "Categorical" or "Gaussian".
         noise: of Gaussian.
         dtype: "float32" or "float64".

@@ -78,10 +78,11 @@ class Program:
 
     @property
     def num_targets(self) -> int:
-        """Numbers per point, K."""
-        return (
-            len(self.layers[-1].places) // (1 if self.noise.scale or self.log_scales else 2) if self.is_gaussian else 1
-        )
+        """Numbers per point, that of units included."""
+        if not self.is_gaussian:
+            return 1
+        means = len(self.layers[-1].places) // (1 if self.noise.scale or self.log_scales else 2)
+        return means + self.noise.has_units
 
     @property
     def is_gaussian(self) -> bool:
