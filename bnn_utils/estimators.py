@@ -109,9 +109,11 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
         >>> import numpy as np
         >>> from bnn_utils.estimators import BayesianRegressor
         >>> x = np.linspace(-3, 3, 40)[:, None]
-        >>> model = BayesianRegressor(hidden=(), num_samples=500, warmup=500, random_state=0).fit(x, 5 + 2 * x[:, 0])
-        >>> model.predict([[1.0]]).round(2)
-        array([7.])
+        >>> y = 5 + 2 * x[:, 0] + np.random.default_rng(0).normal(scale=0.1, size=40)
+        >>> model = BayesianRegressor(hidden=(), random_state=0).fit(x, y)
+        >>> mean, std = model.predict([[1.0]], return_std=True)
+        >>> print(mean.round(1), std.round(1))
+        [7.] [0.1]
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> BayesianRegressor:
@@ -162,7 +164,7 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
         >>> from bnn_utils.estimators import BayesianClassifier
         >>> x = np.linspace(-3, 3, 40)[:, None]
         >>> labels = np.where(x[:, 0] > 0, "right", "left")
-        >>> model = BayesianClassifier(hidden=(), num_samples=500, warmup=500, random_state=0).fit(x, labels)
+        >>> model = BayesianClassifier(hidden=(), random_state=0).fit(x, labels)
         >>> model.predict([[-2.0], [2.0]])
         array(['left', 'right'], dtype='<U5')
     """

@@ -279,6 +279,14 @@ class Gaussian(Likelihood):
             )
         return y.to(outputs.dtype)
 
+    def like(self, x: Tensor) -> Gaussian:
+        """The same, with units in the dtype of x and where x lies, so that no call has to move them."""
+        if self.units is None:
+            return self
+        other = copy.copy(self)
+        other.units = copy.deepcopy(self.units).to(x)
+        return other
+
     def in_units(self, y: Tensor) -> Tensor:
         """Targets as outputs speak of them: standardised, if there are units."""
         return y if self.units is None else self.units(y)

@@ -21,6 +21,7 @@ from bnn_utils.flat import FlatModule
 from bnn_utils.layers import ACTIVATIONS, linear_chain
 from bnn_utils.likelihoods import (
     ByDistribution,
+    Gaussian,
     Likelihood,
     Weighted,
     check_likelihood,
@@ -114,7 +115,8 @@ class Posterior:
         self.flat = FlatModule(own_copy(module, data.x.device, dtype))
         check_dtype(self.flat.ravel().dtype)
         self.prior = prior
-        self.likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
+        likelihood = likelihood if isinstance(likelihood, Likelihood) else ByDistribution(likelihood)
+        self.likelihood = likelihood.like(self.flat.ravel()) if isinstance(likelihood, Gaussian) else likelihood
         self.prior_distribution = density(prior, self.flat)
         self.link = link_of(self.prior_distribution)
         outputs = checked_outputs(self.flat, data.x)

@@ -1,5 +1,6 @@
 """scikit-learn's interface, by scikit-learn's own checks, and its numbers beside those of the posterior within."""
 
+import doctest
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from bnn_utils import HMC, NUTS, NormalPrior
+from bnn_utils import HMC, NUTS, NormalPrior, estimators
 from bnn_utils.estimators import BayesianClassifier, BayesianRegressor
 
 # Short runs, of which warnings say so.
@@ -84,6 +85,13 @@ def test_the_same_state_gives_the_same_fit():
         one, two = clone(model).fit(X, Y), clone(model).fit(X, Y)
     assert torch.equal(one.chain_.draws, two.chain_.draws)
     assert repr(one.posterior_.prior) == "NormalPrior(precision=1.0)"
+
+
+def test_examples():
+    """In the docstrings."""
+    found = doctest.testmod(estimators)
+    assert found.attempted > 8
+    assert found.failed == 0
 
 
 def test_what_cannot_be_fitted():

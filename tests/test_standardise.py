@@ -184,6 +184,11 @@ def test_the_units_are_a_copy():
     likelihood = Gaussian(1.0, units=units)
     units.mean += 1
     assert likelihood.units.mean != units.mean
+    posterior = Posterior(
+        nn.Sequential(*layers()), Data(X.float() / X.amax(0).float(), Y.float()), NormalPrior(1.0), likelihood
+    )
+    assert posterior.likelihood.units.mean.dtype == torch.float32
+    assert likelihood.units.mean.dtype == torch.float64
     assert repr(likelihood) == f"Gaussian(scale=1, units=Standardise(mean={Y.mean():g}, sd={Y.std(correction=0):g}))"
     assert repr(Standardise(X)) == "Standardise((3,))"
 
