@@ -4,6 +4,7 @@ And what one chain that cannot move takes from the others: nothing.
 """
 
 import math
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -348,19 +349,21 @@ def test_steps_that_are_found():
 
 @pytest.mark.statistical
 @pytest.mark.slow
-@pytest.mark.parametrize("lanes", [1, 16])
-def test_steps_where_parameters_hang_together(lanes):
-    """Correlated by 0.99, one of them 100 times as wide: steps are found that are enough, by one chain as by 16.
+def test_steps_where_parameters_hang_together():
+    """Correlated by 0.99, one of them 100 times as wide: steps are found that are enough, by 16 chains and by one.
 
     Fails where trajectories end the first time that a chain comes nearer again, or distances are not in units of the
-    mass: one step or two are found then, and R-hat is 1.4.
+    mass: one step or two are found then, and R-hat is 1.4. One chain alone does so in 1 of 20 runs or less, so that
+    five of nine are a false alarm of 5e-5.
     """
     scales, correlation = torch.tensor([6.0, 0.06, 1.0]).double(), torch.eye(3).double()
     correlation[0, 1] = correlation[1, 0] = -0.99
     posterior = with_moments(torch.zeros(3).double(), scales[:, None] * correlation * scales)
-    chain = sample(posterior, HMC(), 16_000 // lanes, lanes, 500, seed=1, progress=False)
+    chain = sample(posterior, HMC(), 1000, 16, 500, seed=1, progress=False)
     assert rhat(chain.draws).max() < 1.02
-    assert chain.kernel.num_steps * chain.kernel.step_size > 0.5
+    alone = [sample(posterior, HMC(), 1, 1, 500, seed=seed, progress=False).kernel for seed in range(2, 11)]
+    for kernels in ([chain.kernel], alone):
+        assert statistics.median(kernel.num_steps * kernel.step_size for kernel in kernels) > 0.5
 
 
 def test_jitter_is_on_where_a_warmup_adapts():

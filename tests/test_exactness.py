@@ -9,7 +9,7 @@ from scipy.stats import chi2, norm
 
 from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
 from bnn_utils.diagnostics import ess, mcse
-from samplers import ROUGHLY, WALKS, each_sampler, placed, swap_rates
+from samplers import ROUGHLY, SAMPLERS, WALKS, each_sampler, placed, swap_rates
 from targets import (
     FALSE_ALARM,
     Mixture,
@@ -210,8 +210,12 @@ def finer(kernel, halvings):
 
 @each_sampler(*WALKS)
 def test_energy_error_is_proportional_to_the_step_squared(sampler, posterior):
-    """The slope of a line through four step sizes, on log scales. Fails when a half step is left out or made whole."""
-    start = normal(sampler.size(200), 20) / 2
+    """The slope of a line through four step sizes, on log scales. Fails when a half step is left out or made whole.
+
+    NUTS chooses at random which state of a trajectory it tells of: with 200 of them the slope varies by 0.053, with
+    3,000 by 0.016.
+    """
+    start = normal(3000 if sampler is SAMPLERS["NUTS"] else sampler.size(200), 20) / 2
     kernel = sampler.tuned(ROUGHLY)
     kernels = [finer(kernel, halvings) for halvings in range(4, 8)]
     chains = [sample(posterior, kernel, 1, init=start, seed=5, progress=False) for kernel in kernels]

@@ -5,6 +5,8 @@ A sampler that changes the parameters given the labels must leave that distribut
 draws cannot be told from the parameters that the labels came from (simulation-based calibration, `bnn_utils.sbc`).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import chi2, ks_2samp, norm
@@ -93,9 +95,11 @@ def test_simulation_based_calibration(sampler, model):
         sizes = {"num_datasets": 640, "num_draws": 7, "thin": 50, "warmup": 300}
     elif sampler is SAMPLERS["NUTS"]:  # whose transitions are long
         sizes["thin"] = 5
-    calibration = simulation_based_calibration(
-        model, sampler.tuned(ROUGHLY), quantities, **sizes, seed=9, progress=False
-    )
+    kernel = sampler.tuned(ROUGHLY)
+    if getattr(kernel, "reference", None) is not None:
+        # One that is narrower than the posterior, as `ROUGHLY` is in places, leaves tails that it hardly comes to.
+        kernel = replace(kernel, reference=0.8 * model.prior_distribution.precision.rsqrt())
+    calibration = simulation_based_calibration(model, kernel, quantities, **sizes, seed=9, progress=False)
     assert calibration.is_calibrated, calibration.verdict
 
 
