@@ -39,8 +39,8 @@ def ar(coefficient):
 
 
 def by_arviz(function, draws, method):
-    """One column at a time."""
-    columns = draws.numpy().reshape(*draws.shape[:2], -1)
+    """One column at a time, in double precision: from SciPy 1.18 on, ranks are in the precision of what is ranked."""
+    columns = draws.double().numpy().reshape(*draws.shape[:2], -1)
     values = [getattr(arviz(), function)(columns[:, :, k], method=method) for k in range(columns.shape[2])]
     return torch.tensor(values, dtype=torch.float64).reshape(draws.shape[2:])
 
