@@ -60,17 +60,17 @@ def ladder(tempering: Tempering, chain: int = 0, traveller: int = 0, draws: int 
     Args:
         chain, traveller: whose way is drawn, over the first ``draws`` draws.
     """
+    table = tempering.table()
+    name = table.columns[-1]  # of what is tempered
+    what = f"mean {name.replace('_', ' ')}"
     figure = Figure(
         figsize=(10, 3.4),
         title=title,
-        alt="Left: mean log likelihood, or log ratio to the reference, along the ladder of temperatures. Middle: swap "
-        "rates. Right: a traveller's way",
+        alt=f"Left: {what} along the ladder of temperatures. Middle: swap rates. Right: a traveller's way",
     )
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
-    table = tempering.table()
-    name = table.columns[-1]  # of what is tempered
     left.plot(table["inverse_temperature"], table[name], "o-", color=CHAIN_COLOURS[0], ms=4)
-    left.set(xlabel="inverse temperature", ylabel=f"mean {name.replace('_', ' ')}")
+    left.set(xlabel="inverse temperature", ylabel=what)
     middle.bar(np.arange(len(table) - 1) + 0.5, table["swap_rate"][:-1], color=GREY, width=0.8)
     middle.set(xlabel="between temperatures", ylabel="fraction of swaps accepted", ylim=(0, 1))
     place = (tempering.replica[chain, :draws] == traveller).int().argmax(-1).cpu()
