@@ -128,7 +128,7 @@ def measure(folder: Path, number: int, name: str) -> dict[str, float]:
     some = flat[torch.linspace(0, len(flat) - 1, PREDICTIVE_DRAWS).long()]  # the same several times, if they are few
     targets = posterior.predictive_draws(some, test.x, seed=SEED)
     return {
-        "rmse": (predictive_mean(predictions) - test.y).square().mean().sqrt().item(),
+        "rmse": (predictive_mean(predictions, of_classes=False) - test.y).square().mean().sqrt().item(),
         "log_score": log_score(posterior.log_likelihoods(draws, test).double()).mean().item(),
         "crps": crps(targets, test.y).mean().item(),
         "coverage": coverage(targets, test.y).value,

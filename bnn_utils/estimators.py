@@ -67,8 +67,8 @@ class _BayesianNetwork(BaseEstimator):
         widths = [x.shape[1], *self.hidden]
         layers = [Standardise(x)]
         for below, above in pairwise(widths):
-            layers += [nn.Linear(below, above), ACTIVATIONS[self.activation]()]
-        net = nn.Sequential(*layers, nn.Linear(widths[-1], outputs), *last).double()
+            layers += [_linear(below, above), ACTIVATIONS[self.activation]()]
+        net = nn.Sequential(*layers, _linear(widths[-1], outputs), *last).double()
         prior = FanInPrior(WEIGHT_SCALE, BIAS_SCALE) if self.prior is None else self.prior
         self.posterior_ = Posterior(net, Data(x, y), prior, likelihood)
         self.chain_ = sample(
@@ -86,6 +86,14 @@ class _BayesianNetwork(BaseEstimator):
     def _inputs(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
         return torch.from_numpy(validate_data(self, X, dtype=np.float64, reset=False).copy())
+
+
+def _linear(below: int, above: int) -> nn.Linear:
+    """A layer of zeros: torch's own values, for which nobody asks, come from a generator that all programs share."""
+    layer = nn.utils.skip_init(nn.Linear, below, above)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class BayesianRegressor(RegressorMixin, _BayesianNetwork):
@@ -127,7 +135,7 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
         """Mean of the predictive distribution, ``(M,)``; if asked for, also its standard deviation, noise included."""
         x, draws = self._inputs(X), self.chain_.draws
         means = self.posterior_.predict(draws, x)
-        mean = predictive_mean(means)
+        mean = predictive_mean(means, of_classes=False)
         if not return_std:
             return mean.numpy()
         # The law of total variance: the noise's mean variance, and the variance of the mean.

@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,15 @@ def test_frames_pipelines_and_cross_validation():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_two_numbers_that_add_up_to_one_are_no_classes():
+    """Of which a mean over draws asks, where nobody says what they are."""
+    x = np.linspace(-1, 1, 40)[:, None]
+    model = BayesianRegressor(**FEW, random_state=0).fit(x, 0.5 + 0.1 * x[:, 0])
+    model.chain_ = replace(model.chain_, draws=torch.zeros_like(model.chain_.draws))
+    np.testing.assert_allclose(model.predict([[-1.0], [1.0]]), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_classes_of_any_name():
     labels = np.array(["low", "middle", "high"])[np.digitize(X[:, 0], [-0.5, 0.5])]
     model = BayesianClassifier(**(FEW | {"num_samples": 200}), random_state=0).fit(X, labels)
@@ -81,9 +91,11 @@ def test_classes_of_any_name():
 
 def test_the_same_state_gives_the_same_fit():
     model = BayesianRegressor(**(FEW | {"prior": NormalPrior(1.0), "activation": "silu"}), random_state=3)
+    before = torch.get_rng_state()
     with pytest.warns(ConvergenceWarning):
         one, two = clone(model).fit(X, Y), clone(model).fit(X, Y)
     assert torch.equal(one.chain_.draws, two.chain_.draws)
+    assert torch.equal(torch.get_rng_state(), before), "the generator that all share is left alone"
     assert repr(one.posterior_.prior) == "NormalPrior(precision=1.0)"
 
 

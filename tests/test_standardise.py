@@ -33,9 +33,8 @@ Y = 2e4 + 3e3 * normal(40, seed=2)
 
 
 def layers(width=1):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, width)]
+    """Their own parameters are whatever torch drew, and no test depends on them."""
+    return [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, width)]
 
 
 def in_units(y=Y, **noise):
