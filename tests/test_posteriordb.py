@@ -32,6 +32,7 @@ FALSE_ALARM = 1e-4
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="posteriordb's data are not beside this project")
 
 
+@pytest.mark.filterwarnings("ignore:.*far from unit scale")  # as in posteriordb, in points and centimetres
 @pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
