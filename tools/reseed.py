@@ -4,7 +4,8 @@
     python tools/reseed.py RESULT NUMBER FOLDER MARK          # the tests in the folder with marks, as pytest's -m takes
 
 NUMBER is that of the other seeds; 0 leaves seeds as they are. Every assertion is tried, also after one has failed, and
-RESULT is a JSON file: which assertions were checked, and which failed with what message.
+RESULT is a JSON file: which assertions were checked, which failed with what message, and how far numbers that were
+compared lay from their limits.
 
 Every seed is replaced by another one where a random stream is made from it, in this process only, so that neither the
 library nor the notebooks need to know. The tutorial's data stay: their seed says which problem is solved.
@@ -15,12 +16,16 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
+import operator
 import os
 import re
 import sys
 import tempfile
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from itertools import pairwise
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,6 +33,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_MODULE = "bnn_utils.tutorial"
+SYMBOLS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)```", re.DOTALL)
 
 
@@ -37,7 +44,12 @@ def main() -> None:
     if number:
         reseed(number)
     tried = run_tests(what, sys.argv[4]) if what.is_dir() else run_notebook(what)
-    outcome = {"checked": sorted(tried.checked), "failed": tried.failed, "sources": sources(what, opened)}
+    outcome = {
+        "checked": sorted(tried.checked),
+        "failed": tried.failed,
+        "room": tried.room,
+        "sources": sources(what, opened),
+    }
     result.write_text(json.dumps(outcome))
 
 
@@ -71,15 +83,39 @@ def marked(folder: Path) -> set[Path]:
 
 
 class Tried:
-    """Assertions by their text: which were reached, and what the failed ones said."""
+    """Assertions by their text: which were reached, what the failed ones said, and how much room numbers had."""
 
     def __init__(self) -> None:
         self.checked: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.room: dict[str, list[float]] = {}  # comparison -> difference to the limit, logarithm of the ratio
 
     def fail(self, name: str, message: str) -> None:
         self.checked.add(name)
         self.failed.setdefault(name, message.strip().split("\n")[0][:200])
+
+    def compare(self, signs: list[str], claims: list[str], *values: Any) -> Any:
+        """What ``values[0] < values[1] < ...`` is, with these signs, noting how much room each of them had."""
+        result = True
+        for sign, claim, (left, right) in zip(signs, claims, pairwise(values), strict=True):
+            self._note(claim, *((left, right) if sign.startswith("<") else (right, left)))
+            result = SIGNS[sign](left, right)
+            if len(signs) > 1 and not result:
+                break
+        return result
+
+    def _note(self, claim: str, small: Any, large: Any) -> None:
+        if "PYTEST_CURRENT_TEST" in os.environ:  # "tests/test_hmc.py::test_name[parameters] (call)"
+            claim = f"{os.environ['PYTEST_CURRENT_TEST'].split('/')[-1].rpartition(' ')[0]}: {claim}"
+        try:
+            small, large = (np.asarray(value, dtype=float) for value in (small, large))
+        except (TypeError, ValueError, RuntimeError):  # no numbers
+            return
+        if not np.size(small - large):
+            return
+        is_positive = (small > 0).all() and (large > 0).all()
+        room = [float((large - small).min()), float(np.log(large / small).min()) if is_positive else math.nan]
+        self.room[claim] = [min(pair) for pair in zip(self.room.get(claim, room), room, strict=True)]
 
 
 # --- other seeds ------------------------------------------------------------------------------------------------------
@@ -117,7 +153,9 @@ class GoOn(ast.NodeTransformer):
         self.cell = cell
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        return self._guarded(node, f"assert {ast.unparse(node.test)}")
+        text = f"assert {ast.unparse(node.test)}"
+        node.test = measured(node.test, f"{self.cell}: ")
+        return self._guarded(node, text)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         called = node.value.func if isinstance(node.value, ast.Call) else None
@@ -132,6 +170,25 @@ class GoOn(ast.NodeTransformer):
         ).body[0]
         guard.body.append(node)
         return ast.fix_missing_locations(ast.copy_location(guard, node))
+
+
+def measured(claim: ast.expr, where: str = "") -> ast.expr:
+    """The same claim, whose comparisons of numbers are made by ``__tried__``."""
+    match claim:
+        case ast.BoolOp(op=ast.And()):
+            claim.values = [measured(value, where) for value in claim.values]
+        case ast.Call(func=ast.Attribute(attr="all"), args=[], keywords=[]):
+            claim.func.value = measured(claim.func.value, where)
+        case ast.Call(func=ast.Name(id="all"), args=[ast.GeneratorExp() as each], keywords=[]):
+            each.elt = measured(each.elt, where)
+        case ast.Compare() if all(type(sign) in SYMBOLS for sign in claim.ops):
+            values, signs = [claim.left, *claim.comparators], [SYMBOLS[type(sign)] for sign in claim.ops]
+            texts = [ast.unparse(value) for value in values]
+            claims = [f"{where}{a} {sign} {b}" for sign, (a, b) in zip(signs, pairwise(texts), strict=True)]
+            call = ast.parse(f"__tried__.compare({signs}, {json.dumps(claims)})").body[0].value
+            call.args += values
+            return call
+    return claim
 
 
 def run_notebook(path: Path) -> Tried:
@@ -170,11 +227,44 @@ def compiled(source: str, name: str) -> CodeType:
 # --- tests ------------------------------------------------------------------------------------------------------------
 
 
+class Measured(SourceFileLoader):
+    """Reads a file of tests, so that comparisons in its assertions are made by `Tried.compare`."""
+
+    tried: Tried
+
+    def source_to_code(self, data: Any, path: Any, **options: Any) -> CodeType:
+        tree = ast.parse(data)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assert):
+                text = ast.unparse(node)
+                node.test = measured(node.test)
+                node.msg = node.msg or ast.Constant(f"not so: {text}")
+        return super().source_to_code(ast.fix_missing_locations(tree), path, **options)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__tried__ = self.tried
+        super().exec_module(module)
+
+    def get_code(self, fullname: str) -> CodeType:  # never one that was stored without this
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+class Finder(PathFinder):
+    """Of files of tests."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = super().find_spec(name, path, target) if name.startswith("test_") else None
+        if spec is not None and spec.origin:
+            spec.loader = Measured(name, spec.origin)
+        return spec
+
+
 def run_tests(folder: Path, mark: str) -> Tried:
     """Those with the mark, in this process, whose seeds are other ones already when the tests are read."""
     import pytest
 
-    tried = Tried()
+    tried = Measured.tried = Tried()
+    sys.meta_path.insert(0, Finder())
 
     class Listener:
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -191,7 +281,8 @@ def run_tests(folder: Path, mark: str) -> Tried:
 
     os.chdir(folder.parent)
     files = [str(path) for path in sorted(marked(folder))]
-    pytest.main(["-q", "-m", mark, "-p", "no:cacheprovider", "-p", "no:xdist", *files], [Listener()])
+    options = ["-q", "-m", mark, "-p", "no:cacheprovider", "-p", "no:xdist", "--assert=plain"]
+    pytest.main([*options, *files], [Listener()])
     return tried
 
 

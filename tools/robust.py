@@ -69,6 +69,7 @@ class Outcome(NamedTuple):
     checked: list[str]
     failed: dict[str, str]  # assertion -> message
     seconds: float
+    room: dict[str, list[float]] | None = None  # assertion -> difference to its limit, logarithm of the ratio
 
 
 def main() -> None:
@@ -155,7 +156,7 @@ def run_once(run: Run) -> Outcome:
         stored.write_text(json.dumps(merged(before, json.loads(result.read_text()), stale, seconds)))
         result.unlink()
     outcome = json.loads(stored.read_text())
-    return Outcome(*(outcome[field] for field in Outcome._fields))
+    return Outcome(**{field: value for field, value in outcome.items() if field in Outcome._fields})
 
 
 def store_of(run: Run) -> Path:
