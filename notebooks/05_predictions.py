@@ -92,8 +92,8 @@ between = grid.abs().min(dim=1).values < 0.5
 box = ((grid.abs() >= 0.5) & (grid.abs() <= 5)).all(dim=1)
 beyond = ~box & ~between
 
-assert entropy(mean[between]).mean() > 0.8
-assert entropy(mean[box]).mean() < 0.5 and entropy(mean[beyond]).mean() < 0.6
+assert entropy(mean[between]).mean() > 0.7  # over 100 seeds 0.89 to 0.99
+assert entropy(mean[box]).mean() < 0.6 and entropy(mean[beyond]).mean() < 0.7  # 0.2 to 0.5
 assert entropy(p[best][between]).mean() < entropy(mean[between]).mean()
 print("verdict: between the boxes the average is close to a coin flip, one network is surer;")
 print("in the boxes, and beyond them, the average is sure")
@@ -167,7 +167,7 @@ later = posterior.predict(four.draws[:, numbers[len(numbers) // 2 :]], data.x)  
 assert ((later > 0.5) == data.y.bool()).double().mean() > 0.8, "the boxes keep their colours"
 assert len(animation.gif) + len(companion.gif) < 1_000_000
 change = (running[1:] - running[:-1]).abs().amax(1)
-assert (change <= torch.tensor([250 / end for end in ends[1:]]).to(change)).all()
+assert not (change > torch.tensor([250 / end for end in ends[1:]]).to(change)).any()
 print("verdict: the running average can move less and less, as any average must")
 
 # %% [markdown]
@@ -202,9 +202,9 @@ plots.decision_maps(maps, grid, data, title="Four positions of the slider")
 # for r in (10.0, 100.0, 1000.0):
 #     places = r * torch.tensor(diagonals + axes).to(grid)
 #     there = entropy(predictive_mean(posterior.predict(four.draws[:, 1500:], places)))
-#     diagonal, axis = there[:4].mean(), there[4:].mean()
-#     print(f"r = {r:6,.0f}: {diagonal:.2f} bits on the diagonals, {axis:.2f} on the axes")
-# assert diagonal < axis  # with other seeds 0.32 +- 0.11 and 0.96 +- 0.02
+#     diagonal, axis = there[:4].median(), there[4:].median()
+#     print(f"r = {r:6,.0f}: {diagonal:.2f} bits on a diagonal, {axis:.2f} on an axis")
+# assert diagonal < axis - 0.1  # over 100 seeds 0.13 to 0.57, and 0.8 to 1
 # ```
 #
 # The axes are the middle of the cross, where networks disagree; on the diagonals the average is

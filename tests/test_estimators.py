@@ -36,6 +36,7 @@ def linear():
     return BayesianRegressor((), kernel=NUTS(), num_samples=500, num_chains=4, warmup=300, random_state=0).fit(X, Y)
 
 
+@pytest.mark.statistical
 def test_a_linear_regression_beside_scikit_learns(linear):
     """Whose weights and noise are inferred too: the same means and deviations to some per cent of a deviation."""
     other = BayesianRidge().fit((X - X.mean(0)) / X.std(0), Y)
@@ -46,6 +47,7 @@ def test_a_linear_regression_beside_scikit_learns(linear):
     assert linear.score(X, Y) > 0.9
 
 
+@pytest.mark.statistical
 def test_deviations_are_those_of_predictive_draws(linear):
     """The law of total variance against draws; so are those of the noise. False-alarm rate below 1e-4."""
     mean, std = linear.predict(X, return_std=True)

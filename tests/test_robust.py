@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reseed
 import robust
-from robust import Outcome, Run, failures, plan, run_all, table
+from robust import Outcome, Run, failures, limits, near, page, plan, run_all, table
 
 NOTEBOOK = """\
 # %%
@@ -52,6 +52,8 @@ def test_exact():
     assert np.random.default_rng(0).random() == 0.6369616873214543
 """.replace("MARK", MARK)
 
+RIGHT = "test_right: np.random.default_rng(0).random() < 1"
+
 SEEDS = range(3, 6)  # one of the three fails
 
 
@@ -78,10 +80,13 @@ def test_a_planted_claim_of_one_seed_is_found(store, notebook):
         assert {first, large, "solution 1: assert after == number"} <= set(outcome.checked)
         assert set(outcome.failed) - {large} == {"cell 2: runs to its end"}
         assert "'undefined' is not defined" in outcome.failed["cell 2: runs to its end"]
-    report = failures(outcomes)
+    report = page(outcomes)
     assert f"| 99_planted | `{large}` | {failed} of 4 | seeds " in report
     assert "is large |" in report
-    assert "| 99_planted | 5 | 4 of 20 | - | 2 |" in table(outcomes)
+    assert "| 99_planted | 5 | 4 of 20 | - | 2 | - |" in report
+    for outcome in outcomes.values():
+        number = outcome.room["cell 1: 0 <= number"][0]
+        assert outcome.room["cell 1: number < 0.5"] == pytest.approx([0.5 - number, -np.log(2 * number)])
 
 
 def test_what_was_run_is_not_run_again(store, notebook, monkeypatch):
@@ -102,14 +107,15 @@ def test_only_files_of_tests_that_changed_are_run_again(store, tmp_path):
         path.write_text(f"# mark.{MARK}")
     run, digests = Run(folder, 1), {str(path): reseed.digest(path) for path in (one, two, shared)}
     before = {"checked": ["test_one.py::a", "test_two.py::b"], "failed": {"test_two.py::b": "no"}, "sources": digests}
-    before["seconds"] = 2.0
+    before |= {"seconds": 2.0, "room": {"test_one.py::a: x < 1": [0.5, 0.1], "test_two.py::b: x < 1": [0.2, 0.1]}}
     assert robust.files_to_run({}, run) == {"test_one", "test_two"}
     assert robust.files_to_run(before, run) == set()
     two.write_text(f"# mark.{MARK}, mended")
     assert robust.files_to_run(before, run) == {"test_two"}
-    after = {"checked": ["test_two.py::c"], "failed": {}, "sources": {}}
+    after = {"checked": ["test_two.py::c"], "failed": {}, "sources": {}, "room": {}}
     now = robust.merged(before, after, {"test_two"}, 1.0)
-    assert now == {"checked": ["test_one.py::a", "test_two.py::c"], "failed": {}, "sources": {}, "seconds": 3.0}
+    checked, room = ["test_one.py::a", "test_two.py::c"], {"test_one.py::a: x < 1": [0.5, 0.1]}
+    assert now == {"checked": checked, "failed": {}, "sources": {}, "room": room, "seconds": 3.0}
     shared.write_text("changed")
     assert robust.files_to_run(before, run) == {"test_one", "test_two"}
 
@@ -124,6 +130,12 @@ def test_statistical_tests_alone(store, tmp_path):
     assert {tuple(names) for names in failed} == {(), ("test_planted.py::test_small",)}
     for outcome in outcomes.values():
         assert sorted(outcome.checked) == ["test_planted.py::test_right", "test_planted.py::test_small"]
+        room = {name.removeprefix("test_planted.py::"): value for name, (value, _) in outcome.room.items()}
+        assert room == {
+            "test_small: np.random.default_rng(0).random() < 0.5": pytest.approx(room[RIGHT] - 0.5),
+            RIGHT: pytest.approx(1 - np.random.default_rng(0).random(), abs=1),
+        }
+        assert all("not so: assert np.random" in said for said in outcome.failed.values())
 
 
 def test_a_process_that_dies(store, notebook):
@@ -160,6 +172,56 @@ print(*numbers, np.random.RandomState(0).random_sample(), split, boxes().x[0, 0]
     assert float(own[1]) == np.random.default_rng(0).random()
 
 
+def test_room_of_comparisons():
+    """Each part of a claim by itself, the tightest element and the tightest time of each, also where one fails."""
+    tried, x = reseed.Tried(), np.array([0.2, 0.4])
+    namespace = {"__tried__": tried, "x": x}
+    code = """
+assert 0 < x[0] < 1
+assert (x < 0.5).all() and x.sum() > 0.1 and x.shape == (2,)
+assert all(value < 1 for value in (0.3, 0.9))
+assert (x > 0.3).all()
+assert "a" < "b"
+assert x[x > 0.3].sum() < 9
+"""
+    exec(reseed.compiled(code, "cell 1"), namespace)
+    found = {name.removeprefix("cell 1: "): value[0] for name, value in tried.room.items()}
+    assert found == pytest.approx(
+        {"0 < x[0]": 0.2, "x[0] < 1": 0.8, "x < 0.5": 0.1, "x.sum() > 0.1": 0.5, "value < 1": 0.1, "x > 0.3": -0.1}
+        | {"x[x > 0.3].sum() < 9": 8.6}
+    )
+    assert tried.room["cell 1: x < 0.5"][1] == pytest.approx(np.log(0.5 / 0.4))
+    assert list(tried.failed) == ["cell 1: assert (x > 0.3).all()"]
+
+
+def test_distances_from_limits():
+    """In standard deviations on the side of the limit, of the difference or the logarithm, whichever says less."""
+    path, nan = Path("01_data.py"), float("nan")
+    differences = {
+        "near": [0, 2, 3, 3, 5, 5, 9, 30],  # median 4; below it by 1, 1, 2 and 4
+        "far": [30, 32, 33, 33, 35, 35, 39, 60],
+        "constant": [1.0] * 8,
+        "p > FALSE_ALARM": [0, 2, 3, 3, 5, 5, 9, 30],
+        "seldom": [0, 2, 3, 3, 5, 5, 9],
+    }
+    outcomes = {
+        Run(path, number): Outcome(
+            [], {}, 1.0, {name: [of[number - 1], nan] for name, of in differences.items() if number <= len(of)}
+        )
+        for number in range(1, 9)
+    }
+    spread = (22 / 4) ** 0.5
+    found = {name: off for (_, name), off in limits(outcomes).items()}
+    assert found == {"near": pytest.approx(4 / spread), "far": pytest.approx(34 / spread), "constant": float("inf")}
+    report = near(outcomes)
+    assert "| 01_data | `near` | 1.7 |" in report
+    assert "far" not in report
+    assert "| 8 of 20 | - | none | 1.7 |" in table(outcomes)
+    assert near({run: outcome._replace(room={}) for run, outcome in outcomes.items()}) == ""
+    logarithms = np.array([[10 * value, 1 + 0.1 * number] for number, value in enumerate(differences["far"])])
+    assert robust.distance(logarithms) == pytest.approx(1.35 / np.mean(np.array([0.05, 0.15, 0.25, 0.35]) ** 2) ** 0.5)
+
+
 def test_assertions_inside_functions_go_on_too():
     tried, namespace = reseed.Tried(), {}
     namespace["__tried__"] = tried
@@ -192,13 +254,13 @@ def test_instruction_sets_are_those_of_the_processor(monkeypatch):
 def test_failures_are_counted_among_runs_that_reached_them():
     path = Path("01_data.py")
     outcomes = {
-        Run(path, 1): Outcome(["a", "b"], {"b": "no | yes"}, 1.0),
-        Run(path, 2): Outcome(["a"], {}, 1.0),
-        Run(path, 0, "avx2"): Outcome(["a", "b"], {}, 1.0),
+        Run(path, 1): Outcome(["a", "b"], {"b": "no | yes"}, 1.0, {}),
+        Run(path, 2): Outcome(["a"], {}, 1.0, {}),
+        Run(path, 0, "avx2"): Outcome(["a", "b"], {}, 1.0, {}),
     }
     assert "| 01_data | `b` | 1 of 2 | seeds 1: no &#124; yes |" in failures(outcomes)
     assert failures({run: outcome._replace(failed={}) for run, outcome in outcomes.items()}) == ""
-    assert "| 01_data | 2 | 2 of 20 | avx2 | 1 |" in table(outcomes)
+    assert "| 01_data | 2 | 2 of 20 | avx2 | 1 | - |" in table(outcomes)
 
 
 def test_page_shows_no_failure_and_is_of_all():

@@ -109,6 +109,7 @@ def test_starting_points(posterior, shape, num_chains, chains):
     torch.testing.assert_close(chain.draws[:, 0], init.double().expand(chains, 20), rtol=0, atol=1e-9)
 
 
+@pytest.mark.statistical
 def test_warmup_adapts_and_is_thrown_away(posterior):
     """The draws are those of the adapted kernel, which the chain names, from where the warm-up ended."""
     cold, warm = draw(posterior, 20, seed=1), draw(posterior, 20, warmup=100, seed=1)

@@ -33,7 +33,7 @@ from bnn_utils.references import FILE
 CHAINS, DRAWS, WARMUP, TEMPERATURES, STEPS, BATCH = 64, 25_000, 3_000, 16, 8, 16
 PLACES_AT_ONCE = 5
 SEGMENT = 4, 1_500  # chains and draws of the short runs that the standard errors are tried on
-Z_95 = 1.96
+Z_95, COVERAGE = 1.96, (0.93, 0.97)  # and what 95 % intervals are to cover
 LARGEST_Z = 4.0
 
 
@@ -122,8 +122,11 @@ def main() -> None:
     found = findings(posterior, chain)
     print(f"{chain}\n{found.quality}; by place {found.coverage.min():.1%} to {found.coverage.max():.1%}")
     print(f"log evidence {found.evidence}")
-    if check:
+    if check:  # of too few short runs to ask what their intervals cover
         sys.exit(not compare(found))
+    covered = found.coverage.mean().item()
+    if not COVERAGE[0] <= covered <= COVERAGE[1]:
+        sys.exit(f"95 % intervals cover {covered:.1%}: nothing is written, as no standard error here can be trusted")
     write(found, chain)
 
 

@@ -89,6 +89,7 @@ class Tried:
         self.checked: set[str] = set()
         self.failed: dict[str, str] = {}
         self.room: dict[str, list[float]] = {}  # comparison -> difference to the limit, logarithm of the ratio
+        self.where = ""  # the test that is running
 
     def fail(self, name: str, message: str) -> None:
         self.checked.add(name)
@@ -105,8 +106,6 @@ class Tried:
         return result
 
     def _note(self, claim: str, small: Any, large: Any) -> None:
-        if "PYTEST_CURRENT_TEST" in os.environ:  # "tests/test_hmc.py::test_name[parameters] (call)"
-            claim = f"{os.environ['PYTEST_CURRENT_TEST'].split('/')[-1].rpartition(' ')[0]}: {claim}"
         try:
             small, large = (np.asarray(value, dtype=float) for value in (small, large))
         except (TypeError, ValueError, RuntimeError):  # no numbers
@@ -115,6 +114,7 @@ class Tried:
             return
         is_positive = (small > 0).all() and (large > 0).all()
         room = [float((large - small).min()), float(np.log(large / small).min()) if is_positive else math.nan]
+        claim = self.where + claim
         self.room[claim] = [min(pair) for pair in zip(self.room.get(claim, room), room, strict=True)]
 
 
@@ -267,6 +267,9 @@ def run_tests(folder: Path, mark: str) -> Tried:
     sys.meta_path.insert(0, Finder())
 
     class Listener:
+        def pytest_runtest_logstart(self, nodeid: str) -> None:
+            tried.where = f"{nodeid.split('/')[-1]}: "
+
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
             name = report.nodeid.split("/")[-1]
             if report.failed:
