@@ -92,7 +92,7 @@ between = grid.abs().min(dim=1).values < 0.5
 box = ((grid.abs() >= 0.5) & (grid.abs() <= 5)).all(dim=1)
 beyond = ~box & ~between
 
-assert entropy(mean[between]).mean() > 0.7  # over 100 seeds 0.89 to 0.99
+assert entropy(mean[between]).mean() > 0.7  # over 120 seeds 0.83 to 0.99
 assert entropy(mean[box]).mean() < 0.6 and entropy(mean[beyond]).mean() < 0.7  # 0.2 to 0.5
 assert entropy(p[best][between]).mean() < entropy(mean[between]).mean()
 print("verdict: between the boxes the average is close to a coin flip, one network is surer;")

@@ -444,5 +444,4 @@ print("verdict: in two processes, in a folder, extended: the same draws as in on
 # - Thinning saves memory, not time, and makes no average better; `keep=` records predictions.
 # - A kernel that returns all that it needs next gets all of this without a line of code.
 #
-# **Next:** start over with [1. Four boxes of points](01_data.ipynb), now that you know where
-# the vector leads
+# **Next:** [13. From a table to a posterior that one may believe](13_real_data.ipynb)

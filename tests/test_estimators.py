@@ -33,7 +33,7 @@ def test_scikit_learns_checks(estimator, check):
 
 @pytest.fixture(scope="module")
 def linear():
-    return BayesianRegressor((), kernel=NUTS(), num_samples=500, num_chains=4, warmup=300, random_state=0).fit(X, Y)
+    return BayesianRegressor((), kernel=NUTS(), num_samples=2000, num_chains=4, warmup=300, random_state=0).fit(X, Y)
 
 
 @pytest.mark.statistical
@@ -56,7 +56,7 @@ def test_deviations_are_those_of_predictive_draws(linear):
     z = (drawn.mean(1) - mean) / (std / math.sqrt(20_000))
     assert np.abs(z).max() < 6
     assert np.abs(drawn.std(1) / std - 1).max() < 6 / math.sqrt(2 * 20_000)
-    assert linear.noise_.shape == (4, 500)
+    assert linear.noise_.shape == (4, 2000)
     assert np.array_equal(drawn, linear.sample_y(X, 20_000, random_state=1))
 
 

@@ -34,7 +34,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "robust.md"
 STORE = ROOT / ".robust"  # outcomes, with digests of the files that they depend on
 TESTS = "statistical"  # the mark of those that are run
-SEEDS = {"tests": 50, "06_convergence": 8, "09_your_own": 8, "10_one_vector_many_packages": 8, "11_samplers": 8}
+LONG = (
+    "06_convergence",
+    "09_your_own",
+    "10_one_vector_many_packages",
+    "11_samplers",
+    "12_long_runs",
+    "13_real_data",
+)
+SEEDS = {"tests": 50} | dict.fromkeys(LONG, 8)
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
