@@ -319,7 +319,7 @@ print("verdict: the chains don't agree about the area of cells")
 # 1. Run longer. Here ten times as long would not be enough: an ESS of some 10 has to become
 #    800.
 # 2. Start better (`init="map"`), or take another kernel (`MAMS()`). Try it: it is no cure here.
-# 3. **Describe the data better.** A thin sheet often says that a network spends its weights on
+# 3. *Describe the data better.* A thin sheet often says that a network spends its weights on
 #    something that could have been written down.
 #
 # An area is a square of lengths. In logarithms products become sums, and what was a curved
@@ -403,5 +403,5 @@ pd.Series(report).to_frame("")
 #   is worth more than a better sampler.
 # - Have a simple method beside the network, and say by how much it is worse, or better.
 #
-# **Back to** [1. Four boxes of points](01_data.ipynb), or to the
+# Back to [1. Four boxes of points](01_data.ipynb), or to the
 # [samplers](11_samplers.ipynb).
