@@ -112,18 +112,17 @@ def test_all_chains_from_one_mode(make_posterior):
 
     Given labels like the tutorial's, between whose networks there is a barrier, ranks of the truth are still
     uniform. They rank the number of corners in which the output unit says class 1, 1 for an AND and 3 for an OR. Over
-    5 groups of 230 data sets and 3 draws each, HMC's p-value was at most 1e-34; of half as many it is about the root of
-    that. Fails without swaps.
+    5 groups of 230 data sets and 3 draws each, HMC's p-value was at most 1e-34. Fails without swaps.
     """
     model, stream = make_posterior(data=boxes(n=40)), generator(10)
     assert ((model.predict(AN_AND, model.data.x) > 0.5) == model.data.y.bool()).double().mean() > 0.9
     kept = []
-    for _ in range(20):
+    for _ in range(40):
         theta = model.sample_prior(50_000, stream)
         y = model.simulate(theta, stream)
         alike = (y == model.data.y).sum(1) >= 35
         kept.append((theta[alike], y[alike]))
-    truth, y = map(torch.cat, zip(*kept, strict=True))  # some 115
+    truth, y = map(torch.cat, zip(*kept, strict=True))  # some 230
 
     def corners(theta):
         signs = vector(1, 1, 1, -1, -1, 1, -1, -1).view(4, 2)

@@ -370,7 +370,7 @@ def test_warmup_evens_out_swaps_and_acceptance(posterior):
     chain = sample(
         posterior, ReplicaExchange(HMC(0.05, 8), 10), 200, 8, warmup=500, seed=0, progress=False, compile=False
     )
-    assert chain.tempering.swap_rates.std() < 0.1
+    assert chain.tempering.swap_rates.std() < 0.13
     rates = chain.tempering.acceptance_rate.mean((0, 1))
     assert rates.min() > 0.7
     assert rates.max() < 0.92

@@ -218,8 +218,9 @@ def test_distances_from_limits():
     assert "far" not in report
     assert "| 8 of 20 | - | none | 1.7 |" in table(outcomes)
     assert near({run: outcome._replace(room={}) for run, outcome in outcomes.items()}) == ""
-    logarithms = np.array([[10 * value, 1 + 0.1 * number] for number, value in enumerate(differences["far"])])
-    assert robust.distance(logarithms) == pytest.approx(1.35 / np.mean(np.array([0.05, 0.15, 0.25, 0.35]) ** 2) ** 0.5)
+    rooms = np.array([[value, 1 + 0.1 * number] for number, value in enumerate(differences["far"])])
+    assert robust.distance("x < 1", rooms) == pytest.approx(1.35 / np.mean([0.05**2, 0.15**2, 0.25**2, 0.35**2]) ** 0.5)
+    assert robust.distance("abs(x) < 1", rooms) == pytest.approx(34 / spread)
 
 
 def test_assertions_inside_functions_go_on_too():

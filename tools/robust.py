@@ -58,12 +58,13 @@ Of the other seeds the page says how many were run, of how many that `make robus
 
 An assertion about draws may fail by chance: in a notebook for at most one seed in 1,000, in a test for one in 10,000.
 So few seeds don't show that; how far numbers stay from their limits does. For each comparison of numbers in an
-assertion the script takes the room between both sides over the other seeds, as a difference and as the logarithm of the
-ratio, and divides its median by its spread on the side of the limit, the root mean square of how far rooms below the
-median are off it. The smaller of the two is how many standard deviations away the limit was. Of a normal number, 3.1
-are a false alarm in 1,000, and 3.7 one in 10,000. The last column has the least; comparisons of notebooks below 3.1
-and of tests below 3.7 would be listed under the table. Left out are p-values, and limits that are quantiles or numbers
-of standard errors: their rate of false alarms follows from theory, and stands beside them.
+assertion the script takes the room between both sides over the other seeds: the logarithm of their ratio, or their
+difference where one may be negative, and of absolute values. It divides the median by the spread on the side of the
+limit, the root mean square of how far rooms below the median are off it: so many standard deviations away was the
+limit. Of a normal number, 3.1 are a false alarm in 1,000, and 3.7 one in 10,000. The last column has the least;
+comparisons of notebooks below 3.1 and of tests below 3.7 would be listed under the table. Left out are p-values,
+limits that are quantiles or numbers of standard errors, whose rate of false alarms follows from theory and stands
+beside them, and bounds that nothing can pass, such as those of a uniform number.
 
 Where packages of others are installed, random streams that these make themselves keep their seeds.
 
@@ -73,6 +74,10 @@ NEAR_OF_NOTEBOOKS = 3.1
 FEWEST_SEEDS = 8  # for a standard deviation
 # Comparisons whose limits are quantiles of what is compared, by theory.
 BY_THEORY = re.compile(r"isf\(|ppf\(|pvalue|FALSE_ALARM|limit|\bz\b|\.se\b|\* error|\bchance\(", re.IGNORECASE)
+# Those that hold whatever is drawn.
+CERTAIN = re.compile(
+    r"draws [<>]= (low|high)$|u\.abs\(\)\.max\(\) < 1$|<= steps\.min\(\)|steps\.max\(\) <= 1\.2$|<= 0\.5$"
+)
 
 
 class Run(NamedTuple):
@@ -261,20 +266,19 @@ def limits(outcomes: dict[Run, Outcome]) -> dict[tuple[str, str], float]:
     for run, outcome in outcomes.items():
         if run.number:
             for claim, room in outcome.room.items():
-                if not BY_THEORY.search(claim):
+                if not (BY_THEORY.search(claim) or CERTAIN.search(claim)):
                     rooms.setdefault((run.name, claim), []).append(room)
-    return {key: distance(np.array(found)) for key, found in rooms.items() if len(found) >= FEWEST_SEEDS}
+    return {key: distance(key[1], np.array(found)) for key, found in rooms.items() if len(found) >= FEWEST_SEEDS}
 
 
-def distance(rooms: np.ndarray) -> float:
-    """Medians over spreads below them of ``(seeds, 2)``, the smaller that is a number; infinite for constants."""
-    finite = rooms[:, np.isfinite(rooms).all(0)]
-    median = np.median(finite, axis=0)
-    below = np.sort(median - finite, axis=0)[(len(finite) + 1) // 2 :]  # half of the seeds
-    spread = np.sqrt(np.square(below).mean(0))
-    return min(
-        (m / sd if sd > 1e-12 * abs(m) else math.inf for m, sd in zip(median, spread, strict=True)), default=math.inf
-    )
+def distance(claim: str, rooms: np.ndarray) -> float:
+    """Median over the spread below it, of ``(seeds, 2)``, differences and logarithms; infinite for a constant."""
+    is_logarithm = np.isfinite(rooms[:, 1]).all() and "abs(" not in claim  # small errors have huge logarithms
+    room = rooms[:, int(is_logarithm)]
+    median = np.median(room)
+    below = np.sort(median - room)[(len(room) + 1) // 2 :]  # half of the seeds
+    spread = np.sqrt(np.square(below).mean())
+    return median / spread if spread > 1e-12 * abs(median) else math.inf
 
 
 def near(outcomes: dict[Run, Outcome]) -> str:
