@@ -7,8 +7,8 @@ import threading
 import ipywidgets
 import pytest
 import torch
-from scipy.stats import norm
 from matplotlib.backend_bases import KeyEvent, MouseEvent
+from scipy.stats import norm
 
 from bnn_utils import HMC, Data, boxes, plots, sample, square_grid, widgets
 from bnn_utils.kernels.base import Info
