@@ -138,6 +138,7 @@ def test_readme_example_runs(tmp_path, monkeypatch, capsys):
     exec(compile(example, "README.md", "exec"), {})
     assert "0.weight[0,0]" in capsys.readouterr().out
     assert (tmp_path / "run.nc").is_file()
+    assert example in (ROOT / "notebooks" / "guide.md").read_text(), "the guide begins with the same"
 
 
 def test_import_is_light():
