@@ -91,9 +91,8 @@ def model(table, hidden=10, target="target"):
     data = Data(*parts(table, target))
     inputs = data.x.shape[1]
     body = [nn.Linear(inputs, hidden), nn.ReLU()] if hidden else []
-    net = nn.Sequential(
-        Standardise(data.x), *body, nn.Linear(hidden or inputs, 1), LogScale()
-    )  # fmt: skip
+    last = nn.Linear(hidden or inputs, 1)
+    net = nn.Sequential(Standardise(data.x), *body, last, LogScale())
     units = Standardise(data.y)
     return Posterior(net, data, FanInPrior(weight=1.0, bias=1.0), Gaussian(units=units))
 
