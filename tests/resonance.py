@@ -5,6 +5,10 @@
 
 Gaussians whose standard deviations reach over three decades; 16 chains, 1,000 draws each after 300 of warm-up. Without
 the jitter of the step size 7 steps in 10 dimensions have an R-hat of 6. Prints, for each dimension, the worst of all.
+
+On an AMD EPYC, of 2 to 20 steps and of a number that the warm-up finds, over all dimensions and seeds: R-hat at most
+1.0091, ESS at least 0.17 of the draws. Single steps, which can't come full circle and have no jitter (MALA, Roberts and
+Tweedie 1996), take longer in many dimensions: in 20, R-hat up to 1.011 and ESS from 0.11; in 50, 1.017 and 0.08.
 """
 
 from __future__ import annotations
