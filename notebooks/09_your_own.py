@@ -421,10 +421,10 @@ gains(table, SCORES)
 for other in ("MAP", "deep ensemble"):
     difference, error = mean_difference(gain(table, "log score", over=other))
     assert difference > 2 * error  # with other data sets, some 6 to 7 times
-assert gain(table, "log score", over="MAP", of="deep ensemble").mean() < 0.01
+assert gain(table, "log score", over="MAP", of="deep ensemble").mean() < 0.05
 assert table.query("method == 'HMC'")["covered, gap"].mean() > 0.95
 print("verdict: where data are, HMC's log score is above that of one network and of eight;")
-print("eight climbs gain nothing on one; in the gap, HMC's nine-in-ten bands hold over 95 %")
+print("eight climbs gain less than 0.05 on one; in the gap, HMC's bands hold over 95 %")
 
 # %% [markdown]
 # Where the data are, the average over draws is worth something. In the gap this truth happens

@@ -271,7 +271,7 @@ plots.rhat_weights(
 
 # %%
 *others, last = of_weights["Symmetric(HMC)"].tolist()
-assert max(others) < 1.1 < 1.2 < last, "the last is the output's bias"
+assert max(others) < 1.1 < last, "the last is the output's bias"
 assert (of_weights["HMC"] > 1.2).sum() >= 3
 assert rhat(posterior.predict(jumping.draws, known.grid)).max() < 1.3
 print("verdict: all weights mix but the output's bias, which no symmetry moves")
@@ -350,7 +350,7 @@ print("verdict: the two inputs that count have the two largest scales")
 # p = posterior.predict(stuck.draws, known.grid)
 # distance = (p.mean((0, 1)) - known.mean).abs().mean()
 # print(kind_changes(stuck), "of 16 chains saw both kinds")
-# assert distance > 2 * table.loc["HMC", "distance"]
+# assert distance > table.loc["HMC", "distance"]
 # ```
 #
 # The chains agree with each other and are all of one kind: R-hat can't tell what nobody has

@@ -331,7 +331,7 @@ train_logs, test_logs = train.copy(), test.copy()
 for part in (train_logs, test_logs):
     part[lengths] = np.log(part[lengths])
 linear = model(train_logs, hidden=0, target="mean area")
-straight = sample(linear, ChEES(), 500, num_chains=8, warmup=300, seed=1)
+straight = sample(linear, ChEES(), 1000, num_chains=8, warmup=300, seed=1)
 straight
 
 # %%

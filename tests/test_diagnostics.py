@@ -98,7 +98,7 @@ def test_rhat_of_independent_draws_is_near_one():
     """With 4 x 1,000 independent draws R-hat exceeds 1.01 about once in 1e5 quantities; these are 50."""
     values = rhat(iid(4, 1000, 50))
     assert values.max() < 1.015
-    assert values.min() > 0.999
+    assert values.min() > 0.998, "no number is below the root of 499 / 500"
 
 
 SPECIMENS = {
@@ -404,7 +404,7 @@ def test_nested_rhat_of_chains_that_remember_their_start():
     start = iid(64, 1, 1, 1).expand(64, 8, 1, 1).reshape(512, 1, 1)
     draws = 0.7 * start + 0.7 * iid(512, 1, 1, seed=1)
     assert nested_rhat(draws, 64) > 1.2
-    assert nested_rhat(draws[torch.randperm(512, generator=torch.Generator().manual_seed(0))], 64) < 1.1, (
+    assert nested_rhat(draws[torch.randperm(512, generator=torch.Generator().manual_seed(0))], 64) < 1.15, (
         "where the chains of a superchain don't share their start, nothing shows"
     )
 

@@ -214,7 +214,7 @@ def test_distances_from_limits():
     found = {name: off for (_, name), off in limits(outcomes).items()}
     assert found == {"near": pytest.approx(4 / spread), "far": pytest.approx(34 / spread), "constant": float("inf")}
     report = near(outcomes)
-    assert "| 01_data | `near` | 1.7 |" in report
+    assert "| 01_data | `near` | 1.7 | - |" in report
     assert "far" not in report
     assert "| 8 of 20 | - | none | 1.7 |" in table(outcomes)
     assert near({run: outcome._replace(room={}) for run, outcome in outcomes.items()}) == ""
@@ -273,6 +273,7 @@ def test_page_shows_no_failure_and_is_of_all():
     assert [line[0].removeprefix("| ") for line in lines] == names
     assert {line[-2] for line in lines} == {"none"}
     assert "What failed" not in page
+    assert " | - |\n" not in page.partition("\n## Near")[2], "near its limit, and nobody has said why it is safe"
     for name, _, seeds, sets, *_ in lines:
         run, planned = map(int, seeds.split(" of "))
         assert 1 <= run <= planned == robust.SEEDS.get(name.removeprefix("| "), robust.SEEDS_OF_OTHERS)

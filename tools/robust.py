@@ -62,7 +62,8 @@ assertion the script takes the room between both sides over the other seeds: the
 difference where one may be negative, and of absolute values. It divides the median by the spread on the side of the
 limit, the root mean square of how far rooms below the median are off it: so many standard deviations away was the
 limit. Of a normal number, 3.1 are a false alarm in 1,000, and 3.7 one in 10,000. The last column has the least;
-comparisons of notebooks below 3.1 and of tests below 3.7 would be listed under the table. Left out are p-values,
+comparisons of notebooks below 3.1 and of tests below 3.7 are listed under the table, with what makes them safe all the
+same, such as numbers that fall into two clusters, each of them narrow and far from the limit. Left out are p-values,
 limits that are quantiles or numbers of standard errors, whose rate of false alarms follows from theory and stands
 beside them, and bounds that nothing can pass, such as those of a uniform number.
 
@@ -73,7 +74,14 @@ NEAR = {"tests": 3.7}  # standard deviations
 NEAR_OF_NOTEBOOKS = 3.1
 FEWEST_SEEDS = 8  # for a standard deviation
 # Comparisons whose limits are quantiles of what is compared, by theory.
-BY_THEORY = re.compile(r"isf\(|ppf\(|pvalue|FALSE_ALARM|limit|\bz\b|\.se\b|\* error|\bchance\(", re.IGNORECASE)
+BY_THEORY = re.compile(r"isf\(|ppf\(|pvalue|FALSE_ALARM|limit|\bz\b|\.se\b|\* error|\bchance\(|\blow <=", re.IGNORECASE)
+# Those that are near in standard deviations, and were looked at one by one.
+LOOKED_AT = {
+    "test_all_chains_from_one_mode: calibration(HMC": "p-values fall into two clusters, the higher about 1e-13",
+    "full_circle[50-None]: ess(": "sizes fall into two clusters, the lower about 3,900: see `tests/resonance.py`",
+    "fitted reference]: one.tempering.swap_rates.min() > 0": "of 75 trials at a rate of 0.2, none succeeds once in 1e7",
+    "test_simulated_targets: p.max() < 0.99": "over 1,000 seeds 0.92 at most",
+}
 # Those that hold whatever is drawn.
 CERTAIN = re.compile(
     r"draws [<>]= (low|high)$|u\.abs\(\)\.max\(\) < 1$|<= steps\.min\(\)|steps\.max\(\) <= 1\.2$|<= 0\.5$"
@@ -286,9 +294,11 @@ def near(outcomes: dict[Run, Outcome]) -> str:
     close = {key: off for key, off in limits(outcomes).items() if off < NEAR.get(key[0], NEAR_OF_NOTEBOOKS)}
     if not close:
         return ""
-    lines = ["\n## Near their limits\n", "| where | comparison | standard deviations |", "|---|---|---|"]
+    heads = ("where", "comparison", "standard deviations", "why it is safe")
+    lines = ["\n## Near their limits\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (where, claim), off in sorted(close.items(), key=lambda item: item[1]):
-        lines.append(f"| {where} | `{claim.replace('|', '&#124;')}` | {off:.1f} |")
+        why = next((reason for part, reason in LOOKED_AT.items() if part in claim), "-")
+        lines.append(f"| {where} | `{claim.replace('|', '&#124;')}` | {off:.1f} | {why} |")
     return "\n".join(lines) + "\n"
 
 
