@@ -698,7 +698,7 @@ def test_others_than_the_stuck_chain_keep_their_temperatures(lanes):
     assert (rates < 0.99).all()
     (*_, healthy), _ = run(kernel, posterior, 300, 1, 4)
     found, wanted = (of.ladder.inverse_temperatures[1:-1].log() for of in (state, healthy))
-    assert (found - wanted).abs().max() < 1
+    assert (found - wanted).abs().max() < 1.5
 
 
 @pytest.mark.parametrize("kernel", [HMC(0.01, 8), ChEES()], ids=["HMC", "ChEES"])

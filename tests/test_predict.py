@@ -206,7 +206,7 @@ def test_calibration_error_of_chance():
     fair = calibration_error(p, torch.multinomial(p, 1, generator=rng)[:, 0])
     sharp = (p**4) / (p**4).sum(-1, keepdim=True)
     overconfident = calibration_error(sharp, torch.multinomial(p, 1, generator=rng)[:, 0])
-    assert 0 < fair.value < 0.04
+    assert 0 < fair.value < 0.05
     assert overconfident.value > 0.2
     # A bin's accuracy has a standard error of at most 1/2 / sqrt(points in it).
     assert 0.001 < overconfident.error < 0.5 / 5000**0.5 * 1.2
