@@ -84,7 +84,8 @@ LOOKED_AT = {
 }
 # Those that hold whatever is drawn.
 CERTAIN = re.compile(
-    r"draws [<>]= (low|high)$|u\.abs\(\)\.max\(\) < 1$|<= steps\.min\(\)|steps\.max\(\) <= 1\.2$|<= 0\.5$|0 < fair\.value"
+    r"draws [<>]= (low|high)$|u\.abs\(\)\.max\(\) < 1$|<= steps\.min\(\)|steps\.max\(\) <= 1\.2$|<= 0\.5$"
+    r"|0 < fair\.value"
 )
 
 
