@@ -1,3 +1,11 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # 13. From a table to a posterior that one may believe
 # You have a table: some columns to predict from, and one to predict. This notebook is the way
