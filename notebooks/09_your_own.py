@@ -694,7 +694,7 @@ print(
 
 # %% [markdown]
 # And would another sampler say something else? `MAMS` follows another dynamics, at constant
-# speed ([notebook 11](11_samplers.ipynb)). It takes three times as long here, and passes.
+# speed ([notebook 11](11_samplers.ipynb)). It takes longer here, and passes.
 
 # %% tags=["nbval-ignore-output"]
 chain = sample(posterior, MAMS(), 600, num_chains=8, warmup=300, seed=1)

@@ -270,7 +270,7 @@ print("nine-in-ten intervals hold 85 to 95 % of the held-out targets")
 # That is a result, and a common one: in a few hundred noisy rows there is not much for a
 # network to find that a linear regression does not. Whether some per cent are worth a network
 # is for you to say, and the table says how sure the per cent are. One network alone, the MAP,
-# would not have been worth it: what is gained is gained by averaging.
+# predicts worse than the average of many.
 #
 # ## A table that does not converge
 # Cells from 569 tumours (Street, Wolberg and Mangasarian 1993): predict a cell's area from
@@ -323,9 +323,10 @@ print("verdict: the chains don't agree about the area of cells")
 #
 # What can be done?
 #
-# 1. Run longer. Here ten times as long would not be enough: an ESS of some 10 has to become
-#    800.
-# 2. Start better (`init="map"`), or take another kernel (`MAMS()`). Try it: it is no cure here.
+# 1. Run longer. The last warning names the effective sample size, and how much is wanted: their
+#    ratio is how much longer, at the least.
+# 2. Start better (`init="map"`), or take another kernel (`MAMS()`). Try it; when we did, it was
+#    no cure.
 # 3. *Describe the data better.* A thin sheet often says that a network spends its weights on
 #    something that could have been written down.
 #
