@@ -79,7 +79,7 @@ BY_THEORY = re.compile(r"isf\(|ppf\(|pvalue|FALSE_ALARM|limit|\bz\b|\.se\b|\* er
 LOOKED_AT = {
     "test_all_chains_from_one_mode: calibration(HMC": "p-values fall into two clusters, the higher about 1e-13",
     "full_circle[50-None]: ess(": "sizes fall into two clusters, the lower about 3,900: see `tests/resonance.py`",
-    "fitted reference]: one.tempering.swap_rates.min() > 0": "a mean of probabilities that are not all 0, 0.11 at least",
+    "fitted reference]: one.tempering.swap_rates.min() > 0": "a mean of probabilities: 0.11 at least",
     "test_simulated_targets: p.max() < 0.99": "over 1,000 seeds 0.92 at most",
     "swap_rates.std() < 0.13": "0.08 at most; without a warm-up 0.3",
     "[50, rotated-adapting walk]: ess(": "nearer than it should be: a guard of the errors, which needs more draws",
