@@ -689,7 +689,11 @@ def test_others_than_the_stuck_chain_keep_their_length(lanes):
 @pytest.mark.parametrize("lanes", [2, 4])
 @pytest.mark.statistical
 def test_others_than_the_stuck_chain_keep_their_temperatures(lanes):
-    """Where it teaches: step sizes of 1e-7 with 2 lanes, and half of the ladder where only it fails to swap."""
+    """Where it teaches: step sizes of 1e-7 with 2 lanes, and half of the ladder where only it fails to swap.
+
+    Over 23 seeds the logarithms of the temperatures were off by 0.65 at most. Where the stuck chain teaches the ladder,
+    they are off by 2.1 to 2.7 with 2 lanes, which this sees, and by 0.7 to 1.1 with 4, which it does not.
+    """
     kernel, posterior = ReplicaExchange(HMC(0.01, 4), 4), regression(dim=5)
     state, info = run_stuck(kernel, posterior, 300, 100, lanes)
     assert not info.stats["is_accept"][0].any()
