@@ -84,7 +84,7 @@ def test_gaussian(sampler, target):
     posterior, mean, covariance = TARGETS[target]
     if len(mean) < sampler.fewest_parameters:
         pytest.skip("it is not for one parameter")
-    draws = sampler.draw(posterior, covariance, 1000, 64, seed=1).draws[:, 200:]
+    draws = sampler.draw(posterior, covariance, 1000, 100, seed=1).draws[:, 200:]
     assert_expectation_is_0(surprises(standardised(draws, mean, covariance)))
 
 

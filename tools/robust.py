@@ -82,7 +82,6 @@ LOOKED_AT = {
     "fitted reference]: one.tempering.swap_rates.min() > 0": "a mean of probabilities: 0.11 at least",
     "test_simulated_targets: p.max() < 0.99": "over 1,000 seeds 0.92 at most",
     "swap_rates.std() < 0.13": "0.08 at most; without a warm-up 0.3",
-    "[50, rotated-adapting walk]: ess(": "nearer than it should be: a guard of the errors, which needs more draws",
 }
 # Those that hold whatever is drawn.
 CERTAIN = re.compile(
