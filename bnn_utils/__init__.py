@@ -18,6 +18,7 @@ from bnn_utils.layers import LogScale, Standardise
 from bnn_utils.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn_utils.maxima import find_map
 from bnn_utils.posterior import Posterior
+from bnn_utils.predictor import Predictor
 from bnn_utils.priors import ElementPrior, FanInPrior, NormalPrior
 from bnn_utils.references import reference
 from bnn_utils.sampling import sample
@@ -50,6 +51,7 @@ __all__ = [
     "LogScale",
     "NormalPrior",
     "Posterior",
+    "Predictor",
     "ReplicaExchange",
     "Standardise",
     "Symmetric",

@@ -80,7 +80,7 @@ def save(chain: Chain, path: str | os.PathLike[str]) -> None:
             values[variable].attrs["torch_dtype"] = str(tensors[group][variable].dtype).removeprefix("torch.")
         compressed = {variable: {"zlib": True} for variable in values.data_vars}
         values.to_netcdf(content, mode=mode, group=group, engine="h5netcdf", encoding=compressed)
-    write(name, content.getbuffer())
+    write(name, content.getbuffer(), seal("chain", FORMAT, content.getbuffer()))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -203,8 +203,8 @@ def to_path(path: str | os.PathLike[str]) -> str:
     return os.path.expanduser(name)
 
 
-def write(path: str, content: memoryview) -> None:
-    """Write and seal a chain's file, so that there is a whole one at any time; see `replace`.
+def write(path: str, *parts: bytes | memoryview) -> None:
+    """Write a file of these parts, so that there is a whole one at any time; see `replace`.
 
     A link is followed, and the file that is replaced hands its mode on.
 
@@ -221,25 +221,34 @@ def write(path: str, content: memoryview) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, f"there is no folder {str(target.parent)!r}; make it first", path)
     try:
-        replace(target, content, seal("chain", FORMAT, content))
+        replace(target, *parts)
     except OSError as error:
         left = "the file that was there is unchanged" if target.exists() else "there is no such file now"
         raise OSError(error.errno, f"{error.strerror}; {left}", path) from error
 
 
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    name = to_path(path)
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name!r}")
+    return Path(name).read_bytes()
+
+
 def read(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a chain's file, once it is clear that they are those that `write` wrote.
+    """All bytes of a chain's file, once it is clear that they are those that `save` wrote.
 
     So no parser ever sees a damaged file: HDF5's may crash on one, or never return.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file was not written by `write`, or has changed since.
+        ValueError: if the file was not written by `save`, or has changed since.
     """
-    name = to_path(path)
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"there is no file {name!r}")
-    content = Path(name).read_bytes()
+    name, content = to_path(path), content_of(path)
     why = problem_of_seal(content, "chain", FORMAT)
     if why is None:
         return content
@@ -269,10 +278,12 @@ def problem_of_seal(content: bytes, kind: str, version: int) -> str | None:
     found = PATTERN.search(content, max(0, len(content) - LONGEST_SEAL))
     if not content:
         return "it is empty"
-    if found is None or found[1].decode() != kind:
+    if found is None:
         return NO_SEAL
     if hashlib.sha256(memoryview(content)[: found.start(3)]).hexdigest().encode() != found[3]:
         return "it was changed or damaged after it was written, as its checksum differs; take another copy of it"
+    if found[1].decode() != kind:
+        return f"it holds a {found[1].decode()}"
     if int(found[2]) != version:
         known = f"this version of bnn_utils reads format {version}"
         return f"it has format {int(found[2])}, and {known}: use the one it is from"

@@ -28,15 +28,13 @@ from bnn_utils.likelihoods import (
     check_log_probs,
     check_targets,
 )
+from bnn_utils.model import Model
 from bnn_utils.network import BLOCK_BYTES, Network, at_inputs
 from bnn_utils.priors import Prior, density, is_proper, link_of
-from bnn_utils.random import as_generator, lend_to_torch
-
-# Numbers that are drawn in one call: which call draws what must depend on shapes alone, for the sake of seeds.
-DRAWN_AT_ONCE = 2**22
+from bnn_utils.random import lend_to_torch
 
 
-class Posterior:
+class Posterior(Model):
     """The unnormalised posterior of a network's flat parameter vector given data.
 
     ``log_prob(theta) = log prior(theta) + sum_i log p(y_i | f(theta, x_i))``, the log joint density with every constant
@@ -155,22 +153,8 @@ class Posterior:
         self.features, self.layers = chain or (None, None)
 
     @property
-    def dim(self) -> int:
-        """Length of theta, D."""
-        return self.flat.dim if self.link is None else self.link.dim
-
-    @property
-    def names(self) -> list[str]:
-        """One label per element of theta, such as ``0.weight[2,1]``."""
-        return self.flat.names if self.link is None else self.link.names
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.flat.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.data.x.device
+    def _like(self) -> Tensor:
+        return self.data.x
 
     @property
     def gradient(self) -> str:
@@ -190,50 +174,13 @@ class Posterior:
                 f"theta lies on {theta.device}, but this posterior on {self.device}: pass theta.to(posterior.device)"
             )
 
-    def check_shape(self, theta: Tensor) -> None:
-        """Raise unless theta is a tensor of shape (D,) or (C, D)."""
-        if self.link is None:
-            self.flat.check(theta)
-            return
-        _check.instance("theta", theta, Tensor, "a torch.Tensor")
-        if theta.ndim not in (1, 2) or theta.shape[-1] != self.dim:
-            raise ValueError(
-                f"theta has shape {tuple(theta.shape)}, but with this prior it has {self.dim} elements, of which "
-                f"posterior.parameters makes the network's {self.flat.dim} parameters: pass ({self.dim},), or (C, "
-                f"{self.dim}) for C vectors at once"
-            )
-
-    def parameters(self, theta: Tensor) -> Tensor:
-        """The network's parameters at theta, as ``flat.unravel`` takes them: ``(..., D)`` -> ``(..., P)``.
-
-        Theta itself, unless the prior says otherwise. Differentiable.
-        """
-        theta = _check.tensor("theta", theta)
-        if theta.ndim == 0 or theta.shape[-1] != self.dim:
-            self.check_shape(theta)  # raises
-        return theta if self.link is None else self.link(theta)
-
-    def theta(self, parameters: Tensor) -> Tensor:
-        """A vector theta that makes these parameters of the network: ``(..., P)`` -> ``(..., D)``.
-
-        Such as the place to start at, of a network that was trained: ``posterior.theta(posterior.flat.ravel())``. All
-        scales that are inferred are 1 there, and what is out of its bounds is 0.
-        """
-        parameters = _check.tensor("parameters", parameters)
-        if parameters.ndim == 0 or parameters.shape[-1] != self.flat.dim:
-            raise ValueError(
-                f"parameters have shape {tuple(parameters.shape)}, but this network has {self.flat.dim}: pass (..., "
-                f"{self.flat.dim})"
-            )
-        return parameters if self.link is None else self.link.theta(parameters)
-
     def _check_inputs(self, x: Tensor) -> None:
         """Raise unless the network can be asked at x."""
         _check.instance("x", x, Tensor, "a torch.Tensor")
         like = self.data.x
         if x.ndim == 0 or len(x) == 0 or x.shape[1:] != like.shape[1:]:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
+                f"x has shape {tuple(x.shape)}, but the data's inputs have shape (M, "
                 f"{', '.join(map(str, like.shape[1:]))}) with at least one point"
             )
         if x.dtype != like.dtype or x.device != like.device:
@@ -340,69 +287,6 @@ class Posterior:
         return self.network.at(x)(self.parameters(theta))
 
     @torch.no_grad()
-    def predict(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike) -> Tensor:
-        """Expected target (of classes: their probabilities, for Bernoulli that of 1) at inputs x under each draw.
-
-        How these spread says where the mean may be, not where targets are: for that see `predictive_draws`.
-
-        Args:
-            draws: shape ``(..., D)``, such as ``chain.draws`` with its ``(chains, draws, D)``.
-            x: inputs, shape ``(M, ...)``; to the posterior's dtype, but whole numbers stay whole numbers where the data
-                are, such as tokens.
-
-        Returns:
-            shape ``(..., M)``; ``(..., M, K)`` for targets of K numbers and for K classes.
-
-        Raises:
-            ValueError: if the draws have another length than theta, x has no points or another shape than the data,
-                either has NaN, infinite or complex values, or the network takes whole numbers and x has others.
-        """
-        network = self.network.at(self._inputs(x))
-        return self._collect(draws, network.num_lanes, lambda theta: self.likelihood.mean(network(theta)))
-
-    def _inputs(self, x: Tensor | ArrayLike) -> Tensor:
-        """New inputs, checked, as the network takes them."""
-        x = _check.tensor("x", x).detach().to(self.device)
-        if x.ndim == 0 or len(x) == 0 or x.shape[1:] != self.data.x.shape[1:]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but this posterior's inputs have shape (M, "
-                f"{', '.join(map(str, self.data.x.shape[1:]))}) with at least one point"
-            )
-        known = self.data.x.dtype
-        like_data = x.to(known)
-        if not (known.is_floating_point or x.is_meta or torch.equal(like_data.to(x.dtype), x)):
-            # Numbers that the data's dtype has no room for, such as 0.5 where they are integers: never cut off.
-            like_data = x.to(self.dtype) if x.is_floating_point() else x
-            try:
-                self.flat(self.flat.ravel(), like_data[:2])
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                odd = x[like_data.to(known).to(x.dtype) != x][0].item()
-                raise ValueError(
-                    f"x holds {odd:g}; the data's inputs are {known}, and this network takes no others: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from error
-        if like_data.is_floating_point():
-            _check_finite("x", like_data)
-        return like_data
-
-    def _collect(self, draws: Tensor | ArrayLike, most: int, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """``function`` of at most ``most`` draws at once, its results together in the leading shape of the draws."""
-        draws = _check.tensor("draws", draws).detach()
-        if draws.ndim == 0 or draws.shape[-1] != self.dim:
-            self.check_shape(draws)  # raises
-        lanes = draws.reshape(-1, self.dim)
-        values, done = None, 0
-        for rows in lanes.split(most):
-            rows = rows.to(dtype=self.dtype, device=self.device)
-            _check_finite("draws", rows)
-            found = function(self.parameters(rows))
-            # All blocks write into one result, which would be there twice if they were put together afterwards.
-            values = found.new_empty(len(lanes), *found.shape[1:]) if values is None else values
-            values[done : done + len(rows)] = found
-            done += len(rows)
-        return values.reshape(*draws.shape[:-1], *values.shape[1:])
-
-    @torch.no_grad()
     def log_likelihoods(self, draws: Tensor | ArrayLike, data: Data | None = None) -> Tensor:
         """Log likelihood of each point under each draw, as log scores and PSIS-LOO need it.
 
@@ -478,32 +362,6 @@ class Posterior:
         self._check(theta)
         _check.generator(generator)
         return self._simulate(theta, self._at_data(), generator)
-
-    def predictive_draws(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike, seed: int | torch.Generator) -> Tensor:
-        """Targets that may be seen at inputs x: of each draw one, from the likelihood, with its noise.
-
-        Of draws from the posterior these are draws from the posterior predictive distribution. Nine in ten targets fall
-        between the 5 % and 95 % quantiles of them (`predictive_quantiles`) if the model is right. Those of `predict`
-        hold the mean only, and are narrower by the noise.
-
-        Args:
-            draws: shape ``(..., D)``, such as ``chain.draws``.
-            x: inputs, shape ``(M, ...)``, as for `predict`.
-            seed: a number, or a generator on the posterior's device, which is advanced.
-
-        Returns:
-            shape ``(..., M)``; ``(..., M, K)`` for targets of K numbers. Of classes they are labels.
-
-        Raises:
-            ValueError: as `predict`.
-        """
-        return self._simulate(draws, self.network.at(self._inputs(x)), seed)
-
-    @torch.no_grad()
-    def _simulate(self, draws: Tensor | ArrayLike, network: Network, seed: int | torch.Generator) -> Tensor:
-        most = max(1, DRAWN_AT_ONCE // (network.num_points * self._num_outputs))
-        with lend_to_torch(as_generator(seed, self.device)):
-            return self._collect(draws, most, lambda theta: self.likelihood.distribution(network(theta)).sample())
 
     @torch.inference_mode(False)
     def with_targets(self, y: Tensor) -> Posterior:
@@ -585,9 +443,3 @@ def _in_blocks(function: Callable[..., Tensor], theta: Tensor, most: int, *other
         values[done : done + len(block[0])] = function(*block)
         done += len(block[0])
     return values
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    bad = torch.zeros(0) if values.is_meta else values[~values.isfinite()]
-    if len(bad):
-        raise ValueError(f"{name} holds {len(bad)} NaN or infinite values in {values.dtype}: take them out")

@@ -128,7 +128,7 @@ def test_x_in_the_dtype_of_real_data(dtype, other):
         (torch.tensor([[float("nan"), 0]]), r"x holds 1 NaN or infinite values in torch\.float32"),
         ([[float("inf"), -float("inf")]], r"x holds 2 NaN or infinite values in torch\.float32"),
         (torch.tensor([[1e300, 0]], dtype=torch.float64), r"x holds 1 NaN or infinite values in torch\.float32"),
-        (3.0, r"x has shape \(\), but this posterior's inputs have shape \(M, 2\)"),
+        (3.0, r"x has shape \(\), but the data's inputs have shape \(M, 2\)"),
     ],
 )
 def test_what_is_no_input(x, message):
@@ -296,7 +296,7 @@ def test_simulate_is_predictive_draws_at_the_data(posterior, theta):
 
 def test_large_predictive_draws_are_made_in_parts(posterior, theta, monkeypatch):
     """The parts depend on shapes alone."""
-    monkeypatch.setattr("bnn_utils.posterior.DRAWN_AT_ONCE", 2 * 80)
+    monkeypatch.setattr("bnn_utils.model.DRAWN_AT_ONCE", 2 * 80)
     stream = generator(2)
     parts = [posterior.simulate(rows, stream) for rows in theta.split(2)]
     assert torch.equal(posterior.simulate(theta, generator(2)), torch.cat(parts))

@@ -454,13 +454,13 @@ posterior.log_prob(torch.tensor(0.0))             | theta has shape \(\), but th
 posterior.log_prob(draws)                         | theta has shape \(2, 8, 20\), but this network has 20
 posterior.log_prob(theta[:0])                     | theta has shape \(0,\), but this network has 20
 posterior.simulate(theta.float(), generator)      | theta has dtype torch.float32, but this posterior
-posterior.outputs(theta, x[0])                    | x has shape \(2,\), but this posterior's inputs have shape \(M, 2\)
-posterior.outputs(theta, x[:, :1])                | x has shape \(80, 1\), but this posterior's inputs have shape \(M, 2\)
+posterior.outputs(theta, x[0])                    | x has shape \(2,\), but the data's inputs have shape \(M, 2\)
+posterior.outputs(theta, x[:, :1])                | x has shape \(80, 1\), but the data's inputs have shape \(M, 2\)
 posterior.outputs(theta, x.float())               | x has dtype torch.float32 and lies on cpu, but this posterior's inputs have torch.float64
 posterior.outputs(theta.float(), x[:3])           | theta has dtype torch.float32, but this posterior
 posterior.log_prob_and_grad(torch.zeros(0, 20).double()) | num_lanes must be a whole number of at least 1, got 0
 posterior.numpy()(np.zeros((0, 20)))              | num_lanes must be a whole number of at least 1, got 0
-posterior.log_likelihoods(draws, Data(x[:, :1], y)) | x has shape \(80, 1\), but this posterior's inputs have shape \(M, 2\)
+posterior.log_likelihoods(draws, Data(x[:, :1], y)) | x has shape \(80, 1\), but the data's inputs have shape \(M, 2\)
 sbc.ranks(draws[0], draws, generator)             | draws have shape \(2, 8, 20\), and truths
 plots.points(Data(x[:, :1], y))                   | this figure shows inputs of shape \(N, 2\), but these have shape \(80, 1\)
 posterior.predict(draws[..., :3], x)              | theta has shape \(2, 8, 3\), but this network has 20

@@ -19,17 +19,17 @@ BEGIN, END = "<!-- made by tools/architecture.py -->\n", "<!-- until here -->\n"
 # "kernels" stands for the package and all in it, unless a module of it is named elsewhere.
 ROOMS = {
     "ground": ["_arviz", "_check", "interrupts", "random", "resources", "workers"],
-    "data and network": ["data", "flat", "layers", "network", "symmetry", "tape"],
+    "data and network": ["data", "flat", "layers", "network", "structure", "symmetry", "tape"],
     "any gradient": ["gradients.__init__", "gradients.autograd"],
     "prior and likelihood": ["checks", "distributions", "families", "hierarchy", "likelihoods", "links", "priors"],
     "density": ["density", "gradients"],
-    "posterior": ["bridges", "posterior"],
+    "posterior": ["bridges", "model", "posterior"],
     "diagnostics": ["coupling", "diagnostics", "evidence", "mixing", "mixing_native"],
     "kernels": ["adaptation", "kernels"],
-    "runs": ["checkpoints", "executors", "facts", "files", "keep", "run", "starts", "stores"],
+    "runs": ["checkpoints", "executors", "facts", "files", "keep", "packing", "run", "starts", "stores"],
     "chain": ["advice", "chain", "stored"],
     "front door": ["batches", "choice", "maxima", "sampling"],
-    "uses": ["estimators", "predict", "references", "sbc", "tutorial"],
+    "uses": ["estimators", "predict", "predictor", "references", "sbc", "tutorial"],
     "pictures": ["animate", "plots", "widgets"],
 }
 
