@@ -467,9 +467,9 @@ posterior.predict(draws[..., :3], x)              | theta has shape \(2, 8, 3\),
 posterior.predict(draws.to(torch.complex128), x)  | draws is torch.complex128: take real numbers
 posterior.predict(draws, x.to(torch.complex128))  | x is torch.complex128: take real numbers
 posterior.predict(draws, x.to_sparse())           | x is sparse: pass x.to_dense
-posterior.predict(draws, x[:0])                   | x has shape \(0, 2\), but this posterior's inputs
-posterior.predict(draws, x[0])                    | x has shape \(2,\), but this posterior's inputs
-posterior.predict(draws, 3.0)                     | x has shape \(\), but this posterior's inputs
+posterior.predict(draws, x[:0])                   | x has shape \(0, 2\), but the data's inputs
+posterior.predict(draws, x[0])                    | x has shape \(2,\), but the data's inputs
+posterior.predict(draws, 3.0)                     | x has shape \(\), but the data's inputs
 posterior.predict(3.0, x)                         | theta has shape \(\), but this network has 20
 posterior.log_likelihoods(draws[0, 0, :3])        | theta has shape \(3,\), but this network has 20
 posterior.sample_prior(-1, generator)             | num must be a whole number of at least 1, got -1
