@@ -18,7 +18,7 @@ from bnn_utils.checks import check_density, check_dtype, check_module, checked_o
 from bnn_utils.data import Data
 from bnn_utils.density import Density
 from bnn_utils.flat import FlatModule
-from bnn_utils.layers import ACTIVATIONS, linear_chain
+from bnn_utils.layers import ACTIVATIONS, Layer, linear_chain
 from bnn_utils.likelihoods import (
     ByDistribution,
     Gaussian,
@@ -81,6 +81,11 @@ class Posterior(Model):
     Warns:
         UserWarning: if inputs, or targets of `Gaussian`, are far from unit scale, see `Standardise`.
     """
+
+    data: Data
+    counted: Data
+    features: Tensor | None
+    layers: list[Layer] | None
 
     @torch.inference_mode(False)
     def __init__(

@@ -159,7 +159,8 @@ class Kernel(Protocol[S]):
         lanes_per_chain: rows of theta that one chain needs in a batch, 1 for most.
     """
 
-    lanes_per_chain: int
+    @property
+    def lanes_per_chain(self) -> int: ...
 
     def init(self, density: Density, theta: Tensor, num_warmup: int) -> S:
         """The state of chains that start at theta ``(C, D)`` and adapt in their first ``num_warmup`` transitions.
