@@ -41,7 +41,7 @@ class DualAveraging(NamedTuple):
     error: Tensor  # (...), H-bar
     x: Tensor  # (...)
     average: Tensor  # (...), x-bar
-    count: int
+    count: int  # type: ignore[assignment]
 
     @classmethod
     def start(cls, step_size: Tensor) -> DualAveraging:
@@ -92,7 +92,7 @@ class Prediction(NamedTuple):
     b: Tensor  # (), float64
     x: Tensor  # (), float64, log eps
     average: Tensor  # (), float64, of x
-    count: int
+    count: int  # type: ignore[assignment]
 
     @classmethod
     def start(cls, step_size: Tensor, num_lanes: int) -> Prediction:
@@ -153,8 +153,8 @@ class Teachers(NamedTuple):
     def update(self, rates: Tensor, log_step: Tensor) -> Teachers:
         """After one more transition: acceptance rates ``(C, ...)``, and the log of the step size, ``(...)``."""
         # In NumPy: a dozen operations on few numbers, in each transition, of which torch's take many times as long.
-        rates, step = rates.detach().cpu().numpy(), log_step.numpy()
-        rejects, most_accept = rates < REJECTS, 2 * (rates > ACCEPTS).sum(0) >= len(rates)
+        rate, step = rates.detach().cpu().numpy(), log_step.numpy()
+        rejects, most_accept = rate < REJECTS, 2 * (rate > ACCEPTS).sum(0) >= len(rate)
         rejected, before = self.rejected.numpy() + most_accept, self.longest.numpy()
         longest = np.where(most_accept, np.maximum(before, step), before)
         in_vain = most_accept & (step <= longest - math.log(REJECTED_RANGE))
@@ -184,7 +184,7 @@ class Moments(NamedTuple):
     Dense ones are of products of all pairs, for a covariance.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]
     mean: Tensor  # (D,)
     squares: Tensor  # (D,), or dense (D, D)
 
@@ -259,7 +259,7 @@ class Warmup(NamedTuple):
     """
 
     num: int  # transitions of all of it
-    count: int  # that have been
+    count: int  # type: ignore[assignment]  # that have been
     target: float  # mean acceptance rate to reach, or energy variance
     learns_mass: bool
     dense: bool
@@ -283,6 +283,7 @@ class Warmup(NamedTuple):
 
     def update(self, theta: Tensor, rates: Tensor, harmonic: bool = False) -> Learned:
         """With the positions reached, ``(C, D)``, and acceptance rates ``(C,)``, of whose mean the target is."""
+        assert isinstance(self.steps, DualAveraging)  # a `Prediction` is not told acceptance rates, but `taught`
         teachers = self.teachers.update(rates, self.steps.x)
         rate = 1 / teachers.mean(1 / rates) if harmonic else teachers.mean(rates)
         return self.taught(theta, teachers, self.steps.update(self.target - rate.detach().cpu().double()))
@@ -296,6 +297,7 @@ class Warmup(NamedTuple):
             moments = moments or Moments.start(theta, self.dense)
             moments = moments.update(theta[teachers.teach.to(theta.device)])
         if count in ends:
+            assert moments is not None  # a window ends after it has begun
             step_size, inv_mass = steps.final, moments.variance
             steps, moments = steps.restarted(), None
         else:

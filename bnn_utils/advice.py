@@ -75,17 +75,19 @@ def unmoved(chain: Chain) -> list[int]:
     if chain.num_draws < FEWEST_TO_MOVE or chain.draws.is_meta:
         return []
     lp, is_accept = statistic(chain, "lp"), statistic(chain, "is_accept")
-    if lp is None and is_accept is None:
+    if lp is not None:  # it is asked first, as replica exchange moves by swaps too
+        stays = (lp == lp[:, :1]).all(1)
+    elif is_accept is not None:
+        stays = is_accept.eq(0).all(1)
+    else:
         return []
-    # Replica exchange moves by swaps too, so that lp is asked first.
-    stays = is_accept.eq(0).all(1) if lp is None else (lp == lp[:, :1]).all(1)
     is_back = (chain.draws[:, 0] == chain.draws[:, -1]).all(-1).cpu()
     return (stays & is_back).nonzero().flatten().tolist()
 
 
 def divergences(chain: Chain) -> str | None:
     """Any is too many, as they mark where trajectories cannot follow the posterior (Betancourt 2017, section 6.2)."""
-    by_chain, by_draw = torch.zeros(chain.num_chains, dtype=int), torch.zeros(chain.num_draws, dtype=int)
+    by_chain, by_draw = (torch.zeros(num, dtype=torch.int64) for num in (chain.num_chains, chain.num_draws))
     for part in chain.parts("diverging"):
         diverged = part.values > 0
         by_chain[part.chains] += diverged.sum(1)
@@ -138,15 +140,16 @@ def acceptance(chain: Chain) -> str | None:
 
 def target_acceptance(chain: Chain) -> float | None:
     """What a warm-up of the chain's kernel aims at; None for kernels that are not known here."""
-    if isinstance(kernel_of(chain), ChEES):
+    kernel = kernel_of(chain)
+    if isinstance(kernel, ChEES):
         return CHEES_TARGET_ACCEPTANCE
-    if isinstance(kernel_of(chain), MAMS):
+    if isinstance(kernel, MAMS):
         return MAMS_TARGET_ACCEPTANCE
-    if isinstance(kernel_of(chain), NUTS):
-        return kernel_of(chain).target_acceptance
-    if isinstance(kernel_of(chain), (HMC, Hamiltorch)):
-        return LANGEVIN_TARGET_ACCEPTANCE if kernel_of(chain).num_steps == 1 else TARGET_ACCEPTANCE
-    return TARGET_ACCEPTANCE if isinstance(kernel_of(chain), ReplicaExchange) else None
+    if isinstance(kernel, NUTS):
+        return kernel.target_acceptance
+    if isinstance(kernel, (HMC, Hamiltorch)):
+        return LANGEVIN_TARGET_ACCEPTANCE if kernel.num_steps == 1 else TARGET_ACCEPTANCE
+    return TARGET_ACCEPTANCE if isinstance(kernel, ReplicaExchange) else None
 
 
 def bias(chain: Chain) -> str | None:
@@ -245,18 +248,18 @@ def approximation(chain: Chain) -> str | None:
 
 def warmup(chain: Chain) -> str | None:
     """Too short for what it is to learn."""
-    seen = f"The warm-up had {chain.warmup:,} transition{'s' * (chain.warmup != 1)}"
+    kernel, seen = kernel_of(chain), f"The warm-up had {chain.warmup:,} transition{'s' * (chain.warmup != 1)}"
     if chain.warmup == 0:
         return None
-    if isinstance(kernel_of(chain), ReplicaExchange):
+    if isinstance(kernel, ReplicaExchange):
         if len(rounds(chain.warmup)) > 1:
             return None
         return f"{seen}, too few to set the temperatures, which are those it began with. Take several hundred."
-    if not isinstance(kernel_of(chain), (HMC, Hamiltorch, ChEES, MAMS, MCLMC, NUTS)):
+    if not isinstance(kernel, (HMC, Hamiltorch, ChEES, MAMS, MCLMC, NUTS)):
         return None
     if chain.warmup < ONLY_STEPS:
         return f"{seen}, in which the step size adapts only roughly, and nothing else does. Take {SETTLING} or more."
-    mass = kernel_of(chain).inv_mass
+    mass = kernel.inv_mass
     is_given = mass is not None and mass.ndim == 2  # what is learned is a diagonal
     if chain.warmup >= SETTLING or is_given:
         return None
@@ -280,9 +283,10 @@ def step_sizes(chain: Chain) -> str | None:
 
 def trajectory(chain: Chain) -> str | None:
     """A learned length that is more than the steps a transition makes."""
-    if not isinstance(kernel_of(chain), (ChEES, MAMS)):
+    kernel = kernel_of(chain)
+    if not isinstance(kernel, (ChEES, MAMS)):
         return None
-    steps = kernel_of(chain).trajectory_length / kernel_of(chain).step_size
+    steps = kernel.trajectory_length / kernel.step_size
     if steps <= MAX_STEPS:
         return None
     return (
@@ -358,8 +362,8 @@ def convergence(chain: Chain) -> str | None:
         value = f"{math.ceil(1000 * r_hat) / 1000:.3f}" if r_hat < 100 else "over 100"
         seen.append(f"R-hat of lp is {value} (at most {RHAT_LIMIT} is wanted)")
     if min(bulk, tail) < least:
-        name, value = ("bulk", bulk) if bulk <= tail else ("tail", tail)
-        seen.append(f"{name} ESS {'of lp ' * (not seen)}is {math.floor(value):,} (at least {least:,})")
+        name, ess = ("bulk", bulk) if bulk <= tail else ("tail", tail)
+        seen.append(f"{name} ESS {'of lp ' * (not seen)}is {math.floor(ess):,} (at least {least:,})")
     if not seen:
         return None
     why = "independent draws are few"
@@ -397,8 +401,9 @@ def kernel_of(chain: Chain) -> object:
 def statistic(chain: Chain, name: str) -> Tensor | None:
     """In float64 on the CPU, ``(chains, draws)``; None where it is missing or something else."""
     values = chain.stats.get(name)
-    is_usual = isinstance(values, Tensor) and values.layout == torch.strided and not values.is_meta
-    if not is_usual or values.is_complex() or values.shape != chain.draws.shape[:2]:
+    if not isinstance(values, Tensor) or values.layout != torch.strided or values.is_meta:
+        return None
+    if values.is_complex() or values.shape != chain.draws.shape[:2]:
         return None
     return values.detach().cpu().double()
 

@@ -73,7 +73,8 @@ class Batches:
                 self.wall_time = max(self.wall_time, found.state.wall_time)
         # For the progress bar.
         self.acceptance, self.step_size = [math.nan] * len(plans), math.nan
-        self.divergences, self.epoch = None, None
+        self.divergences: int | None = None
+        self.epoch: int | None = None
 
     @property
     def posterior(self) -> Posterior:
@@ -100,7 +101,8 @@ class Batches:
             called: when the reader asked for it, by `time.perf_counter`.
             interrupts: looked at between segments. They are noted until the chain is made: a second one loses nothing.
         """
-        self._called, self._clock, self._before = called, None, self.sampling_time
+        self._called, self._before = called, self.sampling_time
+        self._clock: float | None = None  # when it began to draw
         try:
             try:
                 self._go(progress, interrupts)
@@ -108,7 +110,7 @@ class Batches:
                 self.wall_time += time.perf_counter() - called
         except BaseException as error:
             if self.num_draws:
-                error.chain = self.chain()
+                error.chain = self.chain()  # type: ignore[attr-defined]
                 error.add_note(f"The {self.num_draws:,} draws made before this error are in its attribute 'chain'.")
             raise
         chain = self.chain()
@@ -212,8 +214,7 @@ class Batches:
         length, count = info.log_prob.shape[1], self.store.count(batch)
         # Transitions of draws that are there: they were made behind the checkpoint, before an interruption.
         skipped = count * self.thin - first
-        places = range(self.thin - 1 - first % self.thin, length, self.thin)
-        places = [place for place in places if place >= skipped]
+        places = [place for place in range(self.thin - 1 - first % self.thin, length, self.thin) if place >= skipped]
         return self.keep(info.at(places)) if places else None
 
     def _look(self, batch: int, info: Info) -> None:
@@ -259,6 +260,7 @@ class Batches:
         batches = range(len(self.plans))
         # After an interruption some batches may have come further than the others, and further than is wanted now.
         room = max(num_draws, *map(self.store.count, batches))
+        store: Store
         if isinstance(self.store, ZarrStore):
             old = self.store
             store = ZarrStore.open(old.path, old.facts, old.sizes, room, device=self.posterior.device)

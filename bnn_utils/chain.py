@@ -79,7 +79,7 @@ class Chain:
     """
 
     draws: Tensor
-    stats: dict[str, Tensor]
+    stats: Mapping[str, Tensor]
     names: list[str]
     kernel: Kernel | str
     gradient: str
@@ -93,7 +93,7 @@ class Chain:
     thinning: int = 1
     dropped: int = 0
     run: Batches | None = None
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"run": None}  # which may hold processes
@@ -118,7 +118,7 @@ class Chain:
         kept = {name.removeprefix(KEPT): values for name, values in info.stats.items() if name.startswith(KEPT)}
         of_kernel = {name: values for name, values in info.stats.items() if not name.startswith(KEPT)}
         stats = {name: values for name, values in of_kernel.items() if not name.startswith(LADDER)}
-        tempering = Tempering.of_run(of_kernel, ladders, sizes, thinning) if len(stats) < len(of_kernel) else None
+        tempering = Tempering.of_run(of_kernel, ladders, sizes, thinning)
         stats = {"lp": info.log_prob, **stats}
         if not info.theta.shape[-1]:
             facts["names"] = []
@@ -216,8 +216,8 @@ class Chain:
         names = list(data["posterior"].data_vars) if "posterior" in groups else []
         if variable not in names:
             raise ValueError(
-                f"there is no variable {variable!r} in the posterior group; it holds {', '.join(names) or 'nothing'}: "
-                "name the one that is the flat vector"
+                f"there is no variable {variable!r} in the posterior group; it holds "
+                f"{', '.join(map(str, names)) or 'nothing'}: name the one that is the flat vector"
             )
         stats = data["sample_stats"].data_vars if "sample_stats" in groups else {}
         single = {str(name): values for name, values in stats.items() if values.dims == ("chain", "draw")}
@@ -263,10 +263,10 @@ class Chain:
             "the shapes of what was kept": lambda chain: {name: (*chain.kept[name].shape[2:],) for name in kept},
         }.items():
             values = [of(chain) for chain in chains]
-            other = next((k for k, value in enumerate(values) if value != values[0]), None)
-            if other is not None:
+            odd = next((k for k, value in enumerate(values) if value != values[0]), None)
+            if odd is not None:
                 raise ValueError(
-                    f"chains to merge differ in {what}: number 0 has {values[0]}, number {other} has {values[other]}; "
+                    f"chains to merge differ in {what}: number 0 has {values[0]}, number {odd} has {values[odd]}; "
                     "where that does not matter, make it the same by dataclasses.replace"
                 )
         seeds = [chain.seed for chain in chains if chain.seed is not None]
@@ -278,14 +278,14 @@ class Chain:
             )
         draws = torch.cat([chain.draws for chain in chains])
         _check_copies(draws if first.dim else torch.cat([chain.stats["lp"] for chain in chains]))
-        tempering = None
-        if first.tempering is not None:
-            ladders = [{name: values for name, _, values in chain.tempering.items()} for chain in chains]
+        tempering, temperings = None, [chain.tempering for chain in chains if chain.tempering is not None]
+        if temperings:  # of all chains, as seen above
+            ladders = [{name: values for name, _, values in each.items()} for each in temperings]
             together = {name: torch.cat([ladder[name] for ladder in ladders]) for name in ladders[0]}
             tempering = Tempering.of_arrays(together, first.thinning)
         shared = [name for name in first.stats if all(name in chain.stats for chain in chains)]
         is_one_kernel = all(chain.kernel is first.kernel for chain in chains)
-        facts, times = ("gradient", "device"), ("wall_time", "compile_time", "sampling_time")
+        times = ("wall_time", "compile_time", "sampling_time")
 
         def listed(name: str) -> str:
             return "; ".join(dict.fromkeys(str(getattr(chain, name)) for chain in chains))
@@ -295,13 +295,14 @@ class Chain:
             stats={name: torch.cat([chain.stats[name] for chain in chains]) for name in shared},
             names=first.names,
             kernel=first.kernel if is_one_kernel else listed("kernel"),
+            gradient=listed("gradient"),
+            device=listed("device"),
             seed=first.seed if len(chains) == 1 else None,
             warmup=first.warmup,
             tempering=tempering,
             thinning=first.thinning,
             dropped=first.dropped,
             kept={name: torch.cat([chain.kept[name] for chain in chains]) for name in kept},
-            **{name: listed(name) for name in facts},
             **{name: sum(getattr(chain, name) for chain in chains) for name in times},
         )
 
@@ -337,7 +338,8 @@ class Chain:
         self._check_draws()
         if not callable(function):
             raise TypeError(f"expectation takes a function of theta (S, D), got {_check.told(function)}")
-        total, count, most = 0.0, 0, FIRST_DRAWS
+        total: Any = 0.0  # a tensor, once there are values
+        count, most = 0, FIRST_DRAWS
         for part in self.parts("draws"):
             rest = part.values.flatten(0, 1)
             while len(rest):
@@ -445,7 +447,7 @@ class Chain:
         stats = {name: values[:, part].clone() for name, values in self.stats.items()}
         kept = {name: values[:, part].clone() for name, values in self.kept.items()}
         draws = self.draws[:, part].clone()
-        arrays = {"draws": draws, "stats": stats, "kept": kept, "tempering": tempering}
+        arrays: dict[str, Any] = {"draws": draws, "stats": stats, "kept": kept, "tempering": tempering}
         return replace(self, **arrays, thinning=thinning, run=None, **changes)
 
     def best_draw(self) -> tuple[int, int]:
@@ -547,7 +549,7 @@ class Chain:
             raise ValueError(problem)
         theta = {"theta": self.draws} if self.dim else {}
         data = arviz().from_dict(
-            posterior={name: files.array(values) for name, values in (theta | self.kept).items()},
+            posterior={name: files.array(values) for name, values in {**theta, **self.kept}.items()},
             log_likelihood=None if log_likelihoods is None else {"y": files.array(log_likelihoods)},
             sample_stats={name: files.array(value) for name, value in self.stats.items()},
             coords={"parameter": self.names} if theta else {},
@@ -606,7 +608,9 @@ class Chain:
 
         store = open_for_reading(path)
         facts, batches = store.facts, range(len(store.sizes))
-        states = [store.checkpoint(batch) and store.checkpoint(batch).state for batch in batches]
+        if not all(map(store.count, batches)):
+            raise ValueError(f"there are no draws of all chains in {os.fspath(path)!r} yet")
+        states = [checkpoint and checkpoint.state for checkpoint in map(store.checkpoint, batches)]
         sampling_time, wall_time = (
             max((getattr(state, name) for state in states if state is not None), default=math.nan)
             for name in ("sampling_time", "wall_time")

@@ -28,7 +28,7 @@ class Record(NamedTuple):
     """What one file says of a batch of chains."""
 
     number: int  # of the commit, from 1 on
-    count: int  # draws up to the checkpoint
+    count: int  # type: ignore[assignment]  # draws up to the checkpoint
     tail: dict[str, Tensor]  # name -> the last of these draws, which fill no chunk yet
     checkpoint: Checkpoint | None  # None before the first commit
 

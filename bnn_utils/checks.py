@@ -283,7 +283,7 @@ def warn_of_scales(posterior: Posterior) -> None:
 
 def _is_usual(size: Tensor) -> bool:
     low, high = USUAL_SCALES
-    return size == 0 or low <= size <= high
+    return bool(size == 0 or low <= size <= high)
 
 
 def _check_values(posterior: Posterior) -> None:
@@ -320,7 +320,7 @@ def _check_likelihood(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> Non
         try:
             found = function()
         except (RuntimeError, ValueError, IndexError) as error:
-            found, problem = None, f"fails: {_first_line(error)}"
+            problem = f"fails: {_first_line(error)}"
         else:
             if found.shape == expected.shape and _are_close(found, expected):
                 continue

@@ -106,11 +106,11 @@ class Density:
         native, callee = likelihood.native, likelihood.callee
         native = native if native and native.has_prior else None
         whole = _joint(prior, callee) if callee is not None and isinstance(prior, ClosedForm) else None
-        if whole is not None:
+        if callee is not None and whole is not None:
             functions = (log_prob_and_grad, grad) if callee.splits_lanes else (whole.log_prob_and_grad, whole.grad)
             return LogDensity(*functions, caller=Caller(whole, whole.rest))
-        has_caller = callee is not None and isinstance(prior, DiagonalNormal)
-        return LogDensity(log_prob_and_grad, grad, native, caller=Caller(callee, prior) if has_caller else None)
+        caller = Caller(callee, prior) if callee is not None and isinstance(prior, DiagonalNormal) else None
+        return LogDensity(log_prob_and_grad, grad, native, caller=caller)
 
     @cached_property
     def prior(self) -> LogDensity:
@@ -141,6 +141,7 @@ class Density:
             if posterior.layers is None:
                 return by_autograd_in_blocks(posterior.network, posterior.weighted_likelihood, y)
             y = y.contiguous()  # repeated once, not at every gradient
+        assert posterior.features is not None  # which come with the layers
         return closed_form(
             posterior.layers, posterior.likelihood, posterior.features, y, self.num_lanes, posterior.counted.weights
         )
@@ -189,7 +190,8 @@ def check_can_compile(posterior: Posterior) -> None:
 
 def _native(posterior: Posterior, num_lanes: int) -> Native | Fused | None:
     check_can_compile(posterior)
-    return _unless_it_fails(Native if is_small(posterior) else Fused, posterior, num_lanes)
+    make: Callable[..., Native | Fused] = Native if is_small(posterior) else Fused
+    return _unless_it_fails(make, posterior, num_lanes)
 
 
 def _joint(prior: ClosedForm, likelihood: Native | Fused) -> Joint | None:

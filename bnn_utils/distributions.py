@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def unchecked(value: Any, like: Tensor) -> Any:
         return value
     copied = copy.copy(value)
     copied.__dict__ |= {name: unchecked(part, like) for name, part in vars(copied).items()}
-    if isinstance(value, Distribution):
+    if isinstance(copied, Distribution):
         copied._validate_args = False
     return copied
 
@@ -109,7 +109,7 @@ def _valid_parameters(distribution: Distribution) -> Iterator[Tensor]:
         yield is_valid.flatten(-num).all(-1) if num > 0 else is_valid  # of some vectors' it is one for each element
 
 
-def _is_checked(constraint: Constraint | None) -> bool:
+def _is_checked(constraint: Constraint | None) -> TypeGuard[Constraint]:
     if constraint is None or constraints.is_dependent(constraint):
         return False
     return type(_base(constraint)).__name__ not in SEEN_TO
@@ -179,7 +179,7 @@ def interval(distribution: Distribution) -> tuple[float, float] | None:
     return found
 
 
-def _is_transformed(distribution: Distribution) -> bool:
+def _is_transformed(distribution: Distribution) -> TypeGuard[TransformedDistribution]:
     """Whether it is no more than transforms of another one, unlike LogNormal, which has a support of its own."""
     kind = type(distribution)
     return isinstance(distribution, TransformedDistribution) and kind.support is TransformedDistribution.support

@@ -63,14 +63,14 @@ class _BayesianNetwork(BaseEstimator):
     def _fit(self, x: np.ndarray, y: Tensor, outputs: int, likelihood: Likelihood, *last: nn.Module) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        x = torch.from_numpy(x.copy())
+        inputs = torch.from_numpy(x.copy())
         widths = [x.shape[1], *self.hidden]
-        layers = [Standardise(x)]
+        layers: list[nn.Module] = [Standardise(inputs)]
         for below, above in pairwise(widths):
             layers += [_linear(below, above), ACTIVATIONS[self.activation]()]
         net = nn.Sequential(*layers, _linear(widths[-1], outputs), *last).double()
         prior = FanInPrior(WEIGHT_SCALE, BIAS_SCALE) if self.prior is None else self.prior
-        self.posterior_ = Posterior(net, Data(x, y), prior, likelihood)
+        self.posterior_ = Posterior(net, Data(inputs, y), prior, likelihood)
         self.chain_ = sample(
             self.posterior_,
             self.kernel,
@@ -126,9 +126,9 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> BayesianRegressor:
         """Sample the posterior: X ``(N, features)``, y ``(N,)``."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        x, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         targets = torch.from_numpy(column_or_1d(y, dtype=np.float64, warn=True).copy())
-        self._fit(X, targets, 1, Gaussian(units=Standardise(targets)), LogScale())
+        self._fit(x, targets, 1, Gaussian(units=Standardise(targets)), LogScale())
         return self
 
     def predict(self, X: ArrayLike, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -145,8 +145,10 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
     @property
     def noise_(self) -> np.ndarray:
         """Standard deviation of the noise in each draw, ``(chains, draws)``, in the targets' units."""
-        log_scale = self.posterior_.parameters(self.chain_.draws)[..., -1]
-        return (log_scale.exp() * self.posterior_.likelihood.units.sd).numpy()
+        log_scale, likelihood = self.posterior_.parameters(self.chain_.draws)[..., -1], self.posterior_.likelihood
+        assert isinstance(likelihood, Gaussian)  # with units, see `fit`
+        assert likelihood.units is not None
+        return (log_scale.exp() * likelihood.units.sd).numpy()
 
     def sample_y(
         self,
@@ -179,14 +181,14 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> BayesianClassifier:
         """Sample the posterior: X ``(N, features)``, y ``(N,)``, of labels of any kind, of two classes or more."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        x, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class alone, {self.classes_[0]}: there is nothing to tell apart")
         is_binary = len(self.classes_) == 2
         likelihood = Bernoulli() if is_binary else Categorical()
-        self._fit(X, torch.from_numpy(numbers), 1 if is_binary else len(self.classes_), likelihood)
+        self._fit(x, torch.from_numpy(numbers), 1 if is_binary else len(self.classes_), likelihood)
         return self
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:

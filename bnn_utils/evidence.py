@@ -71,18 +71,29 @@ class Tempering:
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Tensor], thinning: int) -> Tempering:
         """From what `items` has, by name."""
-        return cls(**{"log_likelihood": None} | dict(arrays), thinning=thinning)
+        tensors: dict[str, Any] = {"log_likelihood": None, **arrays}
+        return cls(**tensors, thinning=thinning)
 
     @classmethod
     def of_run(
-        cls, stats: Mapping[str, Tensor], ladders: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int], thinning: int
-    ) -> Tempering:
-        """From what a run recorded, and for each batch of so many chains its temperatures and step sizes, ``(K,)``."""
+        cls,
+        stats: Mapping[str, Tensor],
+        ladders: Sequence[tuple[Tensor, Tensor] | None],
+        sizes: Sequence[int],
+        thinning: int,
+    ) -> Tempering | None:
+        """From what a run recorded, and for each batch of so many chains its temperatures and step sizes, ``(K,)``.
+
+        None where nothing of the kind was recorded, or where the state of a batch, which has them, is not known.
+        """
         found = {name.removeprefix(LADDER): values for name, values in stats.items() if name.startswith(LADDER)}
+        known = [ladder for ladder in ladders if ladder is not None]
+        if not found or len(known) < len(ladders):
+            return None
         like = found["acceptance_rate"]
         betas, steps = (
             torch.cat([values.to(like).expand(size, -1) for values, size in zip(parts, sizes, strict=True)])
-            for parts in zip(*ladders, strict=True)
+            for parts in zip(*known, strict=True)
         )
         return cls.of_arrays(found | {"inverse_temperatures": betas, "step_sizes": steps}, thinning)
 
@@ -94,7 +105,9 @@ class Tempering:
     @property
     def tempered(self) -> Tensor:
         """The logarithm of what is raised to the power beta, by its path: `log_likelihood` or `log_ratio`."""
-        return self.log_likelihood if self.log_ratio is None else self.log_ratio
+        tempered = self.log_likelihood if self.log_ratio is None else self.log_ratio
+        assert tempered is not None  # one of the two was recorded
+        return tempered
 
     @property
     def swap_rates(self) -> Tensor:

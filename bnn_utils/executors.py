@@ -62,7 +62,7 @@ class Here:
             if not open_batches:
                 return
             done = {batch: start.done for batch, (_, start, _) in open_batches.items()}
-            batch = min(done, key=done.get)
+            batch = min(done, key=done.__getitem__)
             plan, start, left = open_batches[batch]
             # As far as the others are, so that all have come equally far at any time.
             num = min(left, max(done.values()) - done[batch] or self._length)
@@ -93,8 +93,10 @@ class Elsewhere:
     """
 
     def __init__(self, executor: Executor | None, workers: int) -> None:
-        self._own = Workers(workers) if executor is None else None
-        self._executor = self._own if executor is None else executor
+        self._own: Workers | None = None
+        if executor is None:
+            executor = self._own = Workers(workers)
+        self._executor = executor
         self._digests: dict[int, str] = {}
 
     def go(
@@ -118,7 +120,7 @@ class Elsewhere:
         # Batches that lost a segment. They are sent again one after the other: the death of one worker may have cost
         # the segments of many, and so the one that kills is found, and the others go on.
         lost: list[int] = []
-        failure: Exception | None = None
+        failure: BaseException | None = None
         failed: set[int] = set()
         goal: int | None = None  # after a failure: the transition that the other batches still go to
 

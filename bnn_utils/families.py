@@ -96,7 +96,7 @@ class Log(TransformedDistribution):
 def family(distribution: Distribution) -> Family | None:
     """The density of a number, or of the logarithm of one that has to be positive; None where no formula is known."""
     kind, d = type(distribution), distribution
-    if kind is Log:
+    if type(d) is Log:
         return family(d.of)  # whose formula is of the logarithm
 
     def of(*names: str) -> list[float]:

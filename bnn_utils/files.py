@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -70,15 +70,16 @@ def save(chain: Chain, path: str | os.PathLike[str]) -> None:
     if why:
         raise ValueError(f"this chain can't be saved: {why}")
     data = chain.to_arviz()
-    tensors = {"posterior": {"theta": chain.draws} | chain.kept, "sample_stats": dict(chain.stats)}
+    tensors = {"posterior": {"theta": chain.draws, **chain.kept}, "sample_stats": dict(chain.stats)}
     if chain.tempering is not None:
         tensors["sample_stats"] |= {f"{LADDER}{name}": values for name, _, values in chain.tempering.items()}
     content = io.BytesIO()
-    for mode, group in zip("wa", GROUPS, strict=True):
+    for group in GROUPS:
         values = data[group]
         for variable in values.data_vars:
-            values[variable].attrs["torch_dtype"] = str(tensors[group][variable].dtype).removeprefix("torch.")
+            values[variable].attrs["torch_dtype"] = str(tensors[group][str(variable)].dtype).removeprefix("torch.")
         compressed = {variable: {"zlib": True} for variable in values.data_vars}
+        mode: Literal["w", "a"] = "w" if group == GROUPS[0] else "a"
         values.to_netcdf(content, mode=mode, group=group, engine="h5netcdf", encoding=compressed)
     write(name, content.getbuffer(), seal("chain", FORMAT, content.getbuffer()))
 
@@ -90,9 +91,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     content = io.BytesIO(read(path))
     try:
         posterior, sample_stats = (xarray.load_dataset(content, group=group, engine="h5netcdf") for group in GROUPS)
-        stats, ladder = {}, {}
+        stats: dict[str, Tensor] = {}
+        ladder: dict[str, Tensor] = {}
         for name, values in sample_stats.data_vars.items():
-            field = name.removeprefix(LADDER)
+            field = str(name).removeprefix(LADDER)
             (stats if field == name else ladder)[field] = tensor(values)
         seed = posterior.attrs["seed"]
         kept = {name: tensor(values) for name, values in posterior.data_vars.items()}
@@ -112,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def problem(chain: Chain) -> str | None:
     """Why a chain would not come back from a file as it is, in words; None if it would."""
-    tensors = {"draws": chain.draws} | chain.stats | {f"kept[{name!r}]": values for name, values in chain.kept.items()}
+    tensors = {"draws": chain.draws, **chain.stats} | {f"kept[{name!r}]": each for name, each in chain.kept.items()}
     if chain.tempering is not None:
         tensors |= {f"tempering.{name}": values for name, _, values in chain.tempering.items()}
     for name, values in tensors.items():

@@ -6,7 +6,7 @@ import copy
 import itertools
 import operator
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -150,6 +150,7 @@ class FlatModule:
         # A module that occurs twice has one slot per parameter. Left to find tied weights itself, functional_call fills
         # that slot twice and afterwards puts theta back into it, not the parameter.
         filled = {slot: tensors[name] for slot, name in self._slots.items() if name in tensors}
+        watch: AbstractContextManager[Any]
         try:
             module, watch = copies.idle.pop(), nullcontext()
         except IndexError:  # other calls have them all

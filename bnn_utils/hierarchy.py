@@ -79,7 +79,7 @@ class HierarchicalPrior:
             of_scale, shape = _prior_of(scale), flat.shapes[name]
             of_element = scale if _is_of_elements(scale) else Normal(0.0, 1.0 if of_scale else scale)
             parts.append(Part(flat.sizes[name], unchecked(of_element, like)))
-            families += flat.sizes[name] * [family(of_element)]
+            families += flat.sizes[name] * [_family(of_element)]
             if of_scale is None:
                 continue
             which, num = torch.zeros(shape, dtype=torch.long), 1
@@ -98,7 +98,7 @@ class HierarchicalPrior:
             priors += num * [of_scale]
         for one in priors:
             parts.append(Part(1, unchecked(one, like), ExpTransform()))
-            families.append(family(one))
+            families.append(_family(one))
         scale_of = scale_of.to(like.device)
         if not self.centred:
             return ClosedForm(parts, families, like, Link(flat.names, [], names, scale_of))
@@ -120,6 +120,13 @@ def _prior_of(scale: float | Distribution | ByInput) -> Distribution | None:
     if isinstance(scale, ByInput):
         return scale.distribution
     return scale if isinstance(scale, Distribution) and not _is_of_elements(scale) else None
+
+
+def _family(distribution: Distribution) -> Family:
+    """Of what `_checked` has let through."""
+    found = family(distribution)
+    assert found is not None
+    return found
 
 
 def _checked(pattern: str, scale: float | Distribution | ByInput) -> float | Distribution | ByInput:

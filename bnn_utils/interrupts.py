@@ -10,15 +10,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 # From a signal until what is still running is broken off.
 SECONDS_OF_PATIENCE = 0.8
 
 # SIGINT comes first and goes last: from then on, until then, nothing is raised.
-DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+DEFAULTS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 class Interrupts:
@@ -66,7 +70,9 @@ class Interrupts:
         """Send the signal once more when patience ends."""
         if not self._over.wait(SECONDS_OF_PATIENCE) and self._is_breakable:
             if hasattr(signal, "pthread_kill"):
-                signal.pthread_kill(threading.main_thread().ident, number)
+                main = threading.main_thread().ident
+                assert main is not None  # it has been started
+                signal.pthread_kill(main, number)
             else:  # Windows, where it doesn't wake a thread that waits for the system
                 signal.raise_signal(number)
 

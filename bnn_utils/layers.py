@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import ArrayLike
@@ -149,7 +149,7 @@ def linear_chain(flat: FlatModule, after_frozen: bool = False) -> list[Layer] | 
     """
     names = {id(p): name for name, p in flat.module.named_parameters() if p.requires_grad}
     layers: list[Layer] = []
-    used: list[str | None] = []
+    used: list[str] = []
     for module in _flatten(flat.module):
         if layers and layers[-1].log_scale is not None:
             return None
@@ -157,17 +157,19 @@ def linear_chain(flat: FlatModule, after_frozen: bool = False) -> list[Layer] | 
             continue
         if type(module) is nn.Linear:
             weight, bias = names.get(id(module.weight)), names.get(id(module.bias))
-            used += [weight] if module.bias is None else [weight, bias]
-            if None in used:  # frozen parts are the general path's business
+            if weight is None or (bias is None and module.bias is not None):  # frozen: the general path's business
                 return None
-            layers.append(Layer(flat.slices[weight], flat.slices.get(bias), flat.shapes[weight]))
+            used += [weight] if bias is None else [weight, bias]
+            shape = cast("tuple[int, int]", flat.shapes[weight])
+            layers.append(Layer(flat.slices[weight], None if bias is None else flat.slices[bias], shape))
         elif type(module) in ACTIVATIONS and layers and layers[-1].activation is None:
             layers[-1].activation = ACTIVATIONS[type(module)](module)
         elif type(module) is LogScale and layers and len(module.log_scale) == layers[-1].shape[0]:
-            used.append(names.get(id(module.log_scale)))
-            if None in used:
+            log_scale = names.get(id(module.log_scale))
+            if log_scale is None:
                 return None
-            layers[-1].log_scale = flat.slices[used[-1]]
+            used.append(log_scale)
+            layers[-1].log_scale = flat.slices[log_scale]
         else:
             return None
     return layers if used == list(flat.shapes) else None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import wraps
 from textwrap import shorten
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Likelihood(ABC):
         place = _depth(cls, "grad")
         below, above = (set().union(*map(vars, part)) for part in (cls.__mro__[:place], cls.__mro__[place:]))
         if any(not name.startswith("__") for name in (below & above) - _NO_PART_OF_THE_DENSITY):
-            cls.grad = Likelihood.grad
+            cls.grad = Likelihood.grad  # type: ignore[method-assign]
         if cls.__module__ == __name__:  # the closed forms here ask torch.distributions for nothing
             return
         for name in ("distribution", "grad", *_SOURCES):
@@ -104,7 +104,7 @@ class Likelihood(ABC):
             # Outputs of a draw that diverged may be large enough for a mean to overflow: then there is one at 0.
             if mean is None or (outputs.isfinite().any() and not mean.isfinite().any()):
                 at_zero = distributions.mean(self.distribution(torch.zeros_like(outputs)))
-                if at_zero is None or not at_zero.isfinite().any():
+                if mean is None or at_zero is None or not at_zero.isfinite().any():
                     raise ValueError(
                         f"{type(found).__name__} has no mean, or torch knows none, so there is no expected target to "
                         "predict: look at quantiles of simulated targets instead, posterior.simulate(draws, generator)"
@@ -293,7 +293,7 @@ class Gaussian(Likelihood):
 
     def distribution(self, outputs: Tensor) -> Distribution:
         mean, of_scale = self._split(outputs)
-        scale = torch.full_like(mean, self.scale) if of_scale is None else self._scale(of_scale)
+        scale = torch.full_like(mean, cast("float", self.scale)) if of_scale is None else self._scale(of_scale)
         if self.units is not None:
             mean, scale = self.units.back(mean), self.units.sd.to(scale) * scale
         if mean.shape[-1] == 1:
@@ -310,7 +310,7 @@ class Gaussian(Likelihood):
     def grad(self, outputs: Tensor, y: Tensor) -> Tensor:
         residual, of_scale = self._residual(outputs, y)
         if of_scale is None:
-            return residual / self.scale
+            return residual / self.scale  # type: ignore[operator]
         inverse, by_log_scale = self._inverse(of_scale), residual.square() - 1
         if self.link == "softplus":
             by_log_scale = by_log_scale * torch.sigmoid(of_scale) * inverse
@@ -321,16 +321,17 @@ class Gaussian(Likelihood):
 
     def _log_scale(self, output: Tensor | None) -> Tensor | float:
         if output is None:
-            return math.log(self.scale)
+            return math.log(self.scale)  # type: ignore[arg-type]
         return output if self.link == "exp" else self._scale(output).log()
 
     def _inverse(self, output: Tensor | None) -> Tensor | float:
         if output is None:
-            return 1 / self.scale
+            return 1 / self.scale  # type: ignore[operator]
         return (-output).exp() if self.link == "exp" else 1 / self._scale(output)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (outputs, None) if self.scale is not None else outputs.chunk(2, dim=-1)
+        """Means, and the outputs that say the scale: None where, and only where, it is known."""
+        return (outputs, None) if self.scale is not None else outputs.chunk(2, dim=-1)  # type: ignore[return-value]
 
     def _residual(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """``(y - mean) / scale``, shape ``(..., N, K)``, and the outputs that say the scale."""
@@ -479,7 +480,7 @@ def _unchecked() -> Iterator[None]:
     with kind.lock:
         kind.num_inside += 1
         if not isinstance(Distribution._validate_args, kind):
-            Distribution._validate_args = kind(Distribution._validate_args)
+            Distribution._validate_args = kind(Distribution._validate_args)  # type: ignore[assignment]
     kind.here.depth = getattr(kind.here, "depth", 0) + 1
     try:
         yield

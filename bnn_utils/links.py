@@ -101,7 +101,7 @@ def to_support(distribution: Distribution, like: Tensor) -> Transform | None:
     if bounds == (0, math.inf):
         return ExpTransform()
     if high == math.inf:
-        support = constraints.greater_than(low)
+        support: constraints.Constraint = constraints.greater_than(low)
     else:
         support = constraints.less_than(high) if low == -math.inf else constraints.interval(low, high)
     return unchecked(biject_to(support), like)

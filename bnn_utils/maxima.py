@@ -81,7 +81,7 @@ class Maxima:
         Maxima of one height are mostly one function: a network's units in another order (`bnn_utils.symmetry.fold`).
         """
         steps = self.log_prob.diff().abs()
-        return torch.cat([torch.zeros(1, dtype=int), (steps > SAME_HEIGHT).long().cumsum(0)])
+        return torch.cat([torch.zeros(1, dtype=torch.int64), (steps > SAME_HEIGHT).long().cumsum(0)])
 
     def table(self) -> pd.DataFrame:
         """One row per climb, in the order of `theta`."""
@@ -201,9 +201,9 @@ def climb(posterior: Posterior, theta: Tensor, compile: bool, iterations: int, p
             for start in theta.cpu():  # as SciPy has it, and as not every device has float64
                 summits.append(_lbfgs(density, start, iterations))
                 bar.update()
-    places, log_prob, grad_norm, ended = zip(*summits, strict=True)
-    numbers = (torch.tensor(values, dtype=torch.float64) for values in (log_prob, grad_norm))
-    return Maxima(torch.stack(places).to(posterior.device), *numbers, list(ended))
+    places, *numbers, ended = zip(*summits, strict=True)
+    log_prob, grad_norm = (torch.tensor(values, dtype=torch.float64) for values in numbers)
+    return Maxima(torch.stack(places).to(posterior.device), log_prob, grad_norm, list(ended))
 
 
 @contextmanager

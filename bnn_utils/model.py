@@ -157,7 +157,8 @@ class Model:
         if draws.ndim == 0 or draws.shape[-1] != self.dim:
             self.check_shape(draws)  # raises
         lanes = draws.reshape(-1, self.dim)
-        values, done = None, 0
+        values: Tensor | None = None
+        done = 0
         for rows in lanes.split(most):
             rows = rows.to(dtype=self.dtype, device=self.device)
             check_finite("draws", rows)
@@ -166,6 +167,7 @@ class Model:
             values = found.new_empty(len(lanes), *found.shape[1:]) if values is None else values
             values[done : done + len(rows)] = found
             done += len(rows)
+        assert values is not None  # there is one block at least, of no draws if there are none
         return values.reshape(*draws.shape[:-1], *values.shape[1:])
 
     def predictive_draws(self, draws: Tensor | ArrayLike, x: Tensor | ArrayLike, seed: int | torch.Generator) -> Tensor:

@@ -73,8 +73,9 @@ class Network:
 
     def chain(self) -> tuple[Tensor, list[Layer]] | None:
         """Where a chain of layers follows frozen parts: what it takes, shape ``(N, features)``, and its layers."""
-        found = [network.layers if isinstance(network, Tape) else None for _, network in self.blocks]
-        if None in found or any(layers != found[0][1] for _, layers in found):
+        tapes = [network for _, network in self.blocks if isinstance(network, Tape)]
+        found = [tape.layers for tape in tapes if tape.layers is not None]
+        if len(found) < len(self.blocks) or any(layers != found[0][1] for _, layers in found):
             return None
         return torch.cat([features for features, _ in found]), found[0][1]
 
@@ -115,6 +116,7 @@ def _taped(flat: FlatModule, x: Tensor, whole: Cost) -> Network | None:
     lanes = torch.stack([theta, theta + torch.linspace(-0.1, 0.1, flat.dim).to(theta)])
     with torch.no_grad():
         for part, tape in network.blocks:
+            assert isinstance(tape, Tape)
             found, expected = tape(lanes), flat(lanes, x[part])
             atol = torch.finfo(theta.dtype).eps ** 0.75 * expected.abs().nan_to_num().max().item()
             if not (tape.is_complete and torch.allclose(found, expected, rtol=0, atol=atol, equal_nan=True)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,9 +75,9 @@ def _encode(value: Any, where: str, tensors: list[bytes]) -> Any:
         at = sum(map(len, tensors))
         flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         tensors.append(flat.view(torch.uint8).numpy().tobytes())
-        kind = str(value.dtype).removeprefix("torch.")
+        dtype = str(value.dtype).removeprefix("torch.")
         shape = list(value.shape)
-        return {"tensor": kind, "shape": shape, "device": value.device.type, "at": at, "bytes": len(tensors[-1])}
+        return {"tensor": dtype, "shape": shape, "device": value.device.type, "at": at, "bytes": len(tensors[-1])}
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {"dict": {name: _encode(item, f"{where}[{name!r}]", tensors) for name, item in value.items()}}
     name = f"{type(value).__module__}:{type(value).__qualname__}"
@@ -96,7 +96,7 @@ def _encode(value: Any, where: str, tensors: list[bytes]) -> Any:
     )
 
 
-def _known(name: str) -> type | None:
+def _known(name: str) -> type[NamedTuple] | None:
     """The NamedTuple of this name, ``module:class``, if this program has defined it."""
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)

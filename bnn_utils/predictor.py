@@ -298,7 +298,7 @@ def _module(name: str, about: dict[str, Any], state: dict[str, Tensor], given: n
 def _plain(likelihood: Likelihood) -> dict[str, Any]:
     """A likelihood of this package by its name and its arguments; another one by its name alone."""
     kind = type(likelihood)
-    arguments = {"scale": likelihood.scale, "link": likelihood.link} if kind is Gaussian else {}
+    arguments = {"scale": likelihood.scale, "link": likelihood.link} if type(likelihood) is Gaussian else {}
     return {"kind": kind.__name__, "arguments": arguments, "said": repr(likelihood), "is_ours": kind in OURS}
 
 

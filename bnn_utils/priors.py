@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -90,7 +90,9 @@ def _density(found: Distribution, flat: FlatModule) -> Distribution:
     if isinstance(found, Distribution):
         _check_line(found)
         found = unchecked(found, flat.ravel())
-    return found if type(found).__module__.startswith("torch.distributions") else _Unchecked(found)
+    if type(found).__module__.startswith("torch.distributions"):
+        return found
+    return cast("Distribution", _Unchecked(found))  # it has what is asked of one
 
 
 class _Unchecked:
@@ -166,8 +168,9 @@ class NormalPrior:
         return DiagonalNormal(precision)
 
     def __repr__(self) -> str:
-        is_vector = isinstance(self.precision, Tensor) and self.precision.ndim == 1
-        return f"NormalPrior(precision={f'tensor of {len(self.precision)}' if is_vector else self.precision})"
+        if isinstance(self.precision, Tensor) and self.precision.ndim == 1:
+            return f"NormalPrior(precision=tensor of {len(self.precision)})"
+        return f"NormalPrior(precision={self.precision})"
 
 
 class FanInPrior:
@@ -239,7 +242,7 @@ NAMES = {
 
 def _summed(layer: nn.Module, name: str, p: Tensor) -> tuple[float | Tensor, bool] | None:
     """How many like this parameter a unit sums, and whether these are weights, or else biases; None where unknown."""
-    kind = next(one for one in type(layer).__mro__ if one.__module__.startswith("torch.nn.modules"))
+    kind: Any = next(one for one in type(layer).__mro__ if one.__module__.startswith("torch.nn.modules"))
     if isinstance(layer, ParametrizationList):
         return None
     if type(layer).forward is not kind.forward or not issubclass(kind, (*SUMS, *MULTIPLIES, *RECURRENT)):
@@ -251,7 +254,7 @@ def _summed(layer: nn.Module, name: str, p: Tensor) -> tuple[float | Tensor, boo
         return 2 if issubclass(kind, RECURRENT) else 1, False
     if issubclass(kind, MULTIPLIES):
         return 1, True
-    if issubclass(kind, nn.modules.conv._ConvTransposeNd):
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return layer.in_channels // layer.groups * _meeting(layer), True
     if issubclass(kind, RECURRENT) and "_hr" not in name:
         inputs, hidden = (getattr(layer, re.sub("_ih|_hh", one, name)) for one in ("_ih", "_hh"))
@@ -305,7 +308,10 @@ class ElementPrior:
         parts = [Part(flat.sizes[name], unchecked(one, like), to_support(one, like)) for name, one in given.items()]
         families = [family for name, one in given.items() for family in flat.sizes[name] * [family_of(one)]]
         link = of_distributions(flat, given)
-        return _Elements(parts, like, link) if None in families else ClosedForm(parts, families, like, link)
+        known = [family for family in families if family is not None]
+        if len(known) < len(families):
+            return _Elements(parts, like, link)
+        return ClosedForm(parts, known, like, link)
 
     def __repr__(self) -> str:
         return f"ElementPrior({self.distributions})"
@@ -330,7 +336,7 @@ class _Elements(Distribution):
         super().__init__(event_shape=like.shape, validate_args=False)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        total = 0.0
+        total: Any = 0.0
         for u, (_, distribution, transform) in zip(
             theta.split([part.num for part in self.parts], dim=-1), self.parts, strict=True
         ):
@@ -342,7 +348,7 @@ class _Elements(Distribution):
             total = total + values.sum(-1)
         return total
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | Sequence[int] = ()) -> Tensor:
         return drawn(self.parts, tuple(sample_shape), self._like)
 
 

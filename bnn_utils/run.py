@@ -127,15 +127,15 @@ class Segment(NamedTuple):
 
 def segment(plan: Plan, start: Checkpoint, num: int) -> Segment:
     """`advance`, with what it made before an exception: nothing that was drawn is lost."""
-    called, made = time.perf_counter(), []
-    started = called
+    made: list[Info] = []
+    started = called = time.perf_counter()
     try:
         with plan.density() as density:
             started = time.perf_counter()
             end, info = _advance(plan, density, start, num, made)
     except BaseException as error:
-        info = Info.stack(made) if made else None
-        return Segment(None, info, time.perf_counter() - started, started - called, error=error)
+        before = Info.stack(made) if made else None
+        return Segment(None, before, time.perf_counter() - started, started - called, error=error)
     return Segment(end, info, time.perf_counter() - started, started - called, density.is_compiled)
 
 

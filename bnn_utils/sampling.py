@@ -34,7 +34,7 @@ from bnn_utils.posterior import Posterior
 from bnn_utils.random import as_generator, fresh_seed, spawn
 from bnn_utils.run import Plan, begin, needs_one_thread
 from bnn_utils.starts import check_starts, draw_starts, fit_init
-from bnn_utils.stores import MemoryStore, ZarrStore, open_for_reading
+from bnn_utils.stores import MemoryStore, Store, ZarrStore, open_for_reading
 from bnn_utils.stores.layout import METADATA
 
 CHOSEN_CHAINS, CHOSEN_WARMUP = 8, 1000  # where the kernel is chosen, and nothing else is said
@@ -139,7 +139,7 @@ def sample(
         kernel, why = choose(posterior)
     check_kernel(kernel)
     if num_chains is None:
-        num_chains = 1 if why is None or np.ndim(init) == 2 else CHOSEN_CHAINS
+        num_chains = 1 if why is None or np.ndim(init) == 2 else CHOSEN_CHAINS  # type: ignore[arg-type]
     warmup = (0 if why is None else CHOSEN_WARMUP) if warmup is None else warmup
     num_samples, num_chains = _check.whole("num_samples", num_samples, 1), _check.whole("num_chains", num_chains, 1)
     warmup, workers, thin = (
@@ -198,10 +198,10 @@ def sample(
             streams = [as_generator(seed, posterior.device)]
             if len(sizes) > 1:
                 streams = spawn(seed, len(sizes), posterior.device)
-            starts = [None] * len(sizes) if init is None or is_climb else init.split(batch_size)
+            given = init.split(batch_size) if isinstance(init, Tensor) else [None] * len(sizes)
             starts = [
                 draw_starts(posterior, size, stream) if start is None else start
-                for size, start, stream in zip(sizes, starts, streams, strict=True)
+                for size, start, stream in zip(sizes, given, streams, strict=True)
             ]
             if init is not None and not is_climb:
                 check_starts(posterior, torch.cat(starts))
@@ -220,6 +220,7 @@ def sample(
                 begin(plans[size], start, stream) for size, start, stream in zip(sizes, starts, streams, strict=True)
             ]
             # A folder is made last, when it is clear that the run can begin.
+            draws: Store
             if store is None:
                 draws = MemoryStore(sizes, num_samples)
             else:

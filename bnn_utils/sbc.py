@@ -135,7 +135,7 @@ def simulation_based_calibration(
     _check.instance("quantities", quantities, Mapping, "a mapping from names to functions")
     for name, function in quantities.items():
         _check.instance("the name of a quantity", name, str, "a str")
-        _check.instance(f"the quantity {name!r}", function, Callable, "a function of theta")
+        _check.instance(f"the quantity {name!r}", function, Callable, "a function of theta")  # type: ignore[arg-type]
     num_datasets, num_draws = _check.whole("num_datasets", num_datasets, 1), _check.whole("num_draws", num_draws, 1)
     thin, warmup = _check.whole("thin", thin, 1), _check.whole("warmup", warmup, 0)
     if kernel.lanes_per_chain > 1 and not warmup:
@@ -164,7 +164,8 @@ def simulation_based_calibration(
     )
     draws = chain.draws
     if not warmup:
-        draws = around(*draws.split(num_datasets), generator)
+        backward, forward = draws.split(num_datasets)
+        draws = around(backward, forward, generator)
     together = torch.cat([truth[:, None], draws], dim=1)  # (S, 1 + L, D)
     log_likelihood = posterior.with_targets(y).log_likelihood(together.flatten(0, 1)).view(num_datasets, -1)
     found = [_of_each(name, function, together) for name, function in quantities.items()]
@@ -309,7 +310,8 @@ def ecdf_band(num_datasets: int, num_draws: int, alpha: float) -> tuple[Tensor, 
         middle = (low + high) / 2
         is_wide_enough = 1 - _coverage(num_datasets, *_band(num_datasets, places, np.exp(middle))) <= alpha
         low, high = (middle, high) if is_wide_enough else (low, middle)
-    return tuple(torch.from_numpy(edge) for edge in _band(num_datasets, places, np.exp(low)))
+    lowest, highest = _band(num_datasets, places, np.exp(low))
+    return torch.from_numpy(lowest), torch.from_numpy(highest)
 
 
 def _places(num_draws: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from bnn_utils import _check, advice
 from bnn_utils.chain import Chain, Part
 from bnn_utils.evidence import LADDER, Tempering
 from bnn_utils.kernels.base import KEPT
-from bnn_utils.stores import MemoryStore, ZarrDraws
+from bnn_utils.stores import Store, ZarrDraws
 from bnn_utils.stores.base import as_info, rows
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ARRAYS = ("draws", "stats", "kept", "tempering")  # of a chain
 Ladders = Sequence[tuple[Tensor, Tensor] | None]
 
 
-def chain_of(store: MemoryStore | ZarrDraws, stop: int | None, ladders: Ladders, **facts: Any) -> Chain:
+def chain_of(store: Store | ZarrDraws, stop: int | None, ladders: Ladders, **facts: Any) -> Chain:
     """The draws of a store as a chain, which reads them when they are needed where they are many.
 
     Args:
@@ -82,7 +82,7 @@ class Source(NamedTuple):
         return out.to(self.store.device)
 
 
-class Arrays(Mapping):
+class Arrays(Mapping[str, Tensor]):
     """Name -> values, which are read each time: of statistics, or of those arrays whose names begin with a prefix."""
 
     def __init__(self, source: Source, prefix: str = "") -> None:
@@ -139,7 +139,7 @@ class StoredChain(Chain):
     @cached_property
     def tempering(self) -> Tempering | None:
         found = {LADDER + name: values for name, values in Arrays(self.source, LADDER).items()}
-        return Tempering.of_run(found, self.source.ladders, self.source.store.sizes, self.thinning) if found else None
+        return Tempering.of_run(found, self.source.ladders, self.source.store.sizes, self.thinning)
 
     @property
     def num_chains(self) -> int:

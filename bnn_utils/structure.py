@@ -32,9 +32,9 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     if kind is nn.Sequential:
         parts = {path: describe(part) for path, part in module.named_children()}
         return None if None in parts.values() else found | {"parts": parts}
-    if kind is Standardise:
+    if type(module) is Standardise:
         return found | {"shape": list(module.mean.shape)}
-    if kind is LogScale:
+    if type(module) is LogScale:
         return found | {"num": len(module.log_scale)}
     arguments = _arguments(module) if _of_torch(name) is kind and not list(module.children()) else None
     return None if arguments is None else found | {"arguments": arguments}
@@ -76,6 +76,7 @@ def build(description: dict[str, Any]) -> nn.Module:
 
 def _build(description: dict[str, Any]) -> nn.Module:
     name = description["kind"]
+    module: nn.Module
     if name == "Sequential":
         module = nn.Sequential(OrderedDict((path, _build(part)) for path, part in description["parts"].items()))
     elif name == "Standardise":

@@ -115,7 +115,10 @@ class Tape(TorchFunctionMode):
         """Features and layers as `layers.linear_chain` would find them, if all operations are theirs."""
         if not self.is_complete:
             return None
-        features, layers, last, scale, used = None, [], None, None, []
+        features: Tensor | None = None
+        layers: list[Layer] = []
+        used: list[slice] = []
+        last, scale = None, None
 
         def place(value: Any) -> slice | None:
             """Where in theta a parameter lies."""
@@ -136,19 +139,20 @@ class Tape(TorchFunctionMode):
                 return None
             if function is F.linear and not kwargs and (of_last or (is_first and isinstance(args[0], Tensor))):
                 _, weight, bias = (*args, None)[:3]
-                used += [place(weight)] if bias is None else [place(weight), place(bias)]
-                if None in used or self._tensors[weight.index].ndim != 2:
+                at, of_bias = place(weight), place(bias)
+                if at is None or (of_bias is None and bias is not None) or self._tensors[weight.index].ndim != 2:
                     return None
+                used += [at] if of_bias is None else [at, of_bias]
                 features = args[0] if is_first else features
-                bias = None if bias is None else used[-1]
-                layers.append(Layer(place(weight), bias, tuple(self._tensors[weight.index].shape)))
+                layers.append(Layer(at, of_bias, tuple(self._tensors[weight.index].shape)))
             elif function in KINDS and of_last and layers[-1].activation is None:
                 kind = KINDS[function]
                 layers[-1].activation = ACTIVATIONS[kind](kind(*args[1:], **kwargs))
             elif function is Tensor.expand_as and layers and args[1:] == (last,):  # the first half of a `LogScale`
-                used.append(place(args[0]))
-                if used[-1] is None or self._tensors[args[0].index].shape != (layers[-1].shape[0],):
+                at = place(args[0])
+                if at is None or self._tensors[args[0].index].shape != (layers[-1].shape[0],):
                     return None
+                used.append(at)
                 scale = Ref(outputs[0])
                 continue
             elif function is torch.cat and scale and args == ([last, scale],) and kwargs == {"dim": -1}:
@@ -156,12 +160,13 @@ class Tape(TorchFunctionMode):
             else:
                 return None
             last = Ref(outputs[0])
+        if features is None:  # there is no layer
+            return None
         theta = self._tensors[0]
         ends = [0, *(part.stop for part in sorted(used, key=lambda part: part.start))]
         starts = [*sorted(part.start for part in used), len(theta)]
         is_chain = (
-            layers
-            and last == Ref(self._result)
+            last == Ref(self._result)
             and starts == ends  # all of theta, each element once
             and (scale is None or layers[-1].log_scale is not None)
             and features.ndim == 2

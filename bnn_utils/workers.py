@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from loky import ProcessPoolExecutor
 
 # A worker needs some seconds to start, most of them to import torch. So it waits for the next run for a while: long
 # enough for a program that samples again at once, and too short for a reader to change a module that it has imported.
@@ -19,7 +22,7 @@ SECONDS_OF_IDLENESS = 5.0
 class _Idle(NamedTuple):
     """A pool that no run uses now, and what will end it. (loky's own timeout would warn of workers that it ends.)"""
 
-    pool: Executor
+    pool: ProcessPoolExecutor
     timer: threading.Timer
 
 
@@ -33,7 +36,7 @@ class Workers(Executor):
 
     def __init__(self, num: int) -> None:
         self._num = num
-        self._pool: Executor | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         if self._pool is None:
@@ -60,7 +63,7 @@ class Workers(Executor):
             pool.shutdown(wait=True, kill_workers=True)
 
 
-def _take_pool(num: int) -> Executor:
+def _take_pool(num: int) -> ProcessPoolExecutor:
     with _lock:
         waiting = _idle.get((os.getpid(), num))
         if not waiting:
@@ -70,7 +73,7 @@ def _take_pool(num: int) -> Executor:
     return found.pool
 
 
-def _leave(kind: tuple[int, int], pool: Executor) -> None:
+def _leave(kind: tuple[int, int], pool: ProcessPoolExecutor) -> None:
     def end() -> None:
         with _lock:
             if idle not in _idle[kind]:  # a run has just taken it
@@ -85,7 +88,7 @@ def _leave(kind: tuple[int, int], pool: Executor) -> None:
     idle.timer.start()
 
 
-def _new_pool(num: int) -> Executor:
+def _new_pool(num: int) -> ProcessPoolExecutor:
     from loky import ProcessPoolExecutor
 
     # Its start unblocks signals, so that it must not happen while they are blocked.

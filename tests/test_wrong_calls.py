@@ -19,6 +19,7 @@ from bnn_utils import animate, diagnostics, plots, predict, sbc, symmetry, widge
 TYPES = r"""
 HMC("0.1", 3)                                     | step_size must be a number, got '0.1'
 HMC(None, 3)                                      | step_size must be a number, got None
+Hamiltorch(0.1, None)                             | num_steps must be a whole number, got None: hamiltorch finds none
 HMC(True, 3)                                      | step_size must be a number, got True
 HMC(np.True_, 3)                                  | step_size must be a number, got np.True_
 HMC(0.1j, 3)                                      | step_size must be a number, got 0.1j

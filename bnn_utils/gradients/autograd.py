@@ -50,7 +50,11 @@ def by_autograd_in_blocks(network: Network, likelihood: Likelihood, y: Tensor) -
         upstream, total = likelihood.grad(outputs, y), torch.zeros_like(theta)
         for points, part in network.blocks:
             weights = upstream[:, points]
-            total += value_and_grad(lambda theta, f=part, g=weights: (f(theta) * g).flatten(1).sum(1), theta)[1]
+
+            def weighted(theta: Tensor, f: Callable[[Tensor], Tensor] = part, g: Tensor = weights) -> Tensor:
+                return (f(theta) * g).flatten(1).sum(1)
+
+            total += value_and_grad(weighted, theta)[1]
         return likelihood.log_prob(outputs, y), total
 
     def log_prob_and_grad(theta: Tensor) -> tuple[Tensor, Tensor]:

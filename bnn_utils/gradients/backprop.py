@@ -91,7 +91,7 @@ class Backprop:
                 act = ACTIVATIONS[nn.Sigmoid](None)
             if g_below is None and x.ndim == 2:  # all lanes share x: one product of all their rows
                 self._up.append(partial(torch.mm, rows(a), inputs, out=rows(z)))
-                back = [partial(torch.mm, rows(g), inputs.mT, out=rows(da))]
+                back: list[Callable[[], object]] = [partial(torch.mm, rows(g), inputs.mT, out=rows(da))]
             else:
                 self._up += _product(a, inputs, z)
                 back = [partial(torch.bmm, g, inputs.mT, out=da)]

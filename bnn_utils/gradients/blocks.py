@@ -20,7 +20,8 @@ class Blocks(Assembly):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self._transitions(), self._exchanges()
+        self._transitions()
+        self._exchanges()
 
     def _transitions(self) -> None:
         """T transitions of HMC of lanes at theta, log_prob and grad, which move.
@@ -44,11 +45,11 @@ class Blocks(Assembly):
         with self.loop(b, first, last) as tile:
             rows = self._rows(b, tile, num_lanes)
             of_tile = self._data_of(b, data, tile)
-            self._read(b, theta, rows, here), self._read(b, grad, rows, slope)
+            self._read(b, theta, rows, here)
+            self._read(b, grad, rows, slope)
             b.store(self._get(b, log_prob, rows), now)
             with self.loop(b, I64(0), num) as t:
-                drawn = rows.at(lambda row, t=t: b.add(b.mul(t, num_lanes), row))
-                recorded = rows.at(lambda row, t=t: b.add(b.mul(row, length), t))
+                drawn, recorded = self._rows_drawn(b, rows, t, num_lanes), self._rows_recorded(b, rows, t, length)
                 self._copy(b, (here, there), (slope, slope_there))
                 self._draw_momentum(b, v, p, noise, drawn, factor)
                 size, steps = self._get(b, sizes, drawn), b.load(self.at(b, num_steps, t))
@@ -66,7 +67,8 @@ class Blocks(Assembly):
                 for value, array in ((b.load(now), log_probs), (start, starts), (end, ends)):
                     self._put(b, value, array, recorded)
                 self._put(b, b.zext(is_accept, ir.VectorType(I8, v.width)), accepts, recorded)
-            self._write(b, here, theta, rows), self._write(b, slope, grad, rows)
+            self._write(b, here, theta, rows)
+            self._write(b, slope, grad, rows)
             self._put(b, b.load(now), log_prob, rows)
         b.ret_void()
 
@@ -105,7 +107,7 @@ class Blocks(Assembly):
                         self._swap(b, array, row, size)
             with self.loop(b, first, last) as tile:
                 rows = self._rows(b, tile, num_lanes)
-                drawn = rows.at(lambda row, t=t: b.add(b.mul(t, num_lanes), row))
+                drawn = self._rows_drawn(b, rows, t, num_lanes)
 
                 def recorded_at(row: Value, t: Value = t) -> Value:
                     """Row c K + k to (c length + t) K + k."""
@@ -113,7 +115,8 @@ class Blocks(Assembly):
                     return b.add(row, b.mul(b.add(b.mul(chain, b.sub(length, I64(1))), t), temperatures))
 
                 recorded = rows.at(recorded_at)
-                self._read(b, theta, rows, here), self._read(b, grad, rows, grad_here)
+                self._read(b, theta, rows, here)
+                self._read(b, grad, rows, grad_here)
                 log_likelihood, beta = self._get(b, likelihood, rows), self._get(b, betas, rows)
                 self._copy(b, (here, there))
                 with self._parameters(b) as k:
@@ -130,7 +133,8 @@ class Blocks(Assembly):
                 end = v.sub(self._kinetic(b, v, p, inv_mass, is_dense), log_prob)
                 is_accept = self._is_accepted(b, v, start, end, self._get(b, uniforms, drawn))
                 self._copy(b, (there, here), (grad_there, grad_here), where=is_accept)
-                self._write(b, here, theta, rows), self._write(b, grad_here, grad, rows)
+                self._write(b, here, theta, rows)
+                self._write(b, grad_here, grad, rows)
                 log_likelihood, log_prob = (
                     v.select(is_accept, new, old) for new, old in ((found, log_likelihood), (log_prob, now))
                 )
@@ -155,6 +159,14 @@ class Blocks(Assembly):
         b.ret_void()
 
     # --- what both do ------------------------------------------------------------------------------------------------
+
+    def _rows_drawn(self, b: ir.IRBuilder, rows: Rows, t: Value, num_lanes: Value) -> Rows:
+        """In arrays ``(T, C, ...)`` at t."""
+        return rows.at(lambda row: b.add(b.mul(t, num_lanes), row))
+
+    def _rows_recorded(self, b: ir.IRBuilder, rows: Rows, t: Value, length: Value) -> Rows:
+        """In arrays ``(C, length, ...)`` at t."""
+        return rows.at(lambda row: b.add(b.mul(row, length), t))
 
     def _draw_momentum(self, b: ir.IRBuilder, v: Vectors, p: Value, noise: Value, rows: Rows, factor: Value) -> None:
         """Of rows of normal numbers, by the factor of a diagonal mass."""

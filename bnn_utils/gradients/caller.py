@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
@@ -107,8 +108,8 @@ class Caller:
         def drawn_for(block: slice) -> dict[str, Tensor]:
             first, noise, second = self._drawn(generator, block, theta, True, True)
             noise = mixed(noise, factor)
-            is_diagonal = factor is not None and factor.ndim == 1
-            return {"momenta": noise * factor if is_diagonal else noise, "keys": lane_keys(first, second)}
+            momenta = noise * factor if factor is not None and factor.ndim == 1 else noise
+            return {"momenta": momenta, "keys": lane_keys(first, second)}
 
         arrays["inv_mass"] = self._filled_up(mass)
         rows, num_steps = growth.rows_of(max_depth), num * TYPICAL_STEPS
@@ -141,9 +142,9 @@ class Caller:
 
         num, arrays, keeps = len(num_steps), self._begun(start), u is not None
         theta = arrays["theta"]
-        if keeps:
+        if u is not None:
             self._check(u)
-        arrays["u"] = _copied(u) if keeps else torch.zeros_like(theta)
+        arrays["u"] = torch.zeros_like(theta) if u is None else _copied(u)
         arrays |= {f"end_{name}": arrays[name].clone() for name in ("theta", "log_prob", "grad")}
         scale = torch.ones_like(self._prior.precision) if factor is None else factor.reciprocal()
         arrays["scale"] = self._filled_up(scale)
@@ -285,8 +286,8 @@ def _transitions(algorithm: ModuleType, dtype: torch.dtype) -> Any:
     from bnn_utils.gradients import formulas, lanes, machine, vector, writer
 
     name = str(dtype).removeprefix("torch.")
-    files = tuple(module.__file__ for module in (algorithm, lanes, formulas, vector, writer, random))
+    files = tuple(map(inspect.getfile, (algorithm, lanes, formulas, vector, writer, random)))
     library = machine.load((algorithm.__name__, name), lambda: algorithm.assemble(name), files)
-    function = library.function("transitions", 3 * [ctypes.c_int64] + 3 * [ctypes.c_void_p])
+    function: Any = library.function("transitions", [*3 * [ctypes.c_int64], *3 * [ctypes.c_void_p]])
     function.library = library  # lives as long
     return function

@@ -29,7 +29,7 @@ def activated(
     v: Vectors, activation: str | None, options: tuple[tuple[str, Any], ...], z: Value
 ) -> tuple[Value, Callable[[Value], Value]]:
     """An activation at z, and the gradient's way back through it, as torch defines them."""
-    one, half, options = v.constant(1.0), v.constant(0.5), dict(options)
+    one, half, given = v.constant(1.0), v.constant(0.5), dict(options)
     match activation:
         case None:
             return z, lambda g: g
@@ -45,7 +45,7 @@ def activated(
         case "SiLU":
             s = v.sigmoid(z)
             return v.mul(z, s), lambda g: v.mul(g, v.mul(s, v.fma(z, v.sub(one, s), one)))
-        case "GELU" if options["approximate"] == "none":
+        case "GELU" if given["approximate"] == "none":
             below = v.mul(half, v.add(one, v.erf(v.mul(z, v.constant(math.sqrt(0.5))))))
 
             def back(g: Value) -> Value:
@@ -66,9 +66,9 @@ def activated(
 
             return v.mul(z, below), back
         case "Softplus":
-            scaled = v.mul(v.constant(options["beta"]), z)
-            is_linear = v.less(v.constant(options["threshold"]), scaled)
-            curved = v.mul(v.constant(1 / options["beta"]), v.log1p(v.exp(scaled)))
+            scaled = v.mul(v.constant(given["beta"]), z)
+            is_linear = v.less(v.constant(given["threshold"]), scaled)
+            curved = v.mul(v.constant(1 / given["beta"]), v.log1p(v.exp(scaled)))
             return (
                 v.select(is_linear, z, curved),
                 lambda g: v.select(is_linear, g, v.mul(g, v.sigmoid(scaled))),
@@ -121,7 +121,7 @@ def judged(
             for c, z in zip(classes[1:], shifted[1:], strict=True):
                 mine = v.select(c, z, mine)
             return v.sub(mine, v.log(total)), g
-        case "Gaussian":
+        case "Gaussian" if noise is not None:
             *targets, log_unit = targets if noise.has_units else [*targets, None]
             num = len(targets)
             means, of_noise, value, g, of_scales = outputs[:num], outputs[num:], None, [], []
@@ -144,6 +144,7 @@ def judged(
 def _scale(v: Vectors, noise: Noise, output: Value | None, has_log: bool) -> tuple[Value, Value | None, Value | None]:
     """One over the noise's scale, its logarithm if asked for, and its derivative by the output if that is not 1."""
     if output is None:
+        assert noise.scale is not None  # or else there would be an output that says it
         return v.constant(1 / noise.scale), v.constant(math.log(noise.scale)), None
     if noise.link == "exp":
         return v.exp(v.neg(output)), output, None

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from bnn_utils.gradients import LogDensity
-from bnn_utils.gradients.native import activation_of, arrays_of, check_vectors, code_of, filled_up, noise_of, shared_out
+from bnn_utils.gradients.native import (
+    activation_of,
+    arrays_of,
+    check_vectors,
+    code_of,
+    filled_up,
+    layers_of,
+    noise_of,
+    shared_out,
+)
 from bnn_utils.layers import Layer
 
 if TYPE_CHECKING:
@@ -52,7 +61,7 @@ class Fused:
         self._code = code_of(products)
         self.num_lanes, self.num_threads, self.lanes_in_tile, self.numbers = num_lanes, 1, 1, None
         # A layer without bias has one that is always 0, from behind all parameters, and drops its gradient.
-        order = _order(posterior.layers)
+        order = _order(layers_of(posterior))
         self._order = torch.where(order < 0, posterior.flat.dim, order)
         self._inverse = self._order.argsort()[: posterior.flat.dim]
         x, y, weights = filled_up(*arrays_of(posterior, num_lanes))
@@ -118,10 +127,10 @@ def _order(layers: list[Layer]) -> Tensor:
 def _products_of(posterior: Posterior) -> Products:
     from bnn_utils.gradients.products import Products
 
-    layers = posterior.layers
+    layers = layers_of(posterior)
     log_scale = layers[-1].log_scale or slice(0, 0)
     return Products(
-        shapes=tuple(tuple(layer.shape) for layer in layers),
+        shapes=tuple(layer.shape for layer in layers),
         activations=tuple(map(activation_of, layers)),
         num_log_scales=log_scale.stop - log_scale.start,
         num_targets=arrays_of(posterior, posterior.num_datasets)[1].shape[1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -184,7 +185,7 @@ def _functions(dtype: torch.dtype) -> _Functions:
     from bnn_utils.gradients import elements, machine, vector, writer
 
     name = str(dtype).removeprefix("torch.")
-    files = tuple(module.__file__ for module in (elements, families, vector, writer))
+    files = tuple(map(inspect.getfile, (elements, families, vector, writer)))
     library = machine.load(("elements", name), lambda: elements.assemble(name), files)
     kinds = [ctypes.c_void_p, *2 * [ctypes.c_int64], *3 * [ctypes.c_void_p]]
     return _Functions(library.function("of_tiles", kinds), library.address("of_tile"), library)

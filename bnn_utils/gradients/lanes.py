@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llvmlite import ir
 
@@ -234,8 +234,8 @@ class Assembly(Writer):
         super().__init__(dtype)
         self.whole = I64.as_pointer()
 
-    def for_lane(self, name: str, write: Callable[[Lane], None], result: ir.Type = VOID) -> ir.Function:
-        """A function of a lane: setting, numbers, counts, lane."""
+    def for_lane(self, name: str, write: Callable[[Any], None], result: ir.Type = VOID) -> ir.Function:
+        """A function of a lane: setting, numbers, counts, lane; written by one of ``of_lane``."""
         kind = ir.FunctionType(result, [self.whole, self.pointer, self.whole, I64])
         function = self.function(name, kind, internal=True)
         b = ir.IRBuilder(function.append_basic_block())

@@ -57,6 +57,7 @@ class Minibatches:
         if self._layers is None:
             self._x, self._room, self._cost = data.x, BLOCK_BYTES, cost_of(posterior.flat, data.x)
         else:
+            assert posterior.features is not None  # which come with the layers
             self._x, width = posterior.features, max(layer.shape[0] for layer in self._layers)
             self._room, self._cost = BLOCK_ELEMENTS if data.x.device.type == "cpu" else sys.maxsize, Cost(width, 0)
 

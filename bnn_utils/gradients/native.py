@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import itertools
 import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
     from bnn_utils.gradients.formulas import Noise
     from bnn_utils.gradients.products import Products
     from bnn_utils.gradients.program import Program, Unit
+    from bnn_utils.kernels.hmc import Position
+    from bnn_utils.kernels.replica_exchange import TemperedPosition
     from bnn_utils.posterior import Posterior
 
 # Every parameter becomes some dozen instructions. Beyond this they take more than two seconds to make, and gain little
 # over products of matrices.
 MAX_PARAMETERS = 256
 
+Way = tuple[Literal["points", "lanes"], int]
+
 # What vectors go over, and how many of the usual length are one: by so much is it faster than one over points, if it is
 # full. One over lanes saves the sums over its numbers. A double one computes with one half while results of the other
 # are on their way; networks of more parameters have more numbers than registers already.
-GAINS = {("points", 1): 1.0, ("lanes", 1): 1.15, ("lanes", 2): 1.25}
+GAINS: dict[Way, float] = {("points", 1): 1.0, ("lanes", 1): 1.15, ("lanes", 2): 1.25}
 MAX_PARAMETERS_OF_DOUBLE = 40
 
 # Seconds of one core that are worth a second thread, and that a lane's gradient takes for each unit and point.
@@ -48,7 +53,7 @@ SECONDS_TO_COMPILE, SECONDS_PER_PARAMETER = 0.4, 0.006
 
 LIKELIHOODS = (Bernoulli, Categorical, Gaussian)
 
-P = TypeVar("P", bound=tuple)  # a position: theta, its log density and gradient
+P = TypeVar("P", bound="Position | TemperedPosition")
 
 
 class Transitions(NamedTuple):
@@ -104,7 +109,7 @@ class Native:
         self.lanes_in_tile, self.numbers, self.splits_lanes = self._program.lanes, self._code, False
         prior = posterior.prior_distribution
         self.has_prior = isinstance(prior, DiagonalNormal)
-        if self.has_prior:
+        if isinstance(prior, DiagonalNormal):
             self._precision = prior.precision.contiguous()
             self._log_normalizer = prior.log_normalizer.item()
         self._arrays, self._stride = _laid_out(self._program, posterior, num_lanes)
@@ -137,11 +142,12 @@ class Native:
         """As `leapfrog`: with one step size for all or ``(C, 1)``, and a mass of any kind."""
         self._check(start.theta, p, start.grad)
         theta, p, grad = map(_copied, (start.theta, p, start.grad))
-        log_prob, is_one = theta.new_empty(len(theta)), not isinstance(step_size, Tensor)
-        sizes = torch.full_like(log_prob, step_size) if is_one else step_size.contiguous()
+        log_prob = theta.new_empty(len(theta))
+        sizes = step_size.contiguous() if isinstance(step_size, Tensor) else torch.full_like(log_prob, step_size)
         constants = num_steps, self._precision, *self._mass(inv_mass), self._log_normalizer
         self._call("trajectories", num_steps, [(theta, p, grad, log_prob, sizes, *constants)])
-        return type(start)(theta, log_prob, grad), p
+        kind: Any = type(start)  # a tempered one, which has more fields, never comes here
+        return kind(theta, log_prob, grad), p
 
     def transitions(
         self,
@@ -200,8 +206,9 @@ class Native:
         beta, gaps, sizes = ladder
         (num_chains, temperatures), (num_lanes, dim) = replica.shape, theta.shape
         thetas, size = theta.new_empty(num_chains, num, dim), theta.new_empty(num_chains, num, temperatures)
-        floats = tuple(torch.empty_like(size) for _ in range(4))
-        recorded = *floats, torch.empty_like(size, dtype=torch.bool), torch.empty_like(size, dtype=replica.dtype)
+        log_probs, likelihoods, starts, ends = (torch.empty_like(size) for _ in range(4))
+        accepts, replicas = torch.empty_like(size, dtype=torch.bool), torch.empty_like(size, dtype=replica.dtype)
+        recorded = log_probs, likelihoods, starts, ends, accepts, replicas
         constants = num_steps, self._precision, *self._mass(inv_mass), self._scaling(factor), self._log_normalizer
         moved, num_pairs = (theta, log_likelihood, grad_likelihood, replica), num_chains * (temperatures - 1)
 
@@ -230,8 +237,7 @@ class Native:
 
     def _scaling(self, factor: Tensor | None) -> Tensor:
         """What native code makes momenta with; by a dense factor they are made before."""
-        is_diagonal = factor is not None and factor.ndim == 1
-        return factor.contiguous() if is_diagonal else torch.ones_like(self._precision)
+        return torch.ones_like(self._precision) if factor is None or factor.ndim != 1 else factor.contiguous()
 
     def _call(
         self, name: str, num_gradients: int, blocks: Iterable[tuple[Tensor | float, ...]], whole: int = 1
@@ -255,7 +261,9 @@ class Native:
         parts = max(1, min(self.num_threads, num_tiles // unit, worth))
         edges = [num_tiles * part // parts // unit * unit for part in range(parts)] + [num_tiles]
         mine, *others = itertools.pairwise(edges)
-        started, last = [None] * len(others), None
+        # None before the first block, of which there is at least one.
+        started: list[Any] = [None] * len(others)
+        last: Any = None
         for arguments in blocks:
             started = [
                 _pool().submit(call, *edge, arguments, before) for edge, before in zip(others, started, strict=True)
@@ -367,6 +375,12 @@ def can_be_native(posterior: Posterior) -> bool:
     return posterior.layers is not None and posterior.device.type == "cpu" and type(posterior.likelihood) in LIKELIHOODS
 
 
+def layers_of(posterior: Posterior) -> list[Layer]:
+    """Of one that can be native."""
+    assert posterior.layers is not None
+    return posterior.layers
+
+
 def is_small(posterior: Posterior) -> bool:
     """Whether a program holds a variable for every number; larger ones are products of matrices."""
     return posterior.flat.dim <= MAX_PARAMETERS
@@ -381,10 +395,10 @@ def program_of(posterior: Posterior, num_lanes: int) -> Program:
     from bnn_utils.gradients.program import Program
     from bnn_utils.gradients.writer import width_of
 
-    likelihood, layers, num_points = posterior.likelihood, posterior.layers, len(posterior.counted)
+    likelihood, layers, num_points = posterior.likelihood, layers_of(posterior), len(posterior.counted)
     last, width = layers[-1].log_scale, width_of(posterior.dtype.itemsize)
 
-    def cost(way: tuple[str, int]) -> float:
+    def cost(way: Way) -> float:
         """A vector that is not full takes as long as a full one."""
         over, times = way
         along, others = (num_lanes, num_points) if over == "lanes" else (num_points, num_lanes)
@@ -437,6 +451,7 @@ def arrays_of(posterior: Posterior, num_lanes: int) -> tuple[Tensor, Tensor, Ten
     """
     with torch.inference_mode(False), torch.no_grad():
         x, weights = posterior.features, posterior.counted.weights
+        assert x is not None  # they come with the layers
         y, likelihood = posterior.targets_for(num_lanes).to(x.dtype), posterior.likelihood
         units = likelihood.units if isinstance(likelihood, Gaussian) else None
         y = y if units is None else units(y)
@@ -482,10 +497,11 @@ class Code:
         from bnn_utils.gradients import program as programs
 
         source = blocks if isinstance(program, programs.Program) else products
-        files = tuple(module.__file__ for module in (writer, vector, formulas, programs, blocks, products))
+        files = tuple(map(inspect.getfile, (writer, vector, formulas, programs, blocks, products)))
         self._library = machine.load(program, lambda: source.assemble(program), files)
         self._scalar = ctypes.c_float if program.dtype == "float32" else ctypes.c_double
-        self._torch_dtype, self._functions = getattr(torch, program.dtype), {}
+        self._torch_dtype = getattr(torch, program.dtype)
+        self._functions: dict[str, Any] = {}
 
     def call(self, name: str, *arguments: Tensor | float) -> None:
         """One of the functions: tensors by where their numbers lie, whole numbers, others in the program's dtype."""

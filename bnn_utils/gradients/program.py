@@ -79,14 +79,10 @@ class Program:
     @property
     def num_targets(self) -> int:
         """Numbers per point, that of units included."""
-        if not self.is_gaussian:
+        if self.noise is None:
             return 1
         means = len(self.layers[-1].places) // (1 if self.noise.scale or self.log_scales else 2)
         return means + self.noise.has_units
-
-    @property
-    def is_gaussian(self) -> bool:
-        return self.likelihood == "Gaussian"
 
     @property
     def lanes(self) -> int:
@@ -122,7 +118,8 @@ class Assembly(Writer):
         self.velocity = self._velocity()
         self.trajectory = self._trajectory()
         self.gradients = self._gradients()
-        self._of_tile(), self._trajectories(), self._uniforms(), self._normals()
+        for write in (self._of_tile, self._trajectories, self._uniforms, self._normals):
+            write()
 
     # --- the network --------------------------------------------------------------------------------------------------
 

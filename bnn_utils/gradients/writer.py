@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
 I64, I8, VOID = ir.IntType(64), ir.IntType(8), ir.VoidType()
 BITS = 512  # of a vector: one or two registers of today's processors, four of older ones
 
-Value = ir.Value
+if TYPE_CHECKING:
+    Value = Any  # llvmlite has no types
+else:
+    Value = ir.Value
 
 
 def width_of(num_bytes: int) -> int:

@@ -53,6 +53,7 @@ LADDER = "tempering_"
 KEPT = "kept_"
 
 S = TypeVar("S")
+K = TypeVar("K", bound="Kernel[Any]")
 
 
 class Info(NamedTuple):
@@ -72,7 +73,7 @@ class Info(NamedTuple):
         """Many transitions as one."""
         log_prob = torch.stack([info.log_prob for info in infos], dim=1)
 
-        def column(values: list[Tensor | float]) -> Tensor:
+        def column(values: list[Any]) -> Tensor:  # tensors, or numbers
             if isinstance(values[0], Tensor):
                 return torch.stack(values, dim=1)
             return _as_column(values, log_prob)
@@ -217,6 +218,6 @@ def first_lost(info: Info) -> int | None:
     return int(is_lost.any(0).nonzero()[0]) if is_lost.any() else None
 
 
-def adapted(kernel: Kernel[S], state: S) -> Kernel:
+def adapted(kernel: K, state: Any) -> K:
     """The kernel as a warm-up left it."""
     return kernel.adapted(state) if hasattr(kernel, "adapted") else kernel

@@ -52,7 +52,7 @@ CHEES_LEARNING_RATE = 0.025  # of Adam, on the log of the trajectory length; thi
 CHEES_ADAM_DECAY = 0.95
 CHEES_SHORTEST_LENGTH = math.pi / 2  # when the mass is set: a quarter of the period of a direction of variance 1
 
-S = TypeVar("S", bound="ChEESState | MAMSState")
+S = TypeVar("S", "ChEESState", "MAMSState")
 
 
 class LengthWarmup(NamedTuple):
@@ -83,6 +83,7 @@ class LengthWarmup(NamedTuple):
 
     def rescaled(self, metric: Metric, before: Metric, shortest: float) -> LengthWarmup:
         """For a mass that follows another."""
+        assert metric.inv_mass is not None  # it was learned
         # The widest direction, which decides on the length, has a standard deviation of 1 from now on.
         length = math.exp(self.log_length) / math.sqrt(widest(metric.inv_mass, before))
         log_length = math.log(max(length, shortest))
@@ -93,7 +94,7 @@ class ChEESState(NamedTuple):
     """Where the lanes are, how many transitions it took, with what they move, and what has been learned so far."""
 
     position: Position
-    count: int
+    count: int  # type: ignore[assignment]
     step_size: float
     trajectory_length: float
     metric: Metric
@@ -219,6 +220,7 @@ def learn(
         shortest: length of trajectories when the mass is set.
         harmonic: whether the acceptance rate to reach is the harmonic mean over lanes.
     """
+    assert state.warmup is not None  # or nothing is learned
     warmup = state.warmup.update(state, proposal, state.step_size)
     rate = acceptance_rate(proposal.start_energy, proposal.end_energy)
     hmc, step_size, inv_mass = state.warmup.hmc.update(position.theta, rate, harmonic)

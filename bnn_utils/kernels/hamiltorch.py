@@ -80,6 +80,10 @@ class Hamiltorch:
     lanes_per_chain: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        if self.num_steps is None:
+            raise TypeError(
+                "num_steps must be a whole number, got None: hamiltorch finds none; HMC(), with nothing given, does"
+            )
         _check.settle(self, **vars(self._as_hmc()))
 
     def init(self, density: Density, theta: Tensor, num_warmup: int) -> HamiltorchState:
@@ -111,7 +115,7 @@ class Hamiltorch:
         stats = {"is_accept": is_accept, "n_steps": self.num_steps, "step_size": step_size, **energies}
         state = state._replace(theta=theta, log_prob=log_prob)
         if state.warmup is not None:
-            state = state._replace(**learned(state, theta, acceptance_rate(start_energy, end_energy)))
+            state = state._replace(**learned(state.warmup, theta, acceptance_rate(start_energy, end_energy)))
         return state, Info(theta, log_prob, stats)
 
     def adapted(self, state: HamiltorchState) -> Hamiltorch:

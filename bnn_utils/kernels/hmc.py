@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
     from bnn_utils.kernels.microcanonical import MAMS, MCLMC
+    from bnn_utils.kernels.nuts import NUTS, NUTSState
+    from bnn_utils.kernels.replica_exchange import Tempered, TemperedPosition
 
 # By how much step sizes vary, up and down, once a warm-up adapts them. Near a whole period of the trajectories the
 # energy error vanishes and proposals return to where they started: acceptance is high there, so adaptation stays there,
@@ -57,7 +59,9 @@ class Position(NamedTuple):
         return self._replace(theta=move(self.theta), grad=move(self.grad))
 
 
-P = TypeVar("P", bound=Position)  # or any NamedTuple of tensors that begins with its three fields
+P = TypeVar("P", Position, "TemperedPosition")  # which begins with the three fields of the other
+T = TypeVar("T", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
+Size = TypeVar("Size", float, Tensor)
 
 
 class Metric(NamedTuple):
@@ -84,7 +88,7 @@ class Metric(NamedTuple):
 
     def mass(self, v: Tensor) -> Tensor:
         """Velocities ``(C, D)`` to momenta."""
-        if self.inv_mass is None:
+        if self.inv_mass is None or self.factor is None:  # both of them are
             return v
         return v / self.inv_mass if self.inv_mass.ndim == 1 else v @ self.factor @ self.factor.mT
 
@@ -154,17 +158,17 @@ def leapfrog(
     return end, _step(p, end.grad, step_size / 2)
 
 
-class Proposal(NamedTuple):
+class Proposal(NamedTuple, Generic[P]):
     """Where a trajectory ends, and the energies at its two ends."""
 
-    position: Position
+    position: P
     p: Tensor  # (C, D)
     start_energy: Tensor  # (C,)
     end_energy: Tensor  # (C,)
 
 
 def trajectory(
-    start: P, p: Tensor, density: LogDensity, step_size: float | Tensor, num_steps: int, metric: Metric
+    start: P, p: Tensor, density: LogDensity | Tempered, step_size: float | Tensor, num_steps: int, metric: Metric
 ) -> tuple[P, Tensor]:
     """`leapfrog` in a density, in native code where there is some."""
     if density.native is not None:
@@ -175,11 +179,11 @@ def trajectory(
 def propose(
     generator: torch.Generator,
     start: P,
-    density: LogDensity,
+    density: LogDensity | Tempered,
     step_size: float | Tensor,
     num_steps: int,
     metric: Metric,
-) -> Proposal:
+) -> Proposal[P]:
     """A trajectory from a fresh momentum: ``p ~ Normal(0, M);  (theta*, p*) = leapfrog(theta, p)``."""
     noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
     p = metric.momentum(noise)
@@ -187,7 +191,7 @@ def propose(
     return Proposal(end, p_end, energy_of(start, p, metric.velocity), energy_of(end, p_end, metric.velocity))
 
 
-def accept(generator: torch.Generator, start: P, proposal: Proposal) -> tuple[P, Tensor]:
+def accept(generator: torch.Generator, start: P, proposal: Proposal[P]) -> tuple[P, Tensor]:
     """The proposal with probability ``min(1, exp(H - H*))``, lane by lane, and which lanes took it, ``(C,)``."""
     before, after = proposal.start_energy, proposal.end_energy
     u = torch.rand(before.shape, generator=generator, dtype=before.dtype, device=before.device)
@@ -205,7 +209,7 @@ def recorded(
     return Info(position.theta, position.log_prob, stats)
 
 
-def jittered(step_size: float | Tensor, jitter: float, generator: torch.Generator, theta: Tensor) -> float | Tensor:
+def jittered(step_size: Size, jitter: float, generator: torch.Generator, theta: Tensor) -> Size | Tensor:
     """Step sizes of the next trajectories of lanes at theta ``(C, D)``: one number for all, or with jitter ``(C, 1)``.
 
     Each is drawn evenly within the fraction ``jitter`` up and down.
@@ -216,12 +220,12 @@ def jittered(step_size: float | Tensor, jitter: float, generator: torch.Generato
     return step_size * (1 + jitter * (2 * u - 1))
 
 
-def energy_of(position: Position, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+def energy_of(position: P, p: Tensor, velocity: Callable[[Tensor], Tensor]) -> Tensor:
     """``H(theta, p) = -log_prob(theta) + p' M^-1 p / 2``, shape ``(C,)``."""
     return torch.add(-position.log_prob, (p * velocity(p)).sum(-1), alpha=0.5)
 
 
-def of_each_lane(condition: Tensor, a: P, b: P) -> P:
+def of_each_lane(condition: Tensor, a: T, b: T) -> T:
     """Lane by lane, ``a`` where the condition holds and ``b`` elsewhere."""
     rows = condition.unsqueeze(-1)
     fields = zip(a, b, strict=True)
@@ -337,7 +341,7 @@ class HMC:
             state = state._replace(position=position)
         if state.warmup is not None:
             rates, before = acceptance_rate(info.stats["start_energy"], info.stats["end_energy"]), state.metric
-            state = state._replace(**learned(state, info.theta, rates))
+            state = state._replace(**learned(state.warmup, info.theta, rates))
             if self.num_steps is None and (state.warmup is None or state.metric is not before):
                 turning = turning_time(generator, state.position, density.joint, state.step_size, state.metric)
                 state = state._replace(length=turning / 2)
@@ -374,7 +378,7 @@ class HMC:
 
     def adapted(self, state: HMCState) -> HMC:
         """The kernel with the step size, the number of steps, the jitter and the mass of a state."""
-        found = {"step_size": state.step_size, "jitter": state.jitter or self.jitter}
+        found: dict[str, Any] = {"step_size": state.step_size, "jitter": state.jitter or self.jitter}
         return replace(self, num_steps=self._num_steps(state), **found, **mass_of(self, state))
 
     def __repr__(self) -> str:
@@ -404,7 +408,7 @@ def in_native_code(
     return Position(made.theta, made.log_prob, made.grad), Info(made.thetas, made.log_probs, stats)
 
 
-def begin(kernel: HMC, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:
+def begin(kernel: HMC | Hamiltorch, theta: Tensor, num_warmup: int) -> tuple[float, float, Metric, Warmup | None]:
     """Step size, jitter, metric and warm-up with which lanes at theta ``(C, D)`` set out."""
     check_step_size(kernel.step_size, theta)
     jitter = kernel.jitter
@@ -437,10 +441,10 @@ def turning_time(
     return statistics.median(times)
 
 
-def learned(state: HMCState, theta: Tensor, rates: Tensor) -> dict[str, Any]:
+def learned(warmup: Warmup, theta: Tensor, rates: Tensor) -> dict[str, Any]:
     """Fields of a state that a transition has changed: it ended at theta ``(C, D)``, with acceptance rates ``(C,)``."""
-    warmup, step_size, inv_mass = state.warmup.update(theta, rates)
-    changed = {"step_size": step_size, "warmup": warmup}
+    after, step_size, inv_mass = warmup.update(theta, rates)
+    changed: dict[str, Any] = {"step_size": step_size, "warmup": after}
     return changed if inv_mass is None else changed | {"metric": metric(inv_mass, theta)}
 
 
@@ -462,13 +466,15 @@ def check_one_mass(inv_mass: Tensor | None, dense_mass: bool) -> None:
         raise ValueError("a given inv_mass is kept, so that dense_mass=True has nothing to learn: pass one of the two")
 
 
-def mass_of(kernel: HMC | ChEES | Hamiltorch, state: HMCState | ChEESState | HamiltorchState) -> dict[str, Any]:
+def mass_of(
+    kernel: HMC | ChEES | NUTS | Hamiltorch, state: HMCState | ChEESState | NUTSState | HamiltorchState
+) -> dict[str, Any]:
     """Fields of the kernel that a warm-up leaves: a mass that was learned is given from then on."""
     inv_mass = state.metric.inv_mass
     return {"inv_mass": inv_mass, "dense_mass": kernel.dense_mass and inv_mass is None}
 
 
-def told_mass(kernel: HMC | ChEES | MCLMC | MAMS) -> str:
+def told_mass(kernel: HMC | ChEES | NUTS | MCLMC | MAMS) -> str:
     if kernel.inv_mass is None:
         return ", dense_mass=True" * getattr(kernel, "dense_mass", False)
     return f", inv_mass={'diagonal' if kernel.inv_mass.ndim == 1 else 'dense'}"

@@ -85,7 +85,7 @@ class MAMSState(NamedTuple):
     """Where the lanes are, how many transitions it took, how they move, and what a warm-up has learned so far."""
 
     position: Position
-    count: int
+    count: int  # type: ignore[assignment]
     step_size: float
     trajectory_length: float
     metric: Metric
@@ -328,14 +328,17 @@ class MCLMC:
         1 / (1 + xi), by which `Teachers` knows lanes that are stuck.
         """
         warmup = state.warmup
+        assert warmup is not None  # or nothing is learned
+        assert isinstance(warmup.steps, Prediction)  # see `init`
         xi = error.detach().cpu().double().square() / (theta.shape[-1] * warmup.target)
         xi = xi.nan_to_num(MOST_XI).clamp(1 / MOST_XI, MOST_XI)
         teachers = warmup.teachers.update(1 / (1 + xi), warmup.steps.x)
         warmup, step_size, variance = warmup.taught(theta, teachers, warmup.steps.update(xi, teachers))
-        changed = {"step_size": step_size, "warmup": warmup}
+        changed: dict[str, Any] = {"step_size": step_size, "warmup": warmup}
         if variance is None:
             return changed
         kinetic = metric(variance, theta) if self.inv_mass is None else state.metric
+        assert kinetic.inv_mass is not None  # given, or just learned
         size = (variance / kinetic.inv_mass.to(variance)).sum().sqrt().item()
         return changed | {"metric": kinetic, "decoherence_length": LENGTH_BY_SIZE * size}
 
@@ -424,6 +427,7 @@ class MAMS:
             size = jittered(state.step_size, self.jitter, generator, state.position.theta)
             proposal = propose(generator, state.position, density.joint, size, steps, state.metric)
             position, is_accept = accept(generator, state.position, proposal)
+            assert isinstance(size, Tensor)  # as there is jitter
             rates = acceptance_rate(proposal.start_energy, proposal.end_energy)
             stats = self._recorded(rates, is_accept, steps, size.squeeze(-1), proposal.end_energy)
             info = Info(position.theta, position.log_prob, stats)
@@ -485,7 +489,12 @@ class MAMS:
 
 
 def propose(
-    generator: torch.Generator, start: Position, density: LogDensity, step_size: Tensor, num_steps: int, metric: Metric
+    generator: torch.Generator,
+    start: Position,
+    density: LogDensity,
+    step_size: float | Tensor,
+    num_steps: int,
+    metric: Metric,
 ) -> Proposal:
     """A trajectory in a fresh direction, with energies that are 0 at its start."""
     u = refreshed(generator, torch.zeros_like(start.theta), FRESH)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,8 +144,8 @@ def transition(state: NUTSState, p: Tensor, key: Tensor, density: LogDensity, ma
     """What is recorded of a trajectory that begins with momentum p, ``(C, D)``, and where it leads."""
     position, step_size, metric = state[:3]
     start = energy_of(position, p, metric.velocity)
-    here, no = Phase(*position, p), torch.zeros_like(key, dtype=torch.bool)
-    grown = Trajectory(here, here, Stretch.of_one(p, metric.velocity(p)), Choice(*position, start, 0 * start))
+    first, no = Phase(*position, p), torch.zeros_like(key, dtype=torch.bool)
+    grown = Trajectory(first, first, Stretch.of_one(p, metric.velocity(p)), Choice(*position, start, 0 * start))
     depth, num_steps, sum_of_rates, diverging, grows = 0 * key, 0 * key, 0 * start, no, ~no
     for level in range(max_depth):
         if not grows.any():
@@ -323,7 +323,7 @@ class NUTS:
             info = made.only()
         else:
             theta = state.position.theta
-            of_each = {"generator": generator, "dtype": theta.dtype, "device": theta.device}
+            of_each: dict[str, Any] = {"generator": generator, "dtype": theta.dtype, "device": theta.device}
             first, noise = torch.rand(len(theta), **of_each), torch.randn(theta.shape, **of_each)
             key, p = lane_keys(first, torch.rand(len(theta), **of_each)), state.metric.momentum(noise)
             info, position = transition(state, p, key, density.joint, self.max_tree_depth)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Round(NamedTuple):
     """What a warm-up has learned in the round that is open: a step size per temperature, and how often swaps fail."""
 
     num: int  # transitions of the whole warm-up
-    count: int  # that have been
+    count: int  # type: ignore[assignment]  # that have been
     teachers: Teachers  # at each temperature
     steps: DualAveraging
     swap_rates: Tensor  # (K - 1,), their sum over the transitions of this round
@@ -118,7 +118,7 @@ class ExchangeState(NamedTuple):
     log_likelihood: Tensor  # (C K,)
     grad_likelihood: Tensor  # (C K, D)
     replica: Tensor  # (C, K), which of a chain's K travellers is at each temperature
-    count: int  # transitions made, which decides on the pairs that are due
+    count: int  # type: ignore[assignment]  # transitions made, which decides on the pairs that are due
     ladder: Ladder
     metric: Metric
     warmup: Round | None  # None where nothing adapts, and when it has ended
@@ -202,6 +202,7 @@ class ReplicaExchange:
     @property
     def num_steps(self) -> int:
         """Leapfrog steps of each lane in a transition."""
+        assert self.kernel.num_steps is not None  # or it was refused
         return self.kernel.num_steps
 
     def ladder(self, like: Tensor) -> Tensor:
@@ -295,8 +296,16 @@ class ReplicaExchange:
             count=state.count + 1,
         )
         cold = lanes.theta.view(num_chains, num, -1)[:, -1].clone()  # a view would keep all lanes in memory
-        of_lanes = lanes.log_prob, lanes.log_likelihood, proposal.start_energy, proposal.end_energy, is_accept
-        return after, Exchanges(cold, *map(by_chain, of_lanes), after.replica, by_chain(size))
+        return after, Exchanges(
+            cold,
+            by_chain(lanes.log_prob),
+            by_chain(lanes.log_likelihood),
+            by_chain(proposal.start_energy),
+            by_chain(proposal.end_energy),
+            by_chain(is_accept),
+            after.replica,
+            by_chain(size),
+        )
 
     def _in_native_code(
         self, native: Native, generator: torch.Generator, state: ExchangeState, num: int
@@ -312,7 +321,7 @@ class ReplicaExchange:
     def _jitter(self) -> float:
         return STEP_JITTER if self.kernel.jitter is None else self.kernel.jitter
 
-    def _info(self, made: Exchanges) -> tuple[Tensor, Tensor, dict[str, Tensor | int]]:
+    def _info(self, made: Exchanges) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Theta, log probability and statistics of the posterior's lanes, and what is recorded of all temperatures."""
 
         def cold(values: Tensor) -> Tensor:
@@ -382,6 +391,7 @@ def _finite(log_likelihood: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 def _learn(state: ExchangeState, rates: Tensor, swap_rates: Tensor) -> ExchangeState:
     """What a transition has taught: acceptance rates ``(C, K)``, and probabilities of swaps ``(C, K - 1)``."""
     warmup = state.warmup
+    assert warmup is not None  # or nothing is learned
     count, since = warmup.count + 1, warmup.since + 1
     teachers = warmup.teachers.update(rates, warmup.steps.x)
     steps = warmup.steps.update(TARGET_ACCEPTANCE - teachers.mean(rates).cpu().double())

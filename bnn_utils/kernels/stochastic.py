@@ -191,7 +191,7 @@ class SGHMC(SGLD):
         TypeError, ValueError: as `SGLD`, and if the friction is not above 0 and at most 1.
     """
 
-    friction: float = field(default=0.1, kw_only=True)
+    friction: float = field(default=0.1, kw_only=True)  # type: ignore[misc]  # where `SGLD` has a constant
 
     def __post_init__(self) -> None:
         super().__post_init__()

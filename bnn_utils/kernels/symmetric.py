@@ -13,9 +13,10 @@ same marginal distribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NotImplementedType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -28,12 +29,20 @@ if TYPE_CHECKING:
 
 PROBES = 16  # draws from the prior at which its density is compared with that of a copy
 
+S = TypeVar("S")
+
+
+class Movable(Kernel[S], Protocol[S]):
+    """A kernel whose state can follow a symmetry."""
+
+    def moved(self, state: S, move: Callable[[torch.Tensor], torch.Tensor]) -> S: ...
+
 
 class SymmetricState(NamedTuple):
     """The state of the kernel that moves, and how many transitions it has made."""
 
     inner: Any
-    count: int
+    count: int  # type: ignore[assignment]
 
     @property
     def ladder(self) -> Any:
@@ -62,7 +71,7 @@ class Symmetric:
             the prior does not treat its units alike.
     """
 
-    kernel: Kernel
+    kernel: Movable[Any]
     every: int = 10
 
     def __post_init__(self) -> None:
@@ -116,7 +125,8 @@ class Symmetric:
         """The kernel's state before its next transition."""
         if state.count % self.every:
             return state.inner
-        return self.kernel.moved(state.inner, draw_copies(density.posterior.flat, density.num_lanes, generator))
+        copies = draw_copies(density.posterior.flat, density.num_lanes, generator)
+        return self.kernel.moved(state.inner, copies)  # type: ignore[arg-type]  # mypy sees no __call__ of a NamedTuple
 
     def adapted(self, state: SymmetricState) -> Symmetric:
         """With the kernel as a warm-up left it."""

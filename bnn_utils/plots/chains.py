@@ -160,7 +160,7 @@ def energies(chain: Chain, starts: int, title: str = "") -> Figure:
     energy = chain.stats["energy"][:, starts:].cpu()
     centred, change = (energy - energy.mean(1, keepdim=True)).flatten(), energy.diff(dim=1).flatten()
     limit = torch.cat([centred, change]).abs().quantile(0.999).item()
-    bins = np.linspace(-limit, limit, 61)
+    bins = np.linspace(-limit, limit, 61).tolist()
     for values, style, name in (
         (centred, {"color": CHAIN_COLOURS[1]}, "energy around its mean: what has to be explored"),
         (change, {"ec": CHAIN_COLOURS[0], "lw": 2, "fill": False}, "change from draw to draw: what one step explores"),

@@ -111,7 +111,7 @@ def convergence_maps(convergence: Convergence, data: Data, title: str = "") -> F
         ax.label_outer()
         bar = figure.colorbar(filled, ax=ax, label=f"{name} (line: {limit:,})", format="{x:,g}", location="bottom")
         bar.ax.tick_params(labelsize=8)
-        bar.ax.set_xlim(sorted(bar.ax.get_xlim(), reverse=name != "R-hat"))  # bad to the right
+        bar.ax.set_xlim(*sorted(bar.ax.get_xlim(), reverse=name != "R-hat"))  # bad to the right
     shared_legend(figure, axes)
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -55,12 +56,12 @@ def trajectories(paths: Tensor, plane: tuple[Tensor, Tensor, Tensor], energy_err
     top = log_prob.max()
     levels = np.linspace(top - HEIGHT_SHOWN, top, 25)
     left.contourf(u, v, log_prob, levels=levels, cmap="Greys_r", alpha=0.75, extend="min")
-    paths, energy_errors = paths.cpu().numpy(), energy_errors.cpu().numpy()
-    for colour, style, path, errors in zip(CHAIN_COLOURS, LINE_STYLES, paths, energy_errors, strict=False):
+    positions, of_paths = paths.cpu().numpy(), energy_errors.cpu().numpy()
+    for colour, style, path, errors in zip(CHAIN_COLOURS, LINE_STYLES, positions, of_paths, strict=False):
         left.plot(*path.T, style, color=colour, lw=1.2, marker=".", ms=4, mec=INK, mew=0.3)
         left.plot(*path[-1], "D", color=colour, mec=INK, ms=8)
         right.plot(errors, style, color=colour, marker=".", ms=4)
-    left.plot(*paths[0, 0], "o", color="white", mec=INK, ms=9, label="start")
+    left.plot(*positions[0, 0], "o", color="white", mec=INK, ms=9, label="start")
     left.plot([], [], "D", color=GREY, mec=INK, ms=8, label="end: the proposal")
     left.set(xlim=(u[0], u[-1]), ylim=(v[0], v[-1]))
     left.set(xlabel="main direction of the paths (darker ground: lower log density)", ylabel="second direction")
@@ -86,7 +87,7 @@ def prior_predictive(p: Tensor, grid: Tensor, title: str = "", shown: int = 6) -
         title=title,
         alt=f"Left: maps of {shown} networks drawn from the prior. Right: histogram of the probabilities of all",
     )
-    maps, right = figure.subfigures(1, 2, width_ratios=[1.6, 1])
+    [[maps, right]] = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.6, 1])
     axes = maps.subplots(2, -(-shown // 2), sharex=True, sharey=True)
     for ax, values in zip(axes.flat, p, strict=False):
         filled = probability_contours(ax, grid, values)
@@ -105,6 +106,8 @@ class MeanAndDisagreement(Figure):
     Others may be shown in the same figure later. Its axes are laid out and drawn once: that takes most of the time.
     """
 
+    canvas: FigureCanvasAgg
+
     def __init__(self, grid: Tensor, title: str = "") -> None:
         super().__init__(
             figsize=(3.7, 6.2),
@@ -112,7 +115,8 @@ class MeanAndDisagreement(Figure):
             alt="Above: map of the average probability of class 1. Below: map of how much networks disagree, in bits",
         )
         FigureCanvasAgg(self)
-        self._grid, self._empty = grid, None  # the picture without maps, from the first one on
+        self._grid = grid
+        self._empty: Any = None  # the picture without maps, from the first one on
         self._panels = self.subplots(2, 1, sharex=True)
         names = "average of all networks", "epistemic: the networks disagree"
         ramps = probability_ramp(), ScalarMappable(Normalize(0, 1), UNCERTAINTY_MAP)
@@ -123,7 +127,8 @@ class MeanAndDisagreement(Figure):
             ax.label_outer()
             ax.set_title(name, fontsize=10)
 
-    def show(self, p: Tensor, data: Data | None) -> MeanAndDisagreement:
+    # Matplotlib's own `show` is for figures with a window, which this one never has.
+    def show(self, p: Tensor, data: Data | None) -> MeanAndDisagreement:  # type: ignore[override]
         """Draws' predictions ``(..., M)``, and points if there are any, in place of those before."""
         for artist in self._maps:
             artist.remove()
@@ -131,8 +136,9 @@ class MeanAndDisagreement(Figure):
         probability_contours(above, self._grid, predictive_mean(p, of_classes=False))
         epistemic = split_uncertainty(p, of_classes=False).epistemic
         below.contourf(*mesh(self._grid, epistemic), levels=PROBABILITY_LEVELS, cmap=UNCERTAINTY_MAP)
-        for ax in self._panels if data is not None else ():
-            scatter(ax, data, size=20)
+        if data is not None:
+            for ax in self._panels:
+                scatter(ax, data, size=20)
         return self
 
     def png(self) -> bytes:
@@ -140,7 +146,9 @@ class MeanAndDisagreement(Figure):
         if self._empty is None:
             for artist in self._maps:
                 artist.set_visible(False)
-            self.get_layout_engine().execute(self)  # as `savefig` does: a second time, in `draw`, makes it better
+            engine = self.get_layout_engine()
+            assert engine is not None  # as all figures here have
+            engine.execute(self)  # as `savefig` does: a second time, in `draw`, makes it better
             canvas.draw()
             self._empty = canvas.copy_from_bbox(self.bbox)
             for artist in self._maps:
@@ -171,7 +179,8 @@ def editable_points(
     for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):
         chosen = [place for *place, this in points if this == label]
         if chosen:
-            ax.scatter(*zip(*chosen, strict=True), c=colour, marker=marker, s=60, ec="black", lw=0.7, zorder=3)
+            x1, x2 = zip(*chosen, strict=True)
+            ax.scatter(x1, x2, c=colour, marker=marker, s=60, ec="black", lw=0.7, zorder=3)
     ax.plot(*cross, "+", color=INK, ms=14, zorder=4)
     square(ax, limit)
     ax.grid(color=GREY, alpha=0.3)

@@ -51,7 +51,7 @@ def parameter_layout(flat: FlatModule, theta: Tensor | None = None, title: str =
         ax.text((place.start + place.stop) / 2, 1.06, name, ha="center", va="bottom", fontsize=9)
     for position in range(flat.dim if flat.dim <= 60 else 0):
         ax.axvline(position, color="white", lw=1)
-        label = position if theta is None else f"{theta[position]:.1f}"
+        label = str(position) if theta is None else f"{theta[position]:.1f}"
         ax.text(position + 0.5, 0.5, label, ha="center", va="center", fontsize=8)
     middles = [(place.start + place.stop) / 2 for place in flat.slices.values()]
     ax.set_xticks(middles, [" x ".join(map(str, shape)) or "1" for shape in flat.shapes.values()])

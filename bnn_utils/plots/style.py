@@ -47,12 +47,13 @@ class Figure(matplotlib.figure.Figure):
     """A Matplotlib figure with a title and alternative text, which shows itself where it ends a cell.
 
     Args:
+        figsize: width and height, in inches.
         title: the finding; empty for none.
         alt: what is drawn; the title is added to it.
     """
 
-    def __init__(self, *args: Any, title: str = "", alt: str, **kwargs: Any) -> None:
-        super().__init__(*args, layout="constrained", dpi=DPI, facecolor="white", **kwargs)
+    def __init__(self, figsize: tuple[float, float] | None = None, *, title: str = "", alt: str, **kwargs: Any) -> None:
+        super().__init__(figsize, layout="constrained", dpi=DPI, facecolor="white", **kwargs)
         self.alt = f"{alt}. {title}" if title else alt
         if title:
             self.suptitle(title, fontsize=11)
@@ -81,8 +82,8 @@ def scatter(ax: Axes, data: Data, size: float, edge: str = "white") -> None:
         raise ValueError(f"this figure shows inputs of shape (N, 2), but these have shape {tuple(data.x.shape)}")
     x, y = data.x.cpu(), data.y.cpu()
     for label, colour, marker in ((1, RED, "o"), (0, BLUE, "s")):
-        chosen = x[y == label]
-        ax.scatter(*chosen.T, c=colour, marker=marker, s=size, ec=edge, lw=0.7, label=f"class {label}", zorder=3)
+        x1, x2 = x[y == label].T
+        ax.scatter(x1, x2, c=colour, marker=marker, s=size, ec=edge, lw=0.7, label=f"class {label}", zorder=3)
 
 
 def probability_contours(ax: Axes, grid: Tensor, p: Tensor) -> QuadContourSet:

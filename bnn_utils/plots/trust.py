@@ -21,8 +21,8 @@ def energy_slopes(step_sizes: Tensor, errors: Mapping[str, Tensor], title: str =
     ax = figure.subplots()
     steps = step_sizes.cpu().numpy()
     smallest = steps.argmin()
-    for colour, marker, (label, values) in zip(CHAIN_COLOURS, "os^v", errors.items(), strict=False):
-        values = values.cpu().numpy()
+    for colour, marker, (label, medians) in zip(CHAIN_COLOURS, "os^v", errors.items(), strict=False):
+        values = medians.cpu().numpy()
         ax.loglog(steps, values, marker, color=colour, ms=8, mec=INK, mew=0.4, label=label)
         slope = round(np.polyfit(np.log(steps), np.log(values), 1)[0])
         line = values[smallest] * (steps / steps[smallest]) ** slope

@@ -31,8 +31,11 @@ class Store(Protocol):
         num_draws: for how many draws of each chain there is room.
     """
 
-    sizes: tuple[int, ...]
-    num_draws: int
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_draws(self) -> int: ...
 
     def count(self, batch: int) -> int:
         """How many draws of each chain of a batch have been appended and are kept."""

@@ -104,7 +104,7 @@ class ZarrDraws:
         Raises:
             ValueError: if a chunk is damaged, which is named.
         """
-        for position, inside, outside in pieces(start, stop, self._layout.draws_per_chunk):
+        for position, inside, outside in pieces(start, stop, self._layout.length):
             yield outside, self._chunk(batch, position, name)[: self.sizes[batch], inside]
 
     @property
@@ -121,7 +121,7 @@ class ZarrDraws:
         if position >= state.full:
             return state.chunks[position - state.full][name]
         path = zarr.chunk_path(self.path, layout, name, batch, position)
-        return zarr.read_chunk(path, layout.chunk_shape(name), layout.arrays[name])
+        return zarr.read_chunk(path, layout.chunk_shape(name), layout.known[name])
 
 
 class ZarrStore(ZarrDraws):
@@ -199,7 +199,7 @@ class ZarrStore(ZarrDraws):
         if layout.arrays is None:
             layout = with_arrays(layout, new)
         chunks = list(state.chunks)
-        for position, inside, outside in pieces(start, stop, layout.draws_per_chunk):
+        for position, inside, outside in pieces(start, stop, layout.length):
             if position - state.full == len(chunks):
                 chunks.append({name: empty_chunk(layout, name) for name in new})
             for name, values in new.items():
@@ -219,7 +219,7 @@ class ZarrStore(ZarrDraws):
         state, layout = self._batches[batch], self._layout
         num_full, rest = 0, 0
         if layout.arrays is not None:
-            num_full, rest = divmod(state.count - state.full * layout.draws_per_chunk, layout.draws_per_chunk)
+            num_full, rest = divmod(state.count - state.full * layout.length, layout.length)
         tail = {name: v[: self.sizes[batch], :rest] for name, v in state.chunks[num_full].items()} if rest else {}
         record = Record(state.number + 1, state.count, tail, checkpoint)
         content = checkpoints.to_bytes(record)
@@ -248,9 +248,9 @@ class ZarrStore(ZarrDraws):
         try:
             for batch in self._changed:
                 state = self._batches[batch]
-                rest = state.committed - state.full * self._layout.draws_per_chunk
+                rest = state.committed - state.full * self._layout.length
                 if rest:
-                    chunk = {name: empty_chunk(self._layout, name) for name in self._layout.arrays}
+                    chunk = {name: empty_chunk(self._layout, name) for name in self._layout.known}
                     for name, values in chunk.items():
                         values[:, :rest] = state.chunks[0][name][:, :rest]
                     try:
@@ -277,14 +277,14 @@ class ZarrStore(ZarrDraws):
         """Once, before the first draws of this process reach the folder."""
         layout = self._layout
         if not self._are_made:
-            for name in layout.arrays:
+            for name in layout.known:
                 (self.path / name).mkdir(exist_ok=True)
                 files.replace(self.path / name / METADATA, zarr.array_text(layout, name))
             files.replace(self.path / METADATA, zarr.group_text(layout))
             self._are_made = True
         if batch not in self._changed:
             # What lies behind the checkpoint is not of this run's past, or is the end of a chunk that will be longer.
-            for name in layout.arrays:
+            for name in layout.known:
                 for path in (self.path / name).glob(f"c.{batch}.*"):
                     if int(path.name.split(".")[2]) >= self._batches[batch].full:
                         path.unlink()
@@ -293,7 +293,7 @@ class ZarrStore(ZarrDraws):
     def _write_chunk(self, batch: int, position: int, chunk: dict[str, Tensor]) -> None:
         for name, values in chunk.items():
             path = zarr.chunk_path(self.path, self._layout, name, batch, position)
-            zarr.write_chunk(path, values, self._layout.arrays[name])
+            zarr.write_chunk(path, values, self._layout.known[name])
 
     def _failure(self, batch: int, error: OSError) -> OSError:
         safe = self._batches[batch].committed

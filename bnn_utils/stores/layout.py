@@ -43,9 +43,21 @@ class Layout(NamedTuple):
     draws_per_chunk: int | None = None  # both are known with the first draws
     arrays: dict[str, Array] | None = None
 
+    @property
+    def known(self) -> dict[str, Array]:
+        """The arrays, where there are draws."""
+        assert self.arrays is not None
+        return self.arrays
+
+    @property
+    def length(self) -> int:
+        """Draws per chunk, where there are draws."""
+        assert self.draws_per_chunk is not None
+        return self.draws_per_chunk
+
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """The last batch's too, as chunks are equal: what it lacks in chains is filled up."""
-        return (self.sizes[0], self.draws_per_chunk, *self.arrays[name].shape)
+        return (self.sizes[0], self.length, *self.known[name].shape)
 
 
 def stored(array: Array) -> np.dtype:
@@ -83,7 +95,7 @@ def array_text(layout: Layout, name: str) -> bytes:
 
 
 def array_metadata(layout: Layout, name: str) -> dict[str, Any]:
-    array = layout.arrays[name]
+    array = layout.known[name]
     further = [f"{name}_dim_{k}" for k in range(len(array.shape))]
     if name == "draws":
         further = ["parameter"]
@@ -147,7 +159,7 @@ def _digest(metadata: dict[str, Any]) -> str:
 
 
 def chunk_path(folder: Path, layout: Layout, name: str, batch: int, position: int) -> Path:
-    return folder / name / ".".join(["c", str(batch), str(position), *("0" for _ in layout.arrays[name].shape)])
+    return folder / name / ".".join(["c", str(batch), str(position), *("0" for _ in layout.known[name].shape)])
 
 
 def write_chunk(path: Path, values: Tensor, array: Array) -> None:
@@ -175,7 +187,7 @@ def read_chunk(path: Path, shape: tuple[int, ...], array: Array) -> Tensor:
 
 
 def empty_chunk(layout: Layout, name: str) -> Tensor:
-    array = layout.arrays[name]
+    array = layout.known[name]
     return torch.full(layout.chunk_shape(name), fill(array), dtype=array.dtype)
 
 

@@ -19,7 +19,7 @@ from bnn_utils.stores.layout import METADATA, Layout
 try:
     import fcntl
 except ImportError:  # on Windows, where nothing keeps a second process from writing
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SLOTS = ("even", "odd")  # numbers of the commits whose checkpoints a file takes
 BEGINNING = Record(number=0, count=0, tail={}, checkpoint=None)
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     number: int  # of the last commit
     checkpoint: Checkpoint | None
     committed: int  # draws up to it
-    count: int  # draws appended
+    count: int  # type: ignore[assignment]  # draws appended; a tuple's own method is not needed
     full: int  # chunks on the disk
     chunks: tuple[dict[str, Tensor], ...]  # of the draws behind these, the last one in part filled
 
@@ -150,7 +150,7 @@ def last_good(folder: Path, layout: Layout, batch: int, device: torch.device) ->
 def check_chunks(folder: Path, layout: Layout, batch: int, count: int) -> None:
     """Raise `Damaged` unless all chunks up to a draw are as they were written."""
     for name, array in (layout.arrays or {}).items():
-        for position in range(count // layout.draws_per_chunk):
+        for position in range(count // layout.length):
             path = zarr.chunk_path(folder, layout, name, batch, position)
             zarr.read_chunk(path, layout.chunk_shape(name), array)
 
@@ -158,7 +158,7 @@ def check_chunks(folder: Path, layout: Layout, batch: int, count: int) -> None:
 def as_batch(layout: Layout, reader: Reader, checkpoint: Checkpoint | None = None) -> Batch:
     full, tail = 0, reader.tail()
     if layout.arrays is not None:
-        full = reader.count // layout.draws_per_chunk
+        full = reader.count // layout.length
     chunk = {name: zarr.empty_chunk(layout, name) for name in tail}
     for name, values in tail.items():
         chunk[name][: len(values), : values.shape[1]] = values

@@ -42,8 +42,8 @@ class PointPad(ipywidgets.VBox):
         self.limit, self.cross = limit, (0.0, 0.0)
         self._before: list[tuple[Point, ...]] = []  # for Undo
         self._dragged: int | None = None
-        self._axes = Figure(figsize=(3.9, 3.7), alt="Points to be edited").subplots()
-        self.canvas = _canvas(self._axes.figure)
+        figure = Figure(figsize=(3.9, 3.7), alt="Points to be edited")
+        self._axes, self.canvas = figure.subplots(), _canvas(figure)
         for event, react in (
             ("button_press_event", self._press),
             ("motion_notify_event", self._move),
@@ -96,7 +96,7 @@ class PointPad(ipywidgets.VBox):
         return distances.index(min(distances)) if distances and min(distances) <= reach else None
 
     def _press(self, event: MouseEvent) -> None:
-        if event.inaxes is None:
+        if event.xdata is None or event.ydata is None:  # outside the axes
             return
         self.cross = place = (event.xdata, event.ydata)
         self._dragged = None
@@ -110,7 +110,7 @@ class PointPad(ipywidgets.VBox):
                 self._before.append(self.value)
 
     def _move(self, event: MouseEvent) -> None:
-        if self._dragged is None or event.inaxes is None:
+        if self._dragged is None or event.xdata is None or event.ydata is None:
             return
         self.cross = (event.xdata, event.ydata)
         points = list(self.value)
@@ -125,7 +125,8 @@ class PointPad(ipywidgets.VBox):
     def _key(self, event: KeyEvent) -> None:
         if event.key in ARROWS:
             pairs = zip(self.cross, ARROWS[event.key], strict=True)
-            self.cross = tuple(max(-self.limit, min(self.limit, at + by)) for at, by in pairs)
+            x1, x2 = (max(-self.limit, min(self.limit, at + by)) for at, by in pairs)
+            self.cross = x1, x2
             self._draw()
         elif event.key == " ":
             self.add(self.cross, self.label.value)
