@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def number(name: str, value: Any, wanted: str = "a number") -> float:
     plain = value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0 else value
     if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
         raise TypeError(f"{name} must be {wanted}, got {told(value)}")
-    return cast("float", plain)  # or what counts as one, such as a Fraction
+    return plain if isinstance(plain, int | float) else float(plain)  # such as a Fraction
 
 
 def positive(name: str, value: Any) -> float:

@@ -99,7 +99,7 @@ class _Unchecked:
     """A distribution of the caller's own, which may make torch's from what a trajectory that diverges brings."""
 
     def __init__(self, distribution: Distribution) -> None:
-        self.distribution = distribution
+        self.distribution, self.link = distribution, link_of(distribution)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         with _unchecked():

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -57,6 +57,7 @@ LIKELIHOODS = {
     "Categorical": (Categorical(), 3, [], lambda y: y),
     "Gaussian": (Gaussian(0.5), 1, [], lambda y: y / 2),
     "Gaussian, two targets": (Gaussian(0.5), 2, [], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
+    "Gaussian, a parameter as a mean": (Gaussian(0.5), 1, [LogScale(1)], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
     "Gaussian, noise inferred": (Gaussian(), 2, [LogScale(2)], lambda y: torch.stack([y / 2, 1 - y], dim=-1)),
     "Gaussian, noise computed": (Gaussian(), 2, [], lambda y: y / 2),
     "Gaussian, noise by softplus": (Gaussian(link="softplus"), 2, [], lambda y: y / 2),
@@ -106,6 +107,18 @@ def assert_close(one, two, tolerance):
     is_weighted=st.booleans(),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 1000),
+)
+@example(
+    widths=[3],
+    activations=ACTIVATIONS[:4],
+    biases=4 * [True],
+    likelihood="Gaussian, a parameter as a mean",
+    sizes=(17, 7),
+    num_features=2,
+    num_datasets=None,
+    is_weighted=False,
+    dtype=torch.float64,
+    seed=0,
 )
 # Without shrinking, in which each try would be compiled.
 @settings(max_examples=30, phases=[Phase.explicit, Phase.generate])

@@ -2,14 +2,17 @@
 
 import math
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
 from scipy.stats import kstest, laplace, norm, t
 from torch import nn
-from torch.distributions import Independent, Laplace, Normal, Poisson, StudentT
+from torch.distributions import Independent, Laplace, Normal, Poisson, StudentT, constraints
+from torch.distributions.transforms import ExpTransform
 
 from bnn_utils import Bernoulli, Data, ElementPrior, FanInPrior, FlatModule, LogScale, NormalPrior, Posterior
+from bnn_utils.links import Link
 
 
 def generator(seed=0):
@@ -337,3 +340,38 @@ def test_layers_that_share_weights_or_are_frozen():
 def test_small_parameters_of_other_modules_have_the_bias_scale():
     net = nn.Sequential(nn.Linear(2, 1), LogScale()).double()
     assert FanInPrior(2.0, 0.5).distribution(FlatModule(net)).precision.tolist() == [0.5, 0.5, 4.0, 4.0]
+
+
+class Positive(torch.distributions.Distribution):
+    """Of a prior of the reader's own: theta is normal, and the network's parameters are its exponentials."""
+
+    arg_constraints: ClassVar[dict] = {}
+    support = constraints.independent(constraints.real, 1)
+
+    def __init__(self, flat):
+        super().__init__(event_shape=(flat.dim,))
+        self.normal = Normal(0 * flat.ravel(), 1.0)
+        none = torch.full((flat.dim,), -1)
+        self.link = Link(flat.names, [(slice(0, flat.dim), ExpTransform())], [], none)
+
+    def log_prob(self, theta):
+        return self.normal.log_prob(theta).sum(-1)
+
+    def sample(self, sample_shape=()):
+        return self.normal.sample(sample_shape)
+
+
+class PositivePrior:
+    def distribution(self, flat):
+        return Positive(flat)
+
+
+def test_a_link_of_ones_own():
+    """It is kept, whoever's class the distribution is."""
+    x = normal(5, 2)
+    posterior = Posterior(nn.Linear(2, 1), Data(x, torch.ones(5)), PositivePrior(), Bernoulli())
+    theta = normal(3, 3, seed=1)
+    assert torch.equal(posterior.parameters(theta), theta.exp())
+    torch.testing.assert_close(
+        posterior.outputs(theta, x), (x @ theta[:, :2].exp().mT + theta[:, 2].exp()).mT[..., None]
+    )

@@ -81,8 +81,8 @@ class Program:
         """Numbers per point, that of units included."""
         if self.noise is None:
             return 1
-        means = len(self.layers[-1].places) // (1 if self.noise.scale or self.log_scales else 2)
-        return means + self.noise.has_units
+        outputs = len(self.layers[-1].places) + len(self.log_scales)
+        return (outputs // 2 if self.noise.scale is None else outputs) + self.noise.has_units
 
     @property
     def lanes(self) -> int:
