@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # a posterior makes densities itself
     from bnn_utils.posterior import Posterior
 
 T = TypeVar("T")
+# Relative, that rounding explains in sums over points; another density differs by far more.
+ERRORS = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
 class Density:
@@ -133,18 +135,7 @@ class Density:
         posterior = self.posterior
         if self._code is not None:
             return self._code.likelihood
-        # Autograd is closed to tensors that are made in inference mode.
-        with torch.inference_mode(False):
-            y = posterior.targets_for(self.num_lanes)
-            if posterior.num_datasets == 1:
-                y = y.expand(self.num_lanes, *y.shape)
-            if posterior.layers is None:
-                return by_autograd_in_blocks(posterior.network, posterior.weighted_likelihood, y)
-            y = y.contiguous()  # repeated once, not at every gradient
-        assert posterior.features is not None  # which come with the layers
-        return closed_form(
-            posterior.layers, posterior.likelihood, posterior.features, y, self.num_lanes, posterior.counted.weights
-        )
+        return _in_torch(posterior, self.num_lanes)
 
     @cached_property
     def minibatches(self) -> Minibatches:
@@ -161,6 +152,22 @@ class Density:
 
     def __repr__(self) -> str:
         return f"Density({self.num_lanes} lanes{', compiled' * self.is_compiled}, of {self.posterior!r})"
+
+
+def _in_torch(posterior: Posterior, num_lanes: int) -> LogDensity:
+    """The log likelihood of the network's parameters, in closed form or by autograd."""
+    # Autograd is closed to tensors that are made in inference mode.
+    with torch.inference_mode(False):
+        y = posterior.targets_for(num_lanes)
+        if posterior.num_datasets == 1:
+            y = y.expand(num_lanes, *y.shape)
+        if posterior.layers is None:
+            return by_autograd_in_blocks(posterior.network, posterior.weighted_likelihood, y)
+        y = y.contiguous()  # repeated once, not at every gradient
+    assert posterior.features is not None  # which come with the layers
+    return closed_form(
+        posterior.layers, posterior.likelihood, posterior.features, y, num_lanes, posterior.counted.weights
+    )
 
 
 def _linked(of_parameters: LogDensity, link: Link) -> LogDensity:
@@ -190,8 +197,27 @@ def check_can_compile(posterior: Posterior) -> None:
 
 def _native(posterior: Posterior, num_lanes: int) -> Native | Fused | None:
     check_can_compile(posterior)
-    make: Callable[..., Native | Fused] = Native if is_small(posterior) else Fused
-    return _unless_it_fails(make, posterior, num_lanes)
+    return _unless_it_fails(_that_agrees, posterior, num_lanes)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _that_agrees(posterior: Posterior, num_lanes: int) -> Native | Fused:
+    """Native code that gives what torch gives, at one vector for each data set: compilers and processors may err.
+
+    Raises:
+        RuntimeError: if it gives something else.
+    """
+    native = Native(posterior, num_lanes) if is_small(posterior) else Fused(posterior, num_lanes)
+    theta, num = posterior.flat.ravel(), posterior.num_datasets
+    theta = theta + torch.linspace(-0.1, 0.1, len(theta)).to(theta)
+    wanted = _in_torch(posterior, num).log_prob_and_grad(theta.repeat(num, 1))
+    found = native.likelihood.log_prob_and_grad(theta.repeat(num_lanes, 1))
+    for one, other in zip(found, wanted, strict=True):
+        off = one[:: num_lanes // num] - other
+        if other.isfinite().all() and not off.abs().max() <= ERRORS[theta.dtype] * other.abs().max().clamp(min=1):
+            raise RuntimeError(f"what LLVM makes is off by {off.abs().max():g}, where torch has {other.abs().max():g}")
+    return native
 
 
 def _joint(prior: ClosedForm, likelihood: Native | Fused) -> Joint | None:

@@ -33,6 +33,7 @@ from bnn_utils import (
     boxes,
     sample,
 )
+from bnn_utils import density as densities
 from bnn_utils.gradients import LogDensity, caller, fused, machine, native
 from bnn_utils.gradients.blocks import assemble
 from bnn_utils.gradients.native import Code, code_of, drawn, program_of
@@ -610,6 +611,28 @@ print(torch.equal(plain.draws, one.draws), one.gradient, two.num_chains)
     assert done.stderr.count("RuntimeWarning: there is no native code, so it runs in torch and slower") == 1
     assert reason in done.stderr
     assert "install it (pip install llvmlite)" in done.stderr
+
+
+@pytest.mark.parametrize("hidden", [3, 300])
+@pytest.mark.parametrize("part", [0, 1], ids=["value", "gradient"])
+def test_code_that_computes_something_else_is_not_taken(hidden, part, monkeypatch):
+    """Of small networks and of large ones: it says so, and the draws are torch's."""
+    kind = native.Native if hidden == 3 else fused.Fused
+    right = kind.log_prob_and_grad
+
+    def wrong(self, theta):
+        found = list(right(self, theta))
+        found[part] = found[part] * 1.1 + 0.1
+        return tuple(found)
+
+    net = nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+    posterior = Posterior(net, boxes(n=8), NormalPrior(1.0), Bernoulli())
+    assert posterior.density(2, compile=True).is_compiled
+    monkeypatch.setattr(kind, "log_prob_and_grad", wrong)
+    densities._warn.cache_clear()  # it warns once
+    with pytest.warns(RuntimeWarning, match=r"runs in torch and slower \(RuntimeError: what LLVM makes is off by"):
+        density = posterior.density(2, compile=True)
+    assert not density.is_compiled
 
 
 def test_what_is_loaded_when_it_is_needed():
