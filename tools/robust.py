@@ -81,6 +81,7 @@ LOOKED_AT = {
     "full_circle[50-None]: ess(": "sizes fall into two clusters, the lower about 3,900: see `tests/resonance.py`",
     "fitted reference]: one.tempering.swap_rates.min() > 0": "a mean of probabilities: 0.11 at least",
     "test_simulated_targets: p.max() < 0.99": "over 1,000 seeds 0.92 at most",
+    "mams_keeps_what_it_rejects: 20 < rejected": "32 of 200 at least; it asks only that some are",
     "swap_rates.std() < 0.13": "0.08 at most; without a warm-up 0.3",
 }
 # Those that hold whatever is drawn.
