@@ -33,8 +33,8 @@ class Predictor:
     """Draws of a network's parameters, with all that it takes to predict by them, for use and for a file.
 
     It has the network, the likelihood, and the units of inputs and targets where these are standardised inside. It has
-    not the data: of these it keeps 8 points whose numbers come from different points each, at which `load` compares the
-    network with what it was. It can't be sampled any longer, for which there is the posterior.
+    not the data: of these it keeps 8 points that are put together from several each (of a single input, its numbers as
+    they are), at which `load` compares the network with what it was. To sample further takes the posterior.
 
     Args:
         posterior: that the chain was drawn from; of one data set.
@@ -94,8 +94,13 @@ class Predictor:
         return self._model.likelihood
 
     def predict(self, x: Tensor | ArrayLike) -> Tensor:
-        """What is expected at inputs x ``(M, ...)``: of numbers their mean, ``(M,)`` or ``(M, K)``; of classes, the
-        number of the one that is most probable, ``(M,)``.
+        """What is expected at inputs x: the mean of numbers, the most probable of classes.
+
+        Args:
+            x: inputs, ``(M, ...)``.
+
+        Returns:
+            means, ``(M,)``, or ``(M, K)`` for targets of K numbers; of classes their labels 0 to K - 1, ``(M,)``.
 
         Raises:
             ValueError: as `Posterior.predict`.
@@ -242,7 +247,7 @@ def _spread(num: int, of: int) -> Tensor:
 
 
 def _trial_points(x: Tensor) -> Tensor:
-    """Points like the data's, none of which is one of theirs, if they have several numbers: ``(8, ...)``."""
+    """Points like the data's, each put together from several of these where they have several numbers: ``(8, ...)``."""
     rows = x.flatten(1) if x.ndim > 1 else x[:, None]
     rng = np.random.default_rng(0)
     places = torch.from_numpy(rng.integers(len(x), size=(NUM_TRIALS, rows.shape[1]))).to(x.device)

@@ -233,6 +233,31 @@ def test_a_folder_that_is_gone_is_named(many, tmp_path):
         chain.summary()
 
 
+@pytest.mark.parametrize("kernel", ["HMC", "ReplicaExchange"])
+def test_a_folder_in_which_chains_have_no_draws(kernel, tmp_path):
+    """As one is while a run of several batches has not come to the last of them."""
+    path = tmp_path / "run.zarr"
+    draw(20, kernel, store=path, batch_size=2)
+    for checkpoint in path.glob("checkpoints/1-*"):
+        checkpoint.unlink()
+    with (
+        pytest.warns(RuntimeWarning, match="batch 1 is taken from its start"),
+        pytest.raises(ValueError, match=r"there are no draws of all chains in '.*run.zarr' yet"),
+    ):
+        Chain.load(path)
+
+
+def test_a_reader_who_does_not_know_the_state(tmp_path, monkeypatch):
+    """Draws and statistics are those of the run; the ladder, which is in the state, is not known."""
+    chain = draw(20, "ReplicaExchange", store=tmp_path / "run.zarr")
+    assert Chain.load(tmp_path / "run.zarr").tempering is not None
+    monkeypatch.setattr("bnn_utils.packing._known", lambda name: None)
+    read = Chain.load(tmp_path / "run.zarr")
+    assert torch.equal(read.draws, chain.draws)
+    assert torch.equal(read.stats["lp"], chain.stats["lp"])
+    assert read.tempering is None
+
+
 def test_what_memory_has_no_room_for_is_refused(many, tmp_path, monkeypatch):
     chain = draw(store=tmp_path / "run.zarr")
     monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 5000)
