@@ -408,6 +408,15 @@ def test_what_has_no_density_with_that_gradient(make, data, message, dtype):
     refused(module if is_complex else module.to(dtype), data.to(dtype), Gaussian(1.0), message)
 
 
+@pytest.mark.statistical
+def test_a_small_part_without_gradient_is_found():
+    """Of 300 networks, whose residuals make that part large or small; one in 10,000 or fewer would be taken."""
+    for seed in range(300):
+        module = PaddedByHand()
+        vector_to_parameters(normal(21, seed=seed).float(), module.parameters())
+        refused(module, TOKENS.to(torch.float32), Gaussian(1.0), "gradient says .*padding_idx")
+
+
 def test_the_cause_is_found_in_the_likelihood_too():
     refused(nn.Linear(2, 1), LINE, lambda o: Normal(o[..., 0] + o[..., 0].detach(), 0.3), r"log likelihood rises by")
 
@@ -577,7 +586,7 @@ def test_kinks_are_no_reason_to_refuse(dtype):
     """Rectified units and maxima by the thousand, of 20 networks: finite differences cross some kinks with each step.
 
     With torch's initial weights, the largest error in 120 vectors was 0.005 with the first step and 5e-7 with the
-    second; 0.05 is allowed.
+    second; 0.002 is allowed.
     """
     data = Data(normal(64, 1, 12, 12).to(dtype), torch.arange(64) % 3)
     for seed in range(20):
