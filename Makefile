@@ -8,9 +8,10 @@ READY := .venv/.ready
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
 
-# From the stored notebooks: nothing is executed.
+# Of the stored notebooks, the pages beside them and the docstrings: nothing is executed.
 html: $(READY)
-	$(BIN)/python tools/notebooks.py html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --conf-dir docs . build/site
+	@echo "Open build/site/index.html in a browser."
 
 # Two notebooks at a time, each on one thread: on two cores, more threads wait for each other.
 test: $(READY)
@@ -50,7 +51,7 @@ robust: $(READY)
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv
-	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --extra notebooks --extra test \
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --extra notebooks --extra test --extra site \
 		--custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
 
 clean:

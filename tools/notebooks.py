@@ -1,7 +1,4 @@
-"""Execute the notebooks: `build` into build/, with a site that shows what was made; `refresh` in place.
-
-`html` makes the same site in build/site from the stored notebooks, without executing them.
-"""
+"""Execute the notebooks: `build` into build/, with pages that show what was made; `refresh` in place."""
 
 from __future__ import annotations
 
@@ -38,12 +35,12 @@ CELL_TIMEOUT = 600  # seconds
 TITLE = "Bayesian neural networks on one flat vector"
 INTRODUCTION = "Notebooks to be read in this order; below, all their pictures. Words in bold are in the glossary."
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-LINK = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|md)(?=[)#])")  # in Markdown, to a page of the site
+LINK = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|md)(?=[)#])")  # in Markdown, to a page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["build", "html", "refresh"])
+    parser.add_argument("what", choices=["build", "refresh"])
     parser.add_argument("only", nargs="*", help="names of notebooks, such as 03_hmc; all without")
     arguments = parser.parse_args()
     sources = [path for path in sorted(NOTEBOOKS.glob("*.py")) if not arguments.only or path.stem in arguments.only]
@@ -51,11 +48,11 @@ def main() -> None:
         sys.exit(f"no notebook is called {' or '.join(arguments.only)}; there are {NOTEBOOKS}/*.py")
     # Bars that move are for the terminal and the browser; what is stored has to be the same every time.
     os.environ["TQDM_DISABLE"] = "1"
-    {"build": build, "html": html, "refresh": refresh}[arguments.what](sources)
+    {"build": build, "refresh": refresh}[arguments.what](sources)
 
 
 def build(sources: list[Path]) -> None:
-    """Execute into build/ and write the site there, also of notebooks that fail: with what they made until then."""
+    """Execute into build/, with a page of each, also of notebooks that fail: with what they made until then."""
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir()
     executions = {}
@@ -64,22 +61,13 @@ def build(sources: list[Path]) -> None:
         nbformat.write(execution.notebook, BUILD / f"{source.stem}.ipynb")
     for text in NOTEBOOKS.glob("*.md"):  # which the notebooks link to
         shutil.copy(text, BUILD)
-    write_site(BUILD, {name: execution.notebook for name, execution in executions.items()}, executions)
+    write_pages(BUILD, {name: execution.notebook for name, execution in executions.items()}, executions)
     print(f"\nThe notebooks are in {BUILD.name}/, and {BUILD.name}/index.html shows what was made.")
     print("Open them live in JupyterLab with:  make lab", flush=True)
     exit_with_failures(executions)
 
 
-def html(sources: list[Path]) -> None:
-    """Write the site of the stored notebooks into build/site."""
-    site = BUILD / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    site.mkdir(parents=True)
-    write_site(site, {source.stem: nbformat.read(source.with_suffix(".ipynb"), as_version=4) for source in sources})
-    print(f"Open {site.relative_to(ROOT)}/index.html in a browser.")
-
-
-def write_site(
+def write_pages(
     folder: Path, notebooks: dict[str, NotebookNode], executions: dict[str, Execution] | None = None
 ) -> None:
     """A page for each notebook and each Markdown file beside them, and an index; all that they show is in them.
