@@ -183,7 +183,7 @@ def table(rows: pd.DataFrame) -> str:
                 method,
                 str(len(part)),
                 *(mean_and_error(part[score]) for score in ("rmse", "log_score")),
-                "-" if difference is None else f"{difference.value:.2f} ± {difference.error:.2f}",
+                "-" if difference is None else f"{difference.value:.2f} ± {difference.se:.2f}",
                 mean_and_error(part["crps"]),
                 f"{np.average(part['coverage'], weights=part['held_out']):.0%}",
                 f"{part['r_hat'].max():.3f}" if is_chain else "-",

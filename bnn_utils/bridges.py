@@ -1,4 +1,4 @@
-"""The log density in other worlds: for SciPy and NumPy, and for JAX."""
+"""The log density as a function of arrays: of NumPy's, for SciPy and others, and of JAX's."""
 
 from __future__ import annotations
 

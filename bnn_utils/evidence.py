@@ -25,7 +25,7 @@ LADDER = "tempering_"
 
 
 class Estimate(NamedTuple):
-    """A number and its Monte Carlo standard error."""
+    """A number and its standard error."""
 
     value: float
     se: float

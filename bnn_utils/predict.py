@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bnn_utils import _check
+from bnn_utils.evidence import Estimate
 
 SUM_ERROR = 1e-4  # by which probabilities may fail to add up to 1: float32 sums of thousands are closer
 SURE = 1e-3  # nearer to 0 or 1 than this, a probability says hardly more than a label
@@ -26,13 +27,6 @@ class Uncertainty(NamedTuple):
     total: Tensor  # (M,), entropy of the mean prediction
     aleatoric: Tensor  # (M,), mean entropy of the single predictions
     epistemic: Tensor  # (M,), mutual information of label and parameters: total - aleatoric
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error."""
-
-    value: float
-    error: float
 
 
 def predictive_mean(predictions: Tensor, of_classes: bool | None = None) -> Tensor:

@@ -500,7 +500,7 @@ def scores_of_classes(likelihood, near, y, far, _):
         "log score": log_score(likelihood.log_probs(near, y)).mean().item(),
         "accuracy": (p.argmax(-1) == y).float().mean().item(),
         "calibration error": calibration.value,
-        "its error": calibration.error,
+        "its error": calibration.se,
         "strangers told": roc_auc_score([0] * len(p) + [1] * len(p_far), doubt),
     }
 

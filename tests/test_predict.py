@@ -170,7 +170,7 @@ def test_coverage_by_hand():
     draws = torch.arange(101.0)[:, None].expand(101, 4)
     found = coverage(draws, tensor([5, 95, 96, 4]))
     assert found.value == 0.5, "from 5 to 95, the ends included"
-    assert found.error == pytest.approx(math.sqrt(0.09 / 4))
+    assert found.se == pytest.approx(math.sqrt(0.09 / 4))
     assert coverage(draws, tensor([5, 95, 96, 4]), level=0.98).value == 1
 
 
@@ -209,7 +209,7 @@ def test_calibration_error_of_chance():
     assert 0 < fair.value < 0.05
     assert overconfident.value > 0.2
     # A bin's accuracy has a standard error of at most 1/2 / sqrt(points in it).
-    assert 0.001 < overconfident.error < 0.5 / 5000**0.5 * 1.2
+    assert 0.001 < overconfident.se < 0.5 / 5000**0.5 * 1.2
 
 
 @pytest.mark.statistical
@@ -264,5 +264,5 @@ def test_error_over_overlapping_splits():
     points = rng.standard_normal((4000, 60))
     held_out = [np.stack([rng.permutation(60)[:20] for _ in range(10)]) for _ in points]
     found = [mean_difference(x[split].mean(1), overlap=20 / 40) for x, split in zip(points, held_out, strict=True)]
-    ratio = np.var([d.value for d in found]) / np.mean([d.error**2 for d in found])
+    ratio = np.var([d.value for d in found]) / np.mean([d.se**2 for d in found])
     assert abs(ratio - 1) < norm.isf(FALSE_ALARM / 2) * math.sqrt(2 / 4000) * math.sqrt(1 + 1 / 9)

@@ -65,7 +65,7 @@ Size = TypeVar("Size", float, Tensor)
 
 
 class Metric(NamedTuple):
-    """The kinetic energy ``p' M^-1 p / 2`` by its uses: p ~ Normal(0, M), the velocity M^-1 p, and back again."""
+    """The kinetic energy ``p' M^-1 p / 2``: momenta p ~ Normal(0, M), their velocities M^-1 p, and momenta of these."""
 
     inv_mass: Tensor | None  # M^-1: None for the identity, (D,) for its diagonal, or (D, D)
     factor: Tensor | None  # L with L L' = M: None, (D,) or (D, D)
