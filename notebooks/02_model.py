@@ -23,6 +23,9 @@
 # - the best single network (MAP), found by an optimiser, beside the best draw of a sampler.
 #
 # Words in bold are in the [glossary](glossary.md).
+#
+# Notebook 2 of 13, 9 s on two cores; before it, [1. Four boxes of points](01_data.ipynb);
+# after it, [3. Hamiltonian Monte Carlo](03_hmc.ipynb).
 
 # %%
 import torch

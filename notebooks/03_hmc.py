@@ -22,6 +22,9 @@
 # - and where the time goes.
 #
 # Words in bold are in the [glossary](glossary.md).
+#
+# Notebook 3 of 13, 8 s on two cores; before it, [2. One network, one vector](02_model.ipynb);
+# after it, [4. Should we believe the chain?](04_diagnostics.ipynb).
 
 # %%
 import pandas as pd

@@ -20,6 +20,9 @@
 # - the same judgement in **weight space** and in **function space**, and a verdict.
 #
 # Words in bold are in the [glossary](glossary.md).
+#
+# Notebook 4 of 13, 9 s on two cores; before it, [3. Hamiltonian Monte Carlo](03_hmc.ipynb);
+# after it, [5. What the network predicts](05_predictions.ipynb).
 
 # %%
 import torch

@@ -21,6 +21,10 @@
 #
 # One warning goes with all of it. The chain has not converged ([notebook
 # 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
+#
+# Notebook 5 of 13, 15 s on two cores; before it, [4. Should we believe the
+# chain?](04_diagnostics.ipynb); after it, [6. A posterior that has
+# converged](06_convergence.ipynb).
 
 # %%
 import torch

@@ -23,6 +23,10 @@
 # Controls react where a kernel runs: open this notebook by `make lab` or on Binder, and choose
 # *Run All Cells*. Below each explorer stands a picture that it makes, for those who only read.
 # All controls can be reached by the Tab key and moved by the arrow keys.
+#
+# Notebook 8 of 13, 11 s on two cores; before it, [7. Why believe the
+# sampler?](07_trust.ipynb); after it, [9. Your own network, your own
+# data](09_your_own.ipynb).
 
 # %%
 import torch

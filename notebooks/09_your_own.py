@@ -26,6 +26,9 @@
 # - what each method says about things that it has never seen.
 #
 # Words in bold are in the [glossary](glossary.md).
+#
+# Notebook 9 of 13, 3 min on two cores; before it, [8. The playground](08_playground.ipynb);
+# after it, [10. One vector, many packages](10_one_vector_many_packages.ipynb).
 
 # %%
 import copy

@@ -89,6 +89,19 @@ def test_a_planted_claim_of_one_seed_is_found(store, notebook):
         assert outcome.room["cell 1: number < 0.5"] == pytest.approx([0.5 - number, -np.log(2 * number)])
 
 
+def test_a_warning_counts(store, tmp_path):
+    """Of some seeds only, as of a climb that does not end: nothing of it is stored, so that the tests would fail."""
+    path = tmp_path / "99_planted.py"
+    path.write_text(
+        "# %%\nimport warnings\nimport numpy as np\n"
+        "if np.random.default_rng(0).random() > 0.5:\n    warnings.warn('large', RuntimeWarning)\n"
+    )
+    outcomes = run_all([Run(path, number) for number in range(8)], jobs=2)
+    found = [outcome.failed.get("cell 1: warns of nothing", "") for outcome in outcomes.values()]
+    assert 0 < sum("RuntimeWarning: large" in message for message in found) < len(found)
+    assert "| 99_planted | `cell 1: warns of nothing` |" in page(outcomes)
+
+
 def test_what_was_run_is_not_run_again(store, notebook, monkeypatch):
     once = run_all([Run(notebook, 1)], jobs=1)
     monkeypatch.setattr(subprocess, "run", None)

@@ -5,7 +5,7 @@
 
 NUMBER is that of the other seeds; 0 leaves seeds as they are. Every assertion is tried, also after one has failed, and
 RESULT is a JSON file: which assertions were checked, which failed with what message, and how far numbers that were
-compared lay from their limits.
+compared lay from their limits. A cell that warns of something counts as failed too.
 
 Every seed is replaced by another one where a random stream is made from it, in this process only, so that neither the
 library nor the notebooks need to know. The tutorial's data stay: their seed says which problem is solved.
@@ -22,7 +22,9 @@ import os
 import re
 import sys
 import tempfile
+from contextlib import redirect_stderr
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -203,10 +205,13 @@ def run_notebook(path: Path) -> Tried:
         os.chdir(Path(folder, "notebooks"))
         namespace["__tried__"] = tried
         for name, source in pieces(jupytext.read(path)):
-            try:
-                exec(compiled(source, name), namespace if name.startswith("cell") else dict(namespace))
-            except Exception as error:
-                tried.fail(f"{name}: runs to its end", f"{type(error).__name__}: {error}")
+            with redirect_stderr(StringIO()) as said:
+                try:
+                    exec(compiled(source, name), namespace if name.startswith("cell") else dict(namespace))
+                except Exception as error:
+                    tried.fail(f"{name}: runs to its end", f"{type(error).__name__}: {error}")
+            if said.getvalue().strip():  # a stored notebook has none of it, so that the tests would find a difference
+                tried.fail(f"{name}: warns of nothing", said.getvalue().replace(f"{ROOT}/", ""))
         os.chdir(ROOT)
     return tried
 

@@ -52,7 +52,8 @@ REPORT = """# Other seeds, other processors
 
 A script, `tools/robust.py`, runs each notebook, the solutions of its exercises included, and all statistical tests as
 if other seeds had been written into them, and once with the seeds as they are in each instruction set of PyTorch that
-the processor has. It goes on after an assertion that fails, and counts. `make robust` makes this page.
+the processor has. It goes on after an assertion that fails, or a cell that warns of something, and counts. `make
+robust` makes this page.
 
 Of the other seeds the page says how many were run, of how many that `make robust` runs when it is not stopped.
 
