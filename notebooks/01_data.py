@@ -22,7 +22,8 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# Notebook 1 of 13, 3 s on two cores; after it, [2. One network, one vector](02_model.ipynb).
+# This is notebook 1 of 13, and takes some 3 s on two cores. After it comes [2. One network,
+# one vector](02_model.ipynb).
 
 # %%
 import torch

@@ -24,8 +24,8 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# Notebook 2 of 13, 9 s on two cores; before it, [1. Four boxes of points](01_data.ipynb);
-# after it, [3. Hamiltonian Monte Carlo](03_hmc.ipynb).
+# This is notebook 2 of 13, and takes some 9 s on two cores. Before it comes [1. Four boxes of
+# points](01_data.ipynb), after it [3. Hamiltonian Monte Carlo](03_hmc.ipynb).
 
 # %%
 import torch

@@ -23,8 +23,9 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# Notebook 3 of 13, 8 s on two cores; before it, [2. One network, one vector](02_model.ipynb);
-# after it, [4. Should we believe the chain?](04_diagnostics.ipynb).
+# This is notebook 3 of 13, and takes some 8 s on two cores. Before it comes [2. One network,
+# one vector](02_model.ipynb), after it [4. Should we believe the
+# chain?](04_diagnostics.ipynb).
 
 # %%
 import pandas as pd

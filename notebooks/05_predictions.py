@@ -22,8 +22,8 @@
 # One warning goes with all of it. The chain has not converged ([notebook
 # 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
 #
-# Notebook 5 of 13, 15 s on two cores; before it, [4. Should we believe the
-# chain?](04_diagnostics.ipynb); after it, [6. A posterior that has
+# This is notebook 5 of 13, and takes some 15 s on two cores. Before it comes [4. Should we
+# believe the chain?](04_diagnostics.ipynb), after it [6. A posterior that has
 # converged](06_convergence.ipynb).
 
 # %%

@@ -26,8 +26,8 @@
 # None of the other packages has to be there. What is not installed is left out, by name:
 # `pip install -e '.[peers]'` gets all of them.
 #
-# Notebook 10 of 13, 1 min on two cores; before it, [9. Your own network, your own
-# data](09_your_own.ipynb); after it, [11. Samplers](11_samplers.ipynb).
+# This is notebook 10 of 13, and takes some 1 min on two cores. Before it comes [9. Your own
+# network, your own data](09_your_own.ipynb), after it [11. Samplers](11_samplers.ipynb).
 
 # %%
 import os

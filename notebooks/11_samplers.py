@@ -24,8 +24,9 @@
 # - scales that are inferred with the weights,
 # - what each sampler is for, and when it fails.
 #
-# Notebook 11 of 13, 65 s on two cores; before it, [10. One vector, many
-# packages](10_one_vector_many_packages.ipynb); after it, [12. Long runs](12_long_runs.ipynb).
+# This is notebook 11 of 13, and takes some 65 s on two cores. Before it comes [10. One
+# vector, many packages](10_one_vector_many_packages.ipynb), after it [12. Long
+# runs](12_long_runs.ipynb).
 
 # %%
 import time

@@ -22,7 +22,8 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# Notebook 13 of 13, 40 s on two cores; before it, [12. Long runs](12_long_runs.ipynb).
+# This is notebook 13 of 13, and takes some 40 s on two cores. Before it comes [12. Long
+# runs](12_long_runs.ipynb).
 
 # %%
 import warnings

@@ -162,3 +162,15 @@ def test_readme_lists_the_notebooks_and_they_fit_into_binder():
     )
     assert [name for name, _ in rows] == [path.stem for path in NOTEBOOKS]
     assert all(int(megabytes) < 1000 for _, megabytes in rows)
+
+
+def test_each_notebook_says_where_it_stands():
+    """Its number, what it takes and its neighbours, as in the README's table."""
+    row = r"^\| (\[.*?\]\()notebooks/(\w+\.ipynb\)) \|.*\| ([^|]+) \| \d+ MB \|$"
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == len(NOTEBOOKS)
+    for k, ((*_, takes), path) in enumerate(zip(rows, NOTEBOOKS, strict=True)):
+        said = " ".join(nbformat.read(path, as_version=4).cells[0].source.split("\n\n")[-1].split())
+        assert said.startswith(f"This is notebook {k + 1} of {len(rows)}, and takes some {takes} on two cores.")
+        neighbours = [title + place for title, place, _ in (*rows[max(k - 1, 0) : k], *rows[k + 1 : k + 2])]
+        assert re.findall(r"\[.*?\]\(\w+\.ipynb\)", said) == neighbours
