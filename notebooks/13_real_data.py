@@ -22,8 +22,9 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 13 of 13, and takes some 40 s on two cores. Before it comes [12. Long
-# runs](12_long_runs.ipynb).
+# This is notebook 13 of 14, and takes some 40 s on two cores. Before it comes [12. Long
+# runs](12_long_runs.ipynb), after it [14. A kernel, a likelihood and a prior of your
+# own](14_your_own_kernel.ipynb).
 
 # %%
 import warnings
@@ -416,5 +417,4 @@ pd.Series(report).to_frame("")
 #   is worth more than a better sampler.
 # - Have a simple method beside the network, and say by how much it is worse, or better.
 #
-# Back to [1. Four boxes of points](01_data.ipynb), or to the
-# [samplers](11_samplers.ipynb).
+# **Next:** [14. A kernel, a likelihood and a prior of your own](14_your_own_kernel.ipynb)
