@@ -23,7 +23,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 14 of 14, and takes some 20 s on two cores. Before it comes [13. From a
+# This is notebook 14 of 14, and takes some 16 s on two cores. Before it comes [13. From a
 # table to a posterior that one may believe](13_real_data.ipynb).
 
 # %%
@@ -117,7 +117,7 @@ class RandomWalk(NamedTuple):
 # is measured in **Monte Carlo standard errors**.
 
 # %%
-arguments = {"num_samples": 5000, "num_chains": 64, "init": mean, "progress": False}
+arguments = {"num_samples": 5000, "num_chains": 32, "init": mean, "progress": False}
 walk = sample(posterior, RandomWalk(width=0.02), **arguments, seed=1)
 
 

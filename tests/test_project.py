@@ -156,12 +156,13 @@ def test_readme_pictures_exist_and_are_small():
 
 
 def test_readme_lists_the_notebooks_and_they_fit_into_binder():
-    """Binder guarantees 1 GB."""
-    rows = re.findall(
-        r"^\| \[.*?\]\(notebooks/(\w+)\.ipynb\) \|.*\| (\d+) MB \|$", (ROOT / "README.md").read_text(), re.M
-    )
+    """Binder guarantees 1 GB, and gives 2 GB at most: those between are named."""
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| \[.*?\]\(notebooks/(\w+)\.ipynb\) \|.*\| (\d+) MB \|$", readme, re.M)
     assert [name for name, _ in rows] == [path.stem for path in NOTEBOOKS]
-    assert all(int(megabytes) < 1000 for _, megabytes in rows)
+    assert all(int(megabytes) < 2000 for _, megabytes in rows)
+    large = [str(int(name[:2])) for name, megabytes in rows if int(megabytes) >= 1000]
+    assert f"{' and '.join(large)} need more than the first" in readme
 
 
 def test_each_notebook_says_where_it_stands():
