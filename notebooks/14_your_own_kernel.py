@@ -27,7 +27,6 @@
 # table to a posterior that one may believe](13_real_data.ipynb).
 
 # %%
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -89,6 +88,12 @@ class Walk(NamedTuple):
     log_prob: torch.Tensor  # (chains,)
 
 
+def choose(is_accept, new, old):
+    """The new state of chains that accept, the old one of the others."""
+    rows = [is_accept.view(-1, *(1 for _ in tensor.shape[1:])) for tensor in new]
+    return type(new)(*map(torch.where, rows, new, old))
+
+
 class RandomWalk(NamedTuple):
     width: float
     lanes_per_chain = 1
@@ -106,9 +111,7 @@ class RandomWalk(NamedTuple):
         return state, Info(*state, {"is_accept": is_accept})
 
     def after(self, is_accept, new, old):
-        """The new state of chains that accept, the old one of the others."""
-        theta = torch.where(is_accept[:, None], new.theta, old.theta)
-        return Walk(theta, torch.where(is_accept, new.log_prob, old.log_prob))
+        return choose(is_accept, new, old)
 
 
 # %% [markdown]
@@ -186,11 +189,6 @@ print("verdict: the random walk shows no sign of a fault, the forgetful one is n
 
 
 # %%
-def where(is_accept, new, old):
-    """Rows of one or of the other, of tensors (chains,) or (chains, parameters)."""
-    return torch.where(is_accept.view(-1, *(1 for _ in new.shape[1:])), new, old)
-
-
 class Slope(NamedTuple):
     theta: torch.Tensor  # (chains, parameters)
     log_prob: torch.Tensor  # (chains,)
@@ -212,10 +210,11 @@ class Langevin(NamedTuple):
         back = (state.theta - there - self.size**2 / 2 * new.grad) / self.size
         of_paths = (push.square() - back.square()).sum(dim=1) / 2
         is_accept = u.log() < new.log_prob - state.log_prob + of_paths
-        state = Slope(*map(partial(where, is_accept), new, state))
+        state = choose(is_accept, new, state)
         return state, Info(state.theta, state.log_prob, {"is_accept": is_accept})
 
 
+# %%
 found = simulation_based_calibration(small, Langevin(size=0.2), first, seed=2, progress=False)
 assert found.is_calibrated
 print("verdict: no sign of a fault")
@@ -256,7 +255,7 @@ print("verdict: the gradient is worth a factor of 5 at least, several steps in a
 # A likelihood may be a function: outputs of the network in, a distribution of
 # `torch.distributions` out. Here are 30 points along a line, of which three were written down
 # with the wrong sign. Normal noise takes them at their word. Student's t distribution has
-# heavy tails: it lets a point be far off for some other reason.
+# heavy tails: it lets a point be far off for some other reason. Dashed is the true line.
 
 # %%
 across = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None]
@@ -330,14 +329,14 @@ print("verdict: with the smooth prior, weights are less than half as far from th
 
 # %% [markdown]
 # Across is the hour, up its weight; the points are the weights that made the data. Twenty
-# points say nothing about ten directions of thirty weights. If these are independent, the
-# posterior is as wide there as the prior.
+# points can't tell thirty weights apart, so the band of independent ones is wide; the smooth
+# prior says what the points leave open.
 #
 # ## What is refused
 # A likelihood is called with the outputs of many parameter vectors at once, `(..., points,
 # outputs)`. One that is right for a single vector only would give a wrong density for the
 # others, without an error. So a posterior tries both when it is made, and compares. It also
-# compares gradients with finite differences, and the prior's density with what it should be.
+# compares the gradients of likelihood and prior with finite differences.
 
 
 # %%
@@ -356,10 +355,10 @@ except ValueError as error:
 # - A kernel is `lanes_per_chain`, `init` and `step`. What the next step needs is in the state,
 #   and chance comes from the generator. Then runs are shared out, stored, and go on after a
 #   crash, to the bit ([notebook 12](12_long_runs.ipynb)).
-# - Check it where the answer is known, and by calibration where it isn't. Plant
-#   a mistake, and see that the check finds it.
+# - Check it where the answer is known, and by calibration where it isn't. Plant a mistake, and
+#   see that the check finds it.
 # - Compare kernels by effective draws per gradient, or per second, of the slowest quantity.
 # - A likelihood is a function from outputs to a distribution; a prior is a class with one
-#   method. Both are compared with themselves when a posterior is made.
+#   method. Both are tried when a posterior is made.
 #
 # Back to [1. Four boxes of points](01_data.ipynb).
