@@ -88,7 +88,7 @@ def profile(workload: Workload) -> list[dict[str, Any]]:
     block = NUMBERS_AHEAD // theta.numel()
     with torch.inference_mode():
         state = kernel.init(density, theta, num_warmup=0)
-        numbers = once(lambda: drawn(stream, block, theta, code, 0)) / block
+        numbers = once(lambda: drawn(stream, block, theta, code, 0, lanes)) / block
         native = once(lambda: kernel.steps(density, stream, state, num)) / num
     whole = once(lambda: sample(posterior, kernel, num, num_chains=lanes, seed=0, progress=False)) / num
     parts = {"random numbers": numbers, "trajectories": native - numbers, "everything else": whole - native}
