@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 
 from problem import CHARTED, CURVES, OURS, WORKLOADS
@@ -25,10 +26,10 @@ CURVE_TITLES = {
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(14, 10), dpi=DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.07, hspace=0.04)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07, hspace=0.04)
+    figure = Figure(figsize=(14, 10), dpi=DPI, facecolor="white", layout=layout)
     figure.suptitle(title(table), fontsize=18, color=INK, x=0.008, ha="left", fontweight="bold")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.2, 1])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.2, 1])[0]
     heights = [len(medians(table, name)) + 1.2 for name in CHARTED]
     for ax, name in zip(left.subplots(len(CHARTED), 1, height_ratios=heights), CHARTED, strict=True):
         bars(ax, table, name)

@@ -110,6 +110,7 @@ def replica_exchange(grid: np.ndarray, num_draws: int) -> Result:
     kernel = ReplicaExchange(HMC(STEP_SIZE, NUM_STEPS), NUM_TEMPERATURES)
     chain = sample(posterior, kernel, num_draws, num_chains=NUM_CHAINS, warmup=WARMUP, seed=1, progress=False)
     probabilities = posterior.predict(chain.draws, torch.from_numpy(grid))
+    assert chain.tempering is not None  # of this kernel
     return Result(
         probabilities.mean((0, 1)).numpy(),
         diagnostics.mcse(probabilities).numpy(),
@@ -149,7 +150,7 @@ def sequential_monte_carlo(grid: np.ndarray, num_runs: int, num_particles: int, 
         key, state, log_evidence, step_size = carry
         key, size_key, step_key = jax.random.split(key, 3)
         # No one size suits all places: they are spread over a factor of e.
-        step_sizes = step_size * jnp.exp(-jax.random.uniform(size_key, num_particles))
+        step_sizes = step_size * jnp.exp(-jax.random.uniform(size_key, (num_particles,)))
         state, info = algorithm(step_sizes).step(step_key, state)
         step_size *= jnp.exp(info.update_info.acceptance_rate.mean() - ACCEPTANCE)
         return key, state, log_evidence + info.log_likelihood_increment, step_size
@@ -158,9 +159,9 @@ def sequential_monte_carlo(grid: np.ndarray, num_runs: int, num_particles: int, 
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key, prior_key = jax.random.split(key)
         particles = scale * jax.random.normal(prior_key, (num_particles, DIM))
-        start = (key, blackjax.smc.tempered.init(particles), 0.0, 1.0)
+        start = (key, blackjax.smc.tempered.init(particles), jnp.zeros(()), jnp.ones(()))
         _, state, log_evidence, _ = jax.lax.while_loop(lambda carry: carry[1].tempering_param < 1, reweight, start)
-        logits = jax.vmap(jax_density.network, (0, None))(state.particles, grid.T)
+        logits = jax.vmap(jax_density.network, (0, None))(state.particles, jnp.asarray(grid.T))
         return state.weights @ jax.nn.sigmoid(logits), log_evidence
 
     runs = [run(key) for key in jax.random.split(jax.random.key(0), num_runs)]

@@ -120,9 +120,9 @@ ACCEPTANCE_OF_FEW, ACCEPTANCE = (0.1, 0.99), (0.75, 0.95)
 JUMP = (0.75, 1.2)
 
 
-# Instructions for float32 in bnn_utils/gradients/vector.py, a division among those of tanh. Dividing takes longer than
-# the others but goes on beside them.
-TANH, EXP = 15, 17
+# Instructions in bnn_utils/gradients/vector.py, a division among those of tanh. Dividing takes longer than the others
+# but goes on beside them. In float64 polynomials have three and five terms more.
+TANH, EXP = {"float32": 15, "float64": 18}, {"float32": 17, "float64": 22}
 
 
 class Setting(NamedTuple):
@@ -134,7 +134,7 @@ class Setting(NamedTuple):
 
     @property
     def flops(self) -> int:
-        return self.product_flops + self.function_flops
+        return self.product_flops + self.function_flops("float32")
 
     @property
     def product_flops(self) -> int:
@@ -147,12 +147,16 @@ class Setting(NamedTuple):
         return 2 * (3 * sum(sizes) - sizes[0]) * self._evaluations
 
     @property
-    def function_flops(self) -> int:
+    def times_in_double(self) -> float:
+        """How many times as long the same takes in float64, whose vectors hold half as many numbers."""
+        return 2 * (self.product_flops + self.function_flops("float64")) / self.flops
+
+    def function_flops(self, dtype: str) -> int:
         """The same of its functions, where each instruction takes the time of a multiply-add: two operations.
 
         Per point a tanh for each hidden unit, and for the gradient at the output an exp with a division.
         """
-        return 2 * (TANH * sum(self.network[1:-1]) + EXP + 1) * self._evaluations
+        return 2 * (TANH[dtype] * sum(self.network[1:-1]) + EXP[dtype] + 1) * self._evaluations
 
     @property
     def _evaluations(self) -> int:

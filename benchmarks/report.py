@@ -68,7 +68,8 @@ transitions. Each library is used in the fastest way found that its documentatio
 one flat vector, with the points in columns; in Pyro a potential function.
 
 This project has two rows: `bnn_utils` is what runs when nothing is said, in native code, and `bnn_utils, torch` is the
-same with `compile=False`. For the networks of G, only gradients are native code.
+same with `compile=False`. The tutorial's network has code for chains that lie side by side in a register; the
+transitions of larger ones call a gradient, chain by chain.
 
 NumPyro has two rows. `MCMC.run` compiles its loop again at every call, so that its warm rows hold a compilation, spread
 over the transitions. With the whole run under `jax.jit` they hold none.
@@ -118,7 +119,7 @@ statistics.
 
 Milliseconds of this project alone, measured once, against lanes (80 points, 2-3-2-1), points (64 lanes, 2-3-2-1) and
 width (64 lanes, 80 points): in torch by autograd, in torch by the closed-form gradient, and as it runs when nothing is
-said, in native code. Beyond 256 parameters, from 2-16-16-1 on, only gradients are.
+said, in native code. Beyond 256 parameters, from 2-16-16-1 on, that works chain by chain.
 
 The limit is the arithmetic that a transition cannot do without, at {peak:.0f} GFLOP/s, the speed of float32
 multiply-adds whose numbers never leave the registers, on the same core in the same run. It has two parts, which are
@@ -131,8 +132,12 @@ added:
   division, and {exp} for an exp. At best each takes the time of a multiply-add, and so counts as two operations. A
   division takes longer, but goes on beside the others.
 
-Both times leapfrog steps, points and lanes. Biases, derivatives of activations, the value of the density, the prior,
-random numbers and the leapfrog steps themselves are not counted.
+In float64 a tanh takes {tanh_double} instructions and an exp {exp_double}, since their polynomials are longer, and a
+vector holds half as many numbers. By the same count a transition of C64 takes {times_in_double:.2f} times as long as
+one of C, if each is as fast as it can be.
+
+All of it times leapfrog steps, points and lanes. Biases, derivatives of activations, the value of the density, the
+prior, random numbers and the leapfrog steps themselves are not counted.
 
 An empty place: the measurement would have taken more than {skip:.0f} s.
 
@@ -153,7 +158,9 @@ def markdown(table: pd.DataFrame, skip_beyond: float) -> str:
         step_sizes=listed(f"{size.step_size:g}" for size in sizes),
         temperatures=NUM_TEMPERATURES,
         exchange_steps=EXCHANGE_STEPS,
-        **{"tanh": TANH, "exp": EXP},
+        **{"tanh": TANH["float32"], "exp": EXP["float32"]},
+        **{"tanh_double": TANH["float64"], "exp_double": EXP["float64"]},
+        times_in_double=Setting().times_in_double,
         workloads="\n\n".join(workload_table(table, name) for name in WORKLOADS),
         effective=effective_table(table),
         targets=target_table(table, peak),

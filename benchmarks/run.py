@@ -105,9 +105,9 @@ def save_problem(folder: Path, workload: Workload, repetition: int) -> Path:
     size = workload.size
     data = boxes(size.points)
     starts = np.random.default_rng(repetition).normal(scale=PRECISION**-0.5, size=(MOST_CHAINS, size.dim))
-    arrays = {"x": data.x.numpy(), "y": data.y.numpy(), "starts": starts}
     path = folder / "problem.npz"
-    np.savez(path, **{name: array.astype(workload.dtype) for name, array in arrays.items()})
+    x, y, starts = (values.astype(workload.dtype) for values in (data.x.numpy(), data.y.numpy(), starts))
+    np.savez(path, x=x, y=y, starts=starts)
     return path
 
 

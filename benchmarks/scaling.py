@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from llvmlite import ir
@@ -37,14 +37,14 @@ def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
 def curve(settings: list[Setting], variant: str, seconds: float, limit: float) -> list[dict[str, Any]]:
     """Milliseconds per transition along a curve, up to a setting that would take more than ``limit`` seconds."""
     rows: list[dict[str, Any]] = []
-    for before, setting in pairwise([None, *settings]):
-        if before and (FEWEST + WARMUP) * rows[-1]["value"] / 1e3 * setting.flops / before.flops > limit:
+    for k, setting in enumerate(settings):
+        if k and (FEWEST + WARMUP) * rows[-1]["value"] / 1e3 * setting.flops / settings[k - 1].flops > limit:
             break
         rows.append(cost(setting, variant, seconds))
     return rows
 
 
-def build(setting: Setting, gradient: str) -> Posterior:
+def build(setting: Setting, gradient: Literal["autograd", "closed-form"]) -> Posterior:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(setting.network):
         layers += [nn.Linear(inputs, outputs), nn.Tanh()]

@@ -96,10 +96,9 @@ def sample(
             number, so that runs are independent; it is ``chain.seed``, and with it the run can be made again.
         progress: show a progress bar.
         compile: in native code: True, False, or "auto", wherever there is some: for chains of Linear layers with one of
-            our likelihoods, on the CPU; whole transitions of NUTS, MAMS and MCLMC, of the other kernels up to 256
-            parameters, and beyond that gradients. It takes some half a second to make for each shape of network, and is
-            kept on disk (`bnn_utils.gradients.machine.folder`). Where it fails, as without llvmlite, the run says so
-            and goes on in torch.
+            our likelihoods, on the CPU; whole transitions of most kernels, and of the others gradients. It takes some
+            half a second to make for each shape of network, and is kept on disk (`bnn_utils.gradients.machine.folder`).
+            Where it fails, as without llvmlite, the run says so and goes on in torch.
         batch_size: chains per batch; without it all are one batch.
         workers: processes of our own that share the batches.
         executor: anything with the interface of `concurrent.futures.Executor` in place of workers, such as

@@ -24,3 +24,12 @@ class LogDensity(NamedTuple):
     native: Native | None = None  # where it is computed in native code: that makes trajectories and transitions too
     callee: Native | Fused | None = None  # of a likelihood, of parameters: what other native code can call
     caller: Caller | None = None  # of a joint density: native code that calls the likelihood's, for other transitions
+
+    @property
+    def hmc(self) -> Native | Caller | None:
+        """What makes whole transitions of HMC in native code; nothing where a lane is shared out among threads: native
+        code that calls a likelihood has one for each lane.
+        """
+        if self.native is not None or self.caller is None:
+            return self.native
+        return None if self.caller.splits_lanes else self.caller

@@ -1,4 +1,6 @@
-"""Transitions in native code that call a likelihood: what `growth` and `isokinetic` describe, called for tensors."""
+"""Transitions in native code that call a likelihood: what `leapfrog`, `growth` and `isokinetic` describe, called for
+tensors.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnn_utils.gradients.native import SECONDS_FOR_THREADS, check_vectors, drawn, in_threads, mixed
+from bnn_utils.gradients.native import SECONDS_FOR_THREADS, Transitions, check_vectors, drawn, in_threads, mixed
 from bnn_utils.random import lane_keys
 
 if TYPE_CHECKING:
@@ -68,19 +70,51 @@ class Travelled(NamedTuple):
 
 
 class Caller:
-    """Transitions of NUTS and of the microcanonical samplers, under independent normals.
+    """Transitions of HMC, of NUTS and of the microcanonical samplers, under independent normals.
 
     They call any log likelihood that native code computes. Lanes are shared out among threads, which changes no number.
 
     Args:
         likelihood: in native code.
         prior: of all parameters.
+
+    Attributes:
+        splits_lanes: the likelihood's.
     """
 
     def __init__(self, likelihood: Native | Fused | Joint, prior: DiagonalNormal | Nothing) -> None:
-        self._likelihood, self._prior = likelihood, prior
+        self._likelihood, self._prior, self.splits_lanes = likelihood, prior, likelihood.splits_lanes
         # That no thread works in now, by what is computed and how many more rows that takes.
         self._memory: defaultdict[tuple[str, int], list[tuple[Any, ...]]] = defaultdict(list)
+
+    def transitions(
+        self,
+        generator: torch.Generator,
+        start: Start,
+        step_size: float,
+        jitter: float,
+        num_steps: Tensor,
+        inv_mass: Tensor | None,
+        factor: Tensor | None,
+    ) -> Transitions:
+        """Transitions of HMC, as `Native.transitions`, with a mass of any kind."""
+        from bnn_utils.gradients import leapfrog
+
+        num, arrays = len(num_steps), self._begun(start)
+        theta = arrays["theta"]
+        arrays["inv_mass"], is_dense = self._mass(inv_mass)
+        records = self._records(num, "start_energy", "end_energy", "step_size")
+        records |= self._records(num, "is_accept", dtype=torch.bool)
+
+        def drawn_for(block: slice) -> dict[str, Tensor]:
+            before, noise, uniforms = self._drawn(generator, block, theta, bool(jitter), True)
+            sizes = _sizes(step_size, jitter, before, uniforms)
+            records["step_size"][:, block] = sizes.T
+            steps = num_steps[block].contiguous()
+            return {"momenta": _momenta(noise, factor), "sizes": sizes, "uniforms": uniforms, "steps": steps}
+
+        self._call(leapfrog, 0, {"is_dense": is_dense}, {}, arrays, records, drawn_for, num, int(num_steps.sum()))
+        return Transitions(**{name: (arrays | records)[name] for name in Transitions._fields})
 
     def grow(
         self,
@@ -98,8 +132,8 @@ class Caller:
 
         arrays = self._begun(start)
         theta = arrays["theta"]
-        mass = torch.ones_like(self._prior.precision) if inv_mass is None else inv_mass
-        sizes = {"max_depth": max_depth, "is_dense": int(mass.ndim == 2)}
+        arrays["inv_mass"], is_dense = self._mass(inv_mass)
+        sizes = {"max_depth": max_depth, "is_dense": is_dense}
         constants = {"step_size": step_size, "least_log_weight": -max_energy_error}
         records = self._records(num, "rates", "energies", "errors")
         records |= self._records(num, "steps", "depths", dtype=torch.int64)
@@ -107,11 +141,8 @@ class Caller:
 
         def drawn_for(block: slice) -> dict[str, Tensor]:
             first, noise, second = self._drawn(generator, block, theta, True, True)
-            noise = mixed(noise, factor)
-            momenta = noise * factor if factor is not None and factor.ndim == 1 else noise
-            return {"momenta": momenta, "keys": lane_keys(first, second)}
+            return {"momenta": _momenta(noise, factor), "keys": lane_keys(first, second)}
 
-        arrays["inv_mass"] = self._filled_up(mass)
         rows, num_steps = growth.rows_of(max_depth), num * TYPICAL_STEPS
         self._call(growth, rows, sizes, constants, arrays, records, drawn_for, num, num_steps)
         return Grown(**{name: (arrays | records)[name] for name in Grown._fields})
@@ -154,10 +185,9 @@ class Caller:
 
         def drawn_for(block: slice) -> dict[str, Tensor]:
             before, noise, uniforms = self._drawn(generator, block, theta, bool(jitter), not keeps)
-            shape = len(noise), len(theta)
-            sizes = step_size * (1 + jitter * (2 * before - 1)) if jitter else theta.new_full(shape, step_size)
+            uniforms = theta.new_zeros(len(noise), len(theta)) if keeps else uniforms
+            sizes = _sizes(step_size, jitter, before, uniforms)
             records["sizes"][:, block] = sizes.T
-            uniforms = theta.new_zeros(shape) if keeps else uniforms
             return {"noise": noise, "sizes": sizes, "uniforms": uniforms, "steps": num_steps[block].contiguous()}
 
         sizes = {"keeps_u": int(keeps)}
@@ -185,6 +215,11 @@ class Caller:
         """What a block of transitions draws, with a uniform number of each lane before and after the noise, or none."""
         num, num_lanes = block.stop - block.start, len(theta)
         return drawn(generator, num, theta, self._likelihood.numbers, num_lanes * before, num_lanes * after)
+
+    def _mass(self, inv_mass: Tensor | None) -> tuple[Tensor, int]:
+        """As an array, and whether it is dense."""
+        mass = torch.ones_like(self._prior.precision) if inv_mass is None else inv_mass
+        return self._filled_up(mass), int(mass.ndim == 2)
 
     def _filled_up(self, values: Tensor) -> Tensor:
         """Rows ``(..., D)`` with zeros up to whole vectors."""
@@ -270,6 +305,17 @@ class Caller:
         return *self._likelihood.called(), numbers, torch.zeros(lanes, len(layout.all_counts), dtype=torch.int64)
 
 
+def _momenta(noise: Tensor, factor: Tensor | None) -> Tensor:
+    """Of standard normal numbers ``(T, C, D)``, by the factor of a mass of any kind."""
+    noise = mixed(noise, factor)
+    return noise * factor if factor is not None and factor.ndim == 1 else noise
+
+
+def _sizes(step_size: float, jitter: float, u: Tensor, like: Tensor) -> Tensor:
+    """Step sizes ``(T, C)``, with jitter by uniform numbers."""
+    return step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(like, step_size)
+
+
 def _copied(values: Tensor) -> Tensor:
     return values.clone(memory_format=torch.contiguous_format)
 
@@ -283,10 +329,10 @@ def _transitions(algorithm: ModuleType, dtype: torch.dtype) -> Any:
         RuntimeError: where LLVM fails, or the processor is too old.
     """
     from bnn_utils import random
-    from bnn_utils.gradients import formulas, lanes, machine, vector, writer
+    from bnn_utils.gradients import formulas, lanes, leapfrog, machine, vector, writer
 
     name = str(dtype).removeprefix("torch.")
-    files = tuple(map(inspect.getfile, (algorithm, lanes, formulas, vector, writer, random)))
+    files = tuple(map(inspect.getfile, (algorithm, leapfrog, lanes, formulas, vector, writer, random)))
     library = machine.load((algorithm.__name__, name), lambda: algorithm.assemble(name), files)
     function: Any = library.function("transitions", [*3 * [ctypes.c_int64], *3 * [ctypes.c_void_p]])
     function.library = library  # lives as long

@@ -8,7 +8,8 @@ from typing import ClassVar
 from llvmlite import ir
 
 from bnn_utils.gradients.caller import DIRECTION, STATE, SUBTREE
-from bnn_utils.gradients.lanes import I1, Assembly, Lane, Layout
+from bnn_utils.gradients.lanes import I1, Lane, Layout
+from bnn_utils.gradients.leapfrog import Hamiltonian
 from bnn_utils.gradients.vector import Vectors
 from bnn_utils.gradients.writer import I8, I64, Value
 from bnn_utils.random import GOLDEN, KEY_BITS, LAST_SHIFT, MIXING
@@ -64,7 +65,7 @@ class _Tree(Lane):
         return b.fmul(b.sitofp(z, self.writer.scalar), self.writer.scalar(2.0**-KEY_BITS))
 
 
-class _Assembly(Assembly):
+class _Assembly(Hamiltonian):
     """A module in the making."""
 
     layout: ClassVar[Layout] = LAYOUT
@@ -73,7 +74,6 @@ class _Assembly(Assembly):
     def __init__(self, dtype: str) -> None:
         super().__init__(dtype)
         self.turns_back = self._turns_back()
-        self.velocity = self.for_lane("velocity", self._velocity)
         self.double = self.for_lane("double", self._double)
         self.begin = self.for_lane("begin", self._begin)
         self.end = self.for_lane("end", self._end)
@@ -86,7 +86,7 @@ class _Assembly(Assembly):
     def _begin(self, lane: _Tree) -> None:
         """A transition, from the state that was chosen last, with the next momentum and key."""
         b = lane.b
-        drawn = b.add(b.mul(lane.get("transition"), lane.field("num_lanes")), lane.lane)
+        drawn = lane.place_drawn()
         lane.copy_numbers(lane.array("momenta", b.mul(drawn, lane.dim)), lane.row("p"))
         b.call(self.velocity, lane.arguments)
         for side in (I64(0), I64(1)):
@@ -97,7 +97,7 @@ class _Assembly(Assembly):
                 (lane.row("v"), lane.row("vs", side)),
             )
         lane.copy((lane.row("p"), lane.row("rho")))
-        start = b.fsub(self._kinetic(lane), lane.get("log_prob_chosen"))
+        start = b.fsub(self.kinetic(lane), lane.get("log_prob_chosen"))
         zero = self.scalar(0.0)
         lane.set(key=b.load(lane.array("keys", drawn, kind=I64)), start=start, energy_chosen=start)
         lane.set(log_weight=zero, sum_of_rates=zero, level=0, steps=0, depth=0, is_diverging=0, is_reached=0)
@@ -115,24 +115,16 @@ class _Assembly(Assembly):
 
     def _go(self, lane: _Tree) -> None:
         """The first half of a leapfrog step, up to where the log likelihood must be known."""
-        half = lane.v.splat(lane.b.fmul(lane.get("size"), self.scalar(0.5)))
-        for (p, grad), (place, _) in lane.over(lane.row("p"), lane.row("grad")):
-            self.store(lane.b, lane.v.fma(half, grad, p), place)
-        lane.b.call(self.velocity, lane.arguments)
-        size = lane.v.splat(lane.get("size"))
-        for (theta, v), (place, _) in lane.over(lane.row("theta"), lane.row("v")):
-            self.store(lane.b, lane.v.fma(size, v, theta), place)
-        lane.ask()
+        self.kick(lane, lane.b.fmul(lane.get("size"), self.scalar(0.5)))
+        self.drift(lane)
 
     def _arrive(self, lane: _Tree) -> None:
         """The rest of the step, and what follows from it; whether it was the last one of all transitions."""
-        b, v = lane.b, lane.v
+        b = lane.b
         log_prob = lane.answer()
-        half = v.splat(b.fmul(lane.get("size"), self.scalar(0.5)))
-        for (p, grad), (place, _) in lane.over(lane.row("p"), lane.row("grad")):
-            self.store(b, v.fma(half, grad, p), place)
+        self.kick(lane, b.fmul(lane.get("size"), self.scalar(0.5)))
         b.call(self.velocity, lane.arguments)
-        energy = b.fsub(self._kinetic(lane), log_prob)
+        energy = b.fsub(self.kinetic(lane), log_prob)
         log_weight = lane.finite_or_least(b.fsub(lane.get("start"), energy))
         lane.set(steps=b.add(lane.get("steps"), I64(1)))
         lane.set(sum_of_rates=b.fadd(lane.get("sum_of_rates"), lane.probability(log_weight)))
@@ -224,26 +216,6 @@ class _Assembly(Assembly):
         lane.record(rates=rate, energies=energy, errors=errors, steps=steps, depths=lane.get("depth"), **flags)
 
     # --- on rows ------------------------------------------------------------------------------------------------------
-
-    def _velocity(self, lane: _Tree) -> None:
-        """``M^-1 p``, by the diagonal or column by column."""
-        b, p, to = lane.b, lane.row("p"), lane.row("v")
-        with b.if_else(b.icmp_signed("==", lane.field("is_dense"), I64(0))) as (diagonal, dense):
-            with diagonal:
-                for (one, inv_mass, _), (*_, place) in lane.over(p, lane.array("inv_mass"), to):
-                    self.store(b, lane.v.mul(inv_mass, one), place)
-            with dense:
-                lane.clear(to)
-                with self.loop(b, I64(0), lane.dim) as column:
-                    one = lane.v.splat(b.load(self.at(b, p, column)))
-                    for (inv_mass, before), (_, place) in lane.over(
-                        lane.array("inv_mass", b.mul(column, lane.size)), to
-                    ):
-                        self.store(b, lane.v.fma(inv_mass, one, before), place)
-
-    def _kinetic(self, lane: _Tree) -> Value:
-        total = lane.sums(1, lambda r: [(r[0], r[1])], lane.row("p"), lane.row("v"))[0]
-        return lane.b.fmul(self.scalar(0.5), total)
 
     def _add_row(self, lane: _Tree, more: Value, to: Value) -> None:
         for (a, b), (_, place) in lane.over(more, to):

@@ -48,7 +48,7 @@ class _Assembly(Assembly):
         """A transition, from the state that was chosen last: the next direction, and the first kick."""
         b, v, u = lane.b, lane.v, lane.row("u")
         lane.copy(*((lane.row(f"{name}_chosen"), lane.row(name)) for name in ("theta", "grad")))
-        drawn = self._drawn(lane)
+        drawn = lane.place_drawn()
         lane.copy_numbers(lane.array("noise", b.mul(drawn, lane.dim)), lane.row("z"))
         with b.if_then(b.not_(self._keeps_u(lane))):
             lane.clear(u)
@@ -89,7 +89,7 @@ class _Assembly(Assembly):
         b, log_prob = lane.b, lane.get("log_prob")
         error = b.fadd(b.fsub(lane.get("log_prob_chosen"), log_prob), lane.get("kinetic"))
         log_ratio = lane.finite_or_least(b.fneg(error))
-        uniform = b.load(lane.array("uniforms", self._drawn(lane)))
+        uniform = b.load(lane.array("uniforms", lane.place_drawn()))
         takes = b.and_(
             lane.is_less(lane.on_one(lane.one.log, uniform), log_ratio),
             b.not_(lane.is_less(log_ratio, lane.constant("least_log_ratio"))),
@@ -147,10 +147,6 @@ class _Assembly(Assembly):
             self.store(lane.b, lane.v.div(u, norm), place)
 
     # --- numbers ------------------------------------------------------------------------------------------------------
-
-    def _drawn(self, lane: Lane) -> Value:
-        """The place of what was drawn for the lane's transition."""
-        return lane.b.add(lane.b.mul(lane.get("transition"), lane.field("num_lanes")), lane.lane)
 
     def _keeps_u(self, lane: Lane) -> Value:
         return lane.b.trunc(lane.field("keeps_u"), I1)

@@ -44,7 +44,7 @@ class Joint:
 
     Attributes:
         rest: the prior that is left for what takes this as a likelihood.
-        num_lanes, num_threads, lanes_in_tile, numbers: the likelihood's.
+        num_lanes, num_threads, lanes_in_tile, numbers, splits_lanes: the likelihood's.
         seconds: that gradients of all lanes take one core, roughly.
 
     Raises:
@@ -58,7 +58,7 @@ class Joint:
         self._functions = _functions(prior._like.dtype)
         self._contexts: list[tuple[int, Tensor, Any]] = []  # that no thread works in now
         self.num_lanes, self.lanes_in_tile = likelihood.num_lanes, likelihood.lanes_in_tile
-        self.numbers = likelihood.numbers
+        self.numbers, self.splits_lanes = likelihood.numbers, likelihood.splits_lanes
         self.seconds = likelihood.seconds + SECONDS_PER_SLOT * self._table.constants.shape[1] * self.num_lanes
 
     @property

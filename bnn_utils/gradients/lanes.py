@@ -208,6 +208,10 @@ class Lane:
         log_prior = b.fsub(self.constant("log_normalizer"), b.fmul(self.writer.scalar(0.5), squares[0]))
         return b.fadd(b.load(self.array("value", self.lane)), log_prior)
 
+    def place_drawn(self) -> Value:
+        """Of what was drawn for the lane's transition, in arrays ``(T, C)``."""
+        return self.b.add(self.b.mul(self.get("transition"), self.field("num_lanes")), self.lane)
+
     def record(self, **values: Value) -> None:
         """Of a transition that has ended with the state that was chosen: that, and what else has an array."""
         b, transition = self.b, self.get("transition")

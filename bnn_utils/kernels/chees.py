@@ -42,6 +42,7 @@ from bnn_utils.kernels.hmc import (
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density
+    from bnn_utils.gradients.caller import Caller
     from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.microcanonical import MAMSState
 
@@ -158,7 +159,7 @@ class ChEES:
 
     def step(self, density: Density, generator: torch.Generator, state: ChEESState) -> tuple[ChEESState, Info]:
         """One transition of all lanes; it draws a normal ``(C, D)`` and a uniform ``(C,)``."""
-        native = density.joint.native
+        native = density.joint.hmc
         if native is not None and state.warmup is None:
             state, made = self._in_native_code(native, generator, state, 1)
             return state, made.only()
@@ -174,13 +175,13 @@ class ChEES:
     ) -> tuple[ChEESState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not ChEES.step  # a subclass may have one
-        if density.joint.native is None or state.warmup is not None or has_own_step:
+        if density.joint.hmc is None or state.warmup is not None or has_own_step:
             return NotImplemented
-        state, made = self._in_native_code(density.joint.native, generator, state, num)
+        state, made = self._in_native_code(density.joint.hmc, generator, state, num)
         return state, Info.of_many(*made)
 
     def _in_native_code(
-        self, native: Native, generator: torch.Generator, state: ChEESState, num: int
+        self, native: Native | Caller, generator: torch.Generator, state: ChEESState, num: int
     ) -> tuple[ChEESState, Info]:
         counts = range(state.count, state.count + num)
         steps = torch.tensor([num_steps(count, state.trajectory_length, state.step_size) for count in counts])

@@ -17,6 +17,7 @@ from bnn_utils.kernels.base import Info, acceptance_rate, log_ratio
 
 if TYPE_CHECKING:
     from bnn_utils.density import Density, LogDensity
+    from bnn_utils.gradients.caller import Caller
     from bnn_utils.gradients.native import Native
     from bnn_utils.kernels.chees import ChEES, ChEESState
     from bnn_utils.kernels.hamiltorch import Hamiltorch, HamiltorchState
@@ -329,8 +330,8 @@ class HMC:
 
     def step(self, density: Density, generator: torch.Generator, state: HMCState) -> tuple[HMCState, Info]:
         """One transition of all lanes."""
-        if density.joint.native is not None:
-            state, made = self._in_native_code(density.joint.native, generator, state, 1)
+        if density.joint.hmc is not None:
+            state, made = self._in_native_code(density.joint.hmc, generator, state, 1)
             info = made.only()
         else:
             size = jittered(state.step_size, state.jitter, generator, state.position.theta)
@@ -358,13 +359,13 @@ class HMC:
     ) -> tuple[HMCState, Info] | NotImplementedType:
         """Many transitions at once, where there is native code for them: a warm-up looks at each before the next."""
         has_own_step = type(self).step is not HMC.step  # a subclass may have one
-        if density.joint.native is None or state.warmup is not None or has_own_step:
+        if density.joint.hmc is None or state.warmup is not None or has_own_step:
             return NotImplemented
-        state, made = self._in_native_code(density.joint.native, generator, state, num)
+        state, made = self._in_native_code(density.joint.hmc, generator, state, num)
         return state, Info.of_many(*made)
 
     def _in_native_code(
-        self, native: Native, generator: torch.Generator, state: HMCState, num: int
+        self, native: Native | Caller, generator: torch.Generator, state: HMCState, num: int
     ) -> tuple[HMCState, Info]:
         steps = torch.full((num,), self._num_steps(state))
         position, made = in_native_code(
@@ -388,7 +389,7 @@ class HMC:
 
 
 def in_native_code(
-    native: Native,
+    native: Native | Caller,
     generator: torch.Generator,
     start: Position,
     step_size: float,
