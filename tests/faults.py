@@ -48,6 +48,7 @@ in_torch = partial(Fault, path="torch")
 HMC, EXCHANGE, CHEES = "kernels/hmc.py", "kernels/replica_exchange.py", "kernels/chees.py"
 TREES, GROWTH = "kernels/nuts.py", "gradients/growth.py"
 MICROCANONICAL, ISOKINETIC = "kernels/microcanonical.py", "gradients/isokinetic.py"
+LEAPFROG = "gradients/leapfrog.py"
 NATIVE, PROGRAM, BLOCKS = "gradients/native.py", "gradients/program.py", "gradients/blocks.py"
 VECTOR, FORMULAS = "gradients/vector.py", "gradients/formulas.py"
 SWAPPING = "replica or temperature or swap or modes"
@@ -170,6 +171,34 @@ FAULTS = [
         "lane_keys(first, torch.rand(len(theta), **of_each))",
         "0 * first.long() + lane_keys(first, torch.rand(len(theta), **of_each))[0]",
         "NUTS",
+    ),
+    Fault(
+        "HMC of a density that is called: every end accepted",
+        LEAPFROG,
+        "_Assembly._end",
+        "lane.is_less(lane.on_one(lane.one.log, uniform), log_ratio)",
+        "I1(1)",
+    ),
+    Fault(
+        "HMC of a density that is called: last half step made whole",
+        LEAPFROG,
+        "_Assembly._arrive",
+        "b.select(is_last, self._half(lane), lane.get('size'))",
+        "lane.get('size')",
+    ),
+    Fault(
+        "HMC of a density that is called: one momentum for all lanes",
+        LEAPFROG,
+        "_Assembly._begin",
+        "lane.array('momenta', b.mul(drawn, lane.dim))",
+        "lane.array('momenta', b.mul(b.mul(lane.get('transition'), lane.field('num_lanes')), lane.dim))",
+    ),
+    Fault(
+        "HMC of a density that is called: velocity without the mass",
+        LEAPFROG,
+        "Hamiltonian._velocity",
+        "lane.v.mul(inv_mass, one)",
+        "one",
     ),
     Fault(
         "NUTS takes the last state of a doubling, in native code",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ class MemoryStore:
         check(new, self.sizes[batch], stop, self.num_draws, self._arrays)
         if self._blocks is None:
             self._arrays, lead = arrays_of(new), (sum(self.sizes), self.num_draws)
-            self._blocks = {name: _block((*lead, *values.shape[2:]), values) for name, values in new.items()}
+            self._blocks = {name: values.new_empty(*lead, *values.shape[2:]) for name, values in new.items()}
         for name, values in new.items():
             self._blocks[name][self._rows[batch], start:stop] = values
         self._counts[batch] = stop  # last: an append that is interrupted has not happened
@@ -60,14 +58,3 @@ class MemoryStore:
 
     def close(self) -> None:
         pass
-
-
-def _block(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Memory of that shape, not yet filled.
-
-    On the processor NumPy takes it, which asks Linux for large pages, as torch does not: to fill small ones for the
-    first time takes several times as long, a tenth of a run in native code.
-    """
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
-    return torch.from_numpy(np.empty(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
