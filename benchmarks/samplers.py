@@ -47,8 +47,6 @@ UCI = ("bostonHousing", "concrete", "energy", "yacht")
 SHARED = ("linear", "tutorial", "5-8-1", "1-10-1, noise inferred", "boxes 2-50-50-1", *UCI)
 OWN = ("5-8-1, scales inferred", "5-8-1, by autograd")
 POSTERIORS = (*SHARED, *OWN)
-# Where chains come to agree, but later: all samplers have so many times as many transitions.
-LONGER = {"concrete": 4}
 
 
 class Budget(NamedTuple):
@@ -57,9 +55,6 @@ class Budget(NamedTuple):
     warmup: int
     draws: int
     thin: int = 1
-
-    def times(self, factor: int) -> Budget:
-        return Budget(factor * self.warmup, factor * self.draws, self.thin)
 
 
 Run = Callable[[np.ndarray, int], np.ndarray]  # starts (C, D) and a seed -> draws (C, T, D)
@@ -372,7 +367,7 @@ def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, floa
     torch.set_num_threads(1)
     posterior, new = posterior_of(name, data)
     begin = np.load(starts)
-    run = SAMPLERS[sampler].build(posterior, SAMPLERS[sampler].budget.times(LONGER.get(name, 1)))
+    run = SAMPLERS[sampler].build(posterior, SAMPLERS[sampler].budget)
     if isinstance(run, Compiled):
         run.prepare(begin)
     before = time.process_time()
