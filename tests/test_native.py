@@ -231,6 +231,22 @@ def test_chains_follow_those_of_torch(make_posterior, kernel, warmup, num_chains
         )
 
 
+@pytest.mark.parametrize("num_chains", [1, 5])
+@pytest.mark.parametrize("kernel", [name for name, (one, _) in KERNELS.items() if isinstance(one, (HMC, ChEES))])
+def test_chains_of_large_networks_follow_those_of_torch(make_posterior, kernel, num_chains, monkeypatch):
+    """Transitions of HMC call the likelihood there, lane by lane, unless a lane is shared out among threads."""
+    monkeypatch.setattr(densities, "is_small", lambda posterior: False)
+    posterior, (made, warmup) = make_posterior(prior=FanInPrior()), KERNELS[kernel]
+    assert posterior.density(num_chains, compile=True).joint.hmc is not None
+    arguments = {"num_chains": num_chains, "warmup": warmup, "seed": 1, "progress": False}
+    mine, other = (sample(posterior, made, 10, compile=flag, **arguments) for flag in (True, False))
+    torch.testing.assert_close(mine.draws, other.draws, rtol=0, atol=1e-7)
+    for name, values in other.stats.items():
+        torch.testing.assert_close(mine.stats[name], values, rtol=1e-6, atol=1e-6)
+    with mock.patch.multiple(fused, **SMALL):
+        assert posterior.density(num_chains, compile=True).joint.hmc is None
+
+
 def test_a_likelihood_that_was_replaced(posterior):
     """As by one that counts its calls: trajectories in native code would pass it over."""
     density = posterior.density(3, compile=True)
