@@ -26,7 +26,7 @@
 # None of the other packages has to be there. What is not installed is left out, by name:
 # `pip install -e '.[peers]'` gets all of them.
 #
-# This is notebook 10 of 14, and takes some 27 s on two cores. Before it comes [9. Your own
+# This is notebook 10 of 14, and takes some 45 s on two cores. Before it comes [9. Your own
 # network, your own data](09_your_own.ipynb), after it [11. Samplers](11_samplers.ipynb).
 
 # %%
@@ -305,7 +305,7 @@ METHODS = {
     "ChEES": ("bnn_utils", ours(ChEES(), 150, 64, 150)),
     "NUTS": ("bnn_utils", ours(NUTS(max_tree_depth=6), 200, 64, 200)),
     "MAMS": ("bnn_utils", ours(MAMS(), 150, 64, 150)),
-    "MCLMC (biased)": ("bnn_utils", ours(MCLMC(), 8000, 64, 2000)),
+    "MCLMC (biased)": ("bnn_utils", ours(MCLMC(), 3000, 64, 1000)),
     "SMC (BlackJAX)": ("blackjax", sequential),
     "replica exchange": (
         "bnn_utils",

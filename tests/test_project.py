@@ -162,7 +162,7 @@ def test_readme_lists_the_notebooks_and_they_fit_into_binder():
     assert [name for name, _ in rows] == [path.stem for path in NOTEBOOKS]
     assert all(int(megabytes) < 2000 for _, megabytes in rows)
     large = [str(int(name[:2])) for name, megabytes in rows if int(megabytes) >= 1000]
-    assert f"{' and '.join(large)} need more than the first" in readme
+    assert f"{', '.join(large[:-1])} and {large[-1]} need more than the first" in readme
 
 
 def test_each_notebook_says_where_it_stands():
