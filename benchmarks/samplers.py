@@ -75,8 +75,9 @@ REPORT = """# Which sampler for which posterior
 `benchmarks/samplers.py` makes this table. All samplers run on one core, 8 chains each from the same draws of the prior,
 and find step sizes, lengths and masses in their warm-up. ESS is that of predictions at new points, by seconds of
 processor time for warm-up and draws together, without compilation. No number counts where R-hat exceeds {limit}. By
-this table `sample(posterior)` chooses, see `bnn_utils.choice`. Each row is one run: the smallest ESS of another may
-differ by half. What is missing was not run, or did not end within ten minutes.
+this table `sample(posterior)` chooses, see `bnn_utils.choice`. Each row is one run, and the smallest ESS of another may
+be a third of it or the double: three runs of HMC() on bostonHousing had 320, 520 and 124. What is missing was not run,
+or did not end within ten minutes.
 
 """
 

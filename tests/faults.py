@@ -411,7 +411,7 @@ FAULTS = [
         "native: jitter ignored",
         NATIVE,
         "Native.transitions",
-        "step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)",
+        "varied(step_size, jitter, u, uniforms)",
         "torch.full_like(uniforms, step_size)",
         "adapted",
     ),

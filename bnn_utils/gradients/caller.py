@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnn_utils.gradients.native import SECONDS_FOR_THREADS, Transitions, check_vectors, drawn, in_threads, mixed
+from bnn_utils.gradients.native import SECONDS_FOR_THREADS, Transitions, check_vectors, drawn, in_threads, mixed, varied
 from bnn_utils.random import lane_keys
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Caller:
 
         def drawn_for(block: slice) -> dict[str, Tensor]:
             before, noise, uniforms = self._drawn(generator, block, theta, bool(jitter), True)
-            sizes = _sizes(step_size, jitter, before, uniforms)
+            sizes = varied(step_size, jitter, before, uniforms)
             records["step_size"][:, block] = sizes.T
             steps = num_steps[block].contiguous()
             return {"momenta": _momenta(noise, factor), "sizes": sizes, "uniforms": uniforms, "steps": steps}
@@ -186,7 +186,7 @@ class Caller:
         def drawn_for(block: slice) -> dict[str, Tensor]:
             before, noise, uniforms = self._drawn(generator, block, theta, bool(jitter), not keeps)
             uniforms = theta.new_zeros(len(noise), len(theta)) if keeps else uniforms
-            sizes = _sizes(step_size, jitter, before, uniforms)
+            sizes = varied(step_size, jitter, before, uniforms)
             records["sizes"][:, block] = sizes.T
             return {"noise": noise, "sizes": sizes, "uniforms": uniforms, "steps": num_steps[block].contiguous()}
 
@@ -309,11 +309,6 @@ def _momenta(noise: Tensor, factor: Tensor | None) -> Tensor:
     """Of standard normal numbers ``(T, C, D)``, by the factor of a mass of any kind."""
     noise = mixed(noise, factor)
     return noise * factor if factor is not None and factor.ndim == 1 else noise
-
-
-def _sizes(step_size: float, jitter: float, u: Tensor, like: Tensor) -> Tensor:
-    """Step sizes ``(T, C)``, with jitter by uniform numbers."""
-    return step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(like, step_size)
 
 
 def _copied(values: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class Native:
             for block, count in _blocks(num, theta):
                 u, noise, uniforms = drawn(generator, count, theta, self._code, num_lanes * bool(jitter), num_lanes)
                 noise, steps = mixed(noise, factor), num_steps[block].contiguous()
-                size = step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(uniforms, step_size)
+                size = varied(step_size, jitter, u, uniforms)
                 sizes[:, block] = size.T
                 of_block = [values[:, block] for values in recorded]  # views: only where they begin is passed on
                 yield count, num, theta, log_prob, grad, noise, size, uniforms, *of_block, steps, *constants
@@ -317,6 +317,11 @@ def mixed(noise: Tensor, factor: Tensor | None) -> Tensor:
     if factor is None or factor.ndim == 1:
         return noise
     return torch.stack([one @ factor.mT for one in noise])
+
+
+def varied(step_size: float, jitter: float, u: Tensor, like: Tensor) -> Tensor:
+    """Step sizes ``(T, C)``, with jitter by uniform numbers."""
+    return step_size * (1 + jitter * (2 * u - 1)) if jitter else torch.full_like(like, step_size)
 
 
 def _copied(values: Tensor) -> Tensor:
