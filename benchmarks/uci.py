@@ -4,139 +4,257 @@
     python benchmarks/uci.py --only yacht --splits 0 1        # some of it
     python benchmarks/uci.py --stored                         # the page again, of what was run
 
-What is in uci.csv is not run again. The folder of the data (`--data`) has one for each set, with ``data.txt`` and the
-rows of each split (Hernández-Lobato and Adams 2015; Gal and Ghahramani 2016). Each method runs in a process of its own,
-on one core. The network has one hidden layer of 50 ReLU, noise that is inferred, and sees standardised numbers; all
-scores are in the data's units.
+What is in uci.csv is not run again. Tables are those of `bnn_utils.datasets`, kept in the folder `--data`. Each method
+runs in a process of its own, on one core. The network has one hidden layer of 50 ReLU, noise that is inferred, and sees
+standardised numbers; all scores are in the data's units. Methods of packages that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from samplers import HERE, NUM_CHAINS, UCI, in_process, processor_name
+from samplers import HERE, NUM_CHAINS, UCI, Budget, Compiled, blackjax_nuts, in_process, processor_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from bnn_utils import Data, Posterior
+    from bnn_utils import Posterior
 
 SPLITS, HIDDEN, SEED = 20, 50, 5
 PREDICTIVE_DRAWS = 2000  # by which intervals and CRPS are judged
 KEYS = ["data", "split", "method"]
 
+# Transitions of our chains: as many as they took until they agreed, where they did.
+BUDGETS = {
+    "bostonHousing": Budget(500, 2000),
+    "concrete": Budget(1000, 5000),
+    "energy": Budget(500, 1000),
+    "yacht": Budget(500, 1000),
+}
+NUTS_BUDGET = Budget(300, 300)  # of 1,023 steps each
+
 REPORT = """# Regression on UCI data
 
 `make uci` makes this table: one hidden layer of 50 ReLU, `FanInPrior(2, 1)`, noise inferred (`LogScale`), inputs and
 targets standardised by those that are learned from, scores of the points held out in the data's units. Means over
-splits with their standard errors; of chains the largest R-hat and the smallest ESS of any prediction in any split.
-The log score is that of the predictive density, higher is better; 90 % intervals should cover 90 %.
+splits with their standard errors; of chains the largest R-hat and the smallest ESS of any prediction in any split, and
+how many million gradients their draws took. The log score is that of the predictive density, higher is better; 90 %
+intervals should cover 90 %. Seconds are of one core, with warm-up, predictions and the compilation of other packages.
 
 """
 
 
+class Told(NamedTuple):
+    """What networks say at new points, outputs ``(chains, draws, M, 2)`` of means and log scales in standard units."""
+
+    outputs: Tensor
+    gradients: float = float("nan")
+
+
 class Method(NamedTuple):
-    """Draws ``(chains, draws, D)`` of a posterior from a seed; `is_chain` where R-hat and ESS mean something."""
+    """What predicts: a function of a posterior, new points, a seed and the table's budget of transitions."""
 
-    draw: Callable[[Posterior, int], Tensor]
-    is_chain: bool
+    told: Callable[[Posterior, Tensor, int, Budget], Told]
+    is_chain: bool = False  # where R-hat and ESS mean something
+    package: str = "bnn_utils"
 
 
-def by(kernel: str, warmup: int, draws: int) -> Method:
+def outputs_of(posterior: Posterior, draws: Tensor, x: Tensor) -> Tensor:
+    import torch
+
+    return torch.stack([posterior.outputs(one, x) for one in draws])
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def by(kernel: str) -> Method:
     """Chains of a kernel, written as a reader would."""
 
-    def draw(posterior: Posterior, seed: int) -> Tensor:
+    def told(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
         import bnn_utils
 
-        made = eval(kernel, vars(bnn_utils))
-        return bnn_utils.sample(
-            posterior, made, draws, NUM_CHAINS, warmup=warmup, seed=seed, progress=False, workers=1
-        ).draws
+        made, (warmup, draws, thin) = eval(kernel, vars(bnn_utils)), budget
+        chain = bnn_utils.sample(
+            posterior, made, draws, NUM_CHAINS, warmup=warmup, thin=thin, seed=seed, progress=False, workers=1
+        )
+        return Told(outputs_of(posterior, chain.draws, x), chain.stats["n_steps"].double().sum().item())
 
-    return Method(draw, True)
+    return Method(told, True)
 
 
 def maxima(num: int) -> Method:
     """Maxima, each as one draw."""
 
-    def draw(posterior: Posterior, seed: int) -> Tensor:
+    def told(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
         from bnn_utils import find_map
 
-        return find_map(posterior, num, seed=seed, progress=False).theta[:, None]
+        return Told(outputs_of(posterior, find_map(posterior, num, seed=seed, progress=False).theta[:, None], x))
 
-    return Method(draw, False)
+    return Method(told)
+
+
+# --- theirs -----------------------------------------------------------------------------------------------------------
+
+
+class Plain(NamedTuple):
+    """A posterior without units, for other packages: the same density of theta, in standardised numbers."""
+
+    posterior: Posterior
+    net: nn.Sequential
+    x: Tensor  # new points
+
+
+def plain(posterior: Posterior, x: Tensor) -> Plain:
+    from torch import nn
+
+    from bnn_utils import Data, Gaussian, Posterior
+
+    net, likelihood = copy.deepcopy(posterior.flat.module), posterior.likelihood
+    assert isinstance(net, nn.Sequential)
+    assert isinstance(likelihood, Gaussian)
+    assert likelihood.units is not None
+    scaling, *layers = list(net)
+    rest = nn.Sequential(*layers)
+    data = Data(scaling(posterior.data.x), likelihood.units(posterior.data.y))
+    return Plain(Posterior(rest, data, posterior.prior, Gaussian()), rest, scaling(x))
+
+
+def nuts(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
+    """BlackJAX's, from draws of the prior, with its window adaptation."""
+    import torch
+
+    starts = posterior.sample_prior(NUM_CHAINS, torch.Generator().manual_seed(seed)).numpy()
+    run = blackjax_nuts(plain(posterior, x).posterior, NUTS_BUDGET)
+    assert isinstance(run, Compiled)
+    run.prepare(starts)
+    return Told(outputs_of(posterior, torch.from_numpy(run(starts, seed).copy()), x))
+
+
+def laplace(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
+    """laplace-torch: linear in its weights around the MAP, with all of the curvature, and the noise of the MAP."""
+    import torch
+    from laplace import Laplace
+    from torch.nn.utils import vector_to_parameters
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from bnn_utils import LogScale, find_map
+    from bnn_utils.priors import DiagonalNormal
+
+    same, net, new = plain(posterior, x)
+    vector_to_parameters(find_map(posterior, 1, seed=seed, progress=False).theta[0], net.parameters())
+    mean, last, prior = net[:-1], net[-1], same.prior_distribution
+    assert isinstance(last, LogScale)
+    assert isinstance(prior, DiagonalNormal)
+    precision, noise = prior.precision[: sum(p.numel() for p in mean.parameters())], last.log_scale.exp().item()
+    fitted = Laplace(mean, "regression", "all", "full", prior_precision=precision, sigma_noise=noise)
+    fitted.fit(DataLoader(TensorDataset(same.data.x, same.data.y[:, None]), batch_size=100))
+    draws = fitted.functional_samples(new, "glm", n_samples=1000, generator=torch.Generator().manual_seed(seed))
+    return Told(last(draws.detach()).detach()[None])
+
+
+def ensemble_of_chains(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
+    """bde: eight networks, trained in the usual way, and a chain of MCLMC from each; its noise depends on the input."""
+    import torch
+    from bde import BdeRegressor
+    from torch.nn.functional import softplus
+
+    same, _, new = plain(posterior, x)
+    model = BdeRegressor(
+        n_members=NUM_CHAINS, hidden_layers=[HIDDEN], epochs=1000, validation_split=0.15, lr=1e-3, weight_decay=1e-4,
+        patience=20, warmup_steps=5000, n_samples=1250, n_thinning=10, seed=seed,
+    )  # fmt: skip
+    model.fit(same.data.x.numpy(), same.data.y.numpy())
+    raw = torch.from_numpy(np.array(model.predict(new.numpy(), raw=True)))
+    mean, of_scale = raw.chunk(2, dim=-1)
+    return Told(torch.cat([mean, softplus(of_scale).log()], dim=-1))
 
 
 METHODS = {
     "MAP": maxima(1),
     "ensemble of 5 MAPs": maxima(5),
-    "HMC()": by("HMC()", 1000, 2000),
-    "ChEES()": by("ChEES()", 1000, 2000),
-    "MAMS()": by("MAMS()", 1000, 2000),
-    "NUTS()": by("NUTS()", 1000, 2000),
+    "Laplace (laplace-torch)": Method(laplace, package="laplace"),
+    "bde": Method(ensemble_of_chains, package="bde"),
+    "HMC()": by("HMC()"),
+    "ChEES()": by("ChEES()"),
+    "MAMS()": by("MAMS()"),
+    "NUTS (BlackJAX)": Method(nuts, True, "blackjax"),
 }
 
 
-def split(folder: Path, number: int) -> tuple[Data, Data]:
-    """What is learned from, and what is held out, in the data's units."""
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def posterior_of(name: str, number: int, folder: Path | None) -> tuple[Posterior, Tensor, Tensor]:
+    """The posterior of a split in float32, and the inputs and targets that are held out."""
     import torch
-
-    from bnn_utils import Data
-
-    table = np.loadtxt(folder / "data.txt")
-    columns = {part: np.loadtxt(folder / f"index_{part}.txt").astype(int) for part in ("features", "target")}
-    x, y = (torch.from_numpy(table[:, columns[part]]).float() for part in ("features", "target"))
-    rows = (np.loadtxt(folder / f"index_{part}_{number}.txt").astype(int) for part in ("train", "test"))
-    train, test = (Data(x[row], y[row].flatten()) for row in rows)
-    return train, test
-
-
-def posterior_of(train: Data) -> Posterior:
     from torch import nn
 
-    from bnn_utils import FanInPrior, Gaussian, LogScale, Posterior, Standardise
+    from bnn_utils import FanInPrior, Gaussian, LogScale, Posterior, Standardise, datasets
 
+    train, test = (part.to(torch.float32) for part in datasets.load(name, folder).split(number))
     net = nn.Sequential(
         Standardise(train.x), nn.Linear(train.x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), LogScale()
     )
-    return Posterior(net, train, FanInPrior(2, 1), Gaussian(units=Standardise(train.y)))
+    return Posterior(net, train, FanInPrior(2, 1), Gaussian(units=Standardise(train.y))), test.x, test.y
 
 
-def measure(folder: Path, number: int, name: str) -> dict[str, float]:
+def measure(name: str, number: int, method: str, folder: Path | None) -> dict[str, float]:
     """In this process."""
     import torch
 
     from bnn_utils import diagnostics
-    from bnn_utils.predict import coverage, crps, log_score, predictive_mean
+    from bnn_utils.predict import coverage, crps, log_score
 
     torch.set_num_threads(1)
-    train, test = split(folder, number)
-    posterior, method = posterior_of(train), METHODS[name]
+    posterior, x, y = posterior_of(name, number, folder)
     before = time.process_time()
-    draws = method.draw(posterior, SEED + number)
+    told = METHODS[method].told(posterior, x, SEED + number, BUDGETS[name])
     seconds = time.process_time() - before
-    predictions = posterior.predict(draws, test.x).double()
-    flat = draws.flatten(0, 1)
+    noise = posterior.likelihood.distribution(told.outputs)
+    means = noise.mean.double()
+    flat = told.outputs.flatten(0, 1)
     some = flat[torch.linspace(0, len(flat) - 1, PREDICTIVE_DRAWS).long()]  # the same several times, if they are few
-    targets = posterior.predictive_draws(some, test.x, seed=SEED)
+    one = posterior.likelihood.distribution(some)
+    draws = one.mean + one.stddev * torch.randn(one.mean.shape, generator=torch.Generator().manual_seed(SEED))
+    is_chain = METHODS[method].is_chain
     return {
-        "rmse": (predictive_mean(predictions, of_classes=False) - test.y).square().mean().sqrt().item(),
-        "log_score": log_score(posterior.log_likelihoods(draws, test).double()).mean().item(),
-        "crps": crps(targets, test.y).mean().item(),
-        "coverage": coverage(targets, test.y).value,
-        "r_hat": diagnostics.rhat(predictions).max().item() if method.is_chain else np.nan,
-        "smallest_ess": diagnostics.ess(predictions).min().item() if method.is_chain else np.nan,
+        "rmse": (means.mean((0, 1)) - y).square().mean().sqrt().item(),
+        "log_score": log_score(noise.log_prob(y).double()).mean().item(),
+        "crps": crps(draws, y).mean().item(),
+        "coverage": coverage(draws, y).value,
+        "r_hat": diagnostics.rhat(means).max().item() if is_chain else np.nan,
+        "median_r_hat": diagnostics.rhat(means).median().item() if is_chain else np.nan,
+        "smallest_ess": diagnostics.ess(means).min().item() if is_chain else np.nan,
+        "median_ess": diagnostics.ess(means).median().item() if is_chain else np.nan,
+        **(of_noise(told.outputs[..., 0, 1].double()) if is_chain else {}),
+        "gradients": told.gradients,
         "seconds": seconds,
-        "learned_from": len(train),
-        "held_out": len(test),
+        "learned_from": len(posterior.data),
+        "held_out": len(y),
+    }
+
+
+def of_noise(log_noise: Tensor) -> dict[str, float]:
+    """Whether chains ``(C, T)`` agree about the size of the noise, which is the same at all points."""
+    from bnn_utils import diagnostics
+
+    by_chain = log_noise.mean(1)
+    return {
+        "noise_r_hat": diagnostics.rhat(log_noise).item(),
+        "least_log_noise": by_chain.min().item(),
+        "largest_log_noise": by_chain.max().item(),
+        "sd_of_log_noise": log_noise.std(1).mean().item(),  # within chains
     }
 
 
@@ -160,18 +278,8 @@ def table(rows: pd.DataFrame) -> str:
 
     best = rows.groupby("method")["log_score"].mean().idxmax()
     of_best = rows[rows["method"] == best].set_index("split")["log_score"]
-    head = [
-        "method",
-        "splits",
-        "RMSE",
-        "log score",
-        "behind the best",
-        "CRPS",
-        "90 % cover",
-        "R-hat",
-        "ESS",
-        "s a split",
-    ]
+    head = ["method", "splits", "RMSE", "log score", "behind the best", "CRPS", "90 % cover", "R-hat", "ESS"]
+    head += ["million gradients", "s a split"]
     lines = [head, ["---"] * len(head)]
     for method, part in rows.groupby("method", sort=False):
         behind = (of_best - part.set_index("split")["log_score"]).dropna()
@@ -188,6 +296,7 @@ def table(rows: pd.DataFrame) -> str:
                 f"{np.average(part['coverage'], weights=part['held_out']):.0%}",
                 f"{part['r_hat'].max():.3f}" if is_chain else "-",
                 f"{part['smallest_ess'].min():.0f}" if is_chain else "-",
+                f"{part['gradients'].mean() / 1e6:.1f}" if part["gradients"].notna().all() else "-",
                 f"{part['seconds'].mean():.0f}",
             ]
         )
@@ -203,28 +312,30 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=UCI, choices=UCI)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--splits", nargs="*", type=int, default=range(SPLITS))
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "uci", help="the folder of UCI sets")
+    parser.add_argument("--data", type=Path, help="the folder of tables; without it, that of `bnn_utils.datasets`")
     parser.add_argument("--stored", action="store_true", help="run nothing")
     parser.add_argument("--one", nargs=3, metavar=("DATA", "SPLIT", "METHOD"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         name, number, method = given.one
-        print(json.dumps(measure(given.data / name, int(number), method)))
+        print(json.dumps(measure(name, int(number), method, given.data)))
         return
-    todo = [(name, number, method) for name in given.only for number in given.splits for method in given.methods]
-    done = set(stored()[KEYS].itertuples(index=False, name=None))
-    todo = [] if given.stored else [key for key in todo if key not in done]
-    for count, (name, number, method) in enumerate(todo, start=1):
-        if not (given.data / name).is_dir():
-            print(f"{name} is left out: it is not in {given.data}")
-            continue
-        found = json.loads(in_process(__file__, "--one", name, str(number), method, "--data", str(given.data)))
-        row = dict(zip(KEYS, (name, number, method), strict=True)) | found
-        print(f"{count} of {len(todo)}: {json.dumps(row)}", flush=True)
-        rows = stored()
-        write(pd.DataFrame([row]) if rows.empty else pd.concat([rows, pd.DataFrame([row])]))
     if given.stored:
         write(stored())
+        return
+    done = set(stored()[KEYS].itertuples(index=False, name=None))
+    methods = [name for name in given.methods if find_spec(METHODS[name].package)]
+    for name in set(given.methods) - set(methods):
+        print(f"{name} is left out: the package {METHODS[name].package} is not installed")
+    todo = [(name, number, method) for name in given.only for number in given.splits for method in methods]
+    todo = [key for key in todo if key not in done]
+    folder = [] if given.data is None else ["--data", str(given.data)]
+    for count, (name, number, method) in enumerate(todo, start=1):
+        found = json.loads(in_process(__file__, "--one", name, str(number), method, *folder))
+        row = dict(zip(KEYS, (name, number, method), strict=True)) | found
+        print(f"{count} of {len(todo)}: {json.dumps(row)}", flush=True)
+        rows = stored()  # again, as another process may have added to it
+        write(pd.DataFrame([row]) if rows.empty else pd.concat([rows, pd.DataFrame([row])]))
 
 
 if __name__ == "__main__":

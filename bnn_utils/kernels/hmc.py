@@ -431,7 +431,7 @@ def turning_time(
     for _ in range(-(-LEAST_TURNS // len(start.theta))):
         noise = torch.randn(start.theta.shape, generator=generator, dtype=start.theta.dtype, device=start.theta.device)
         here, p, num_steps, furthest, num_furthest = start, metric.momentum(noise), 0, 0.0, 1
-        while num_steps < min(2 * num_furthest, MAX_STEPS):
+        while num_steps < min(2 * num_furthest, 2 * MAX_STEPS):
             here, p = trajectory(here, p, density, step_size, 1, metric)
             num_steps += 1
             moved = here.theta - start.theta
