@@ -1,7 +1,7 @@
 """Which sampler for which posterior: every kernel beside those of BlackJAX and NumPyro, from the same starts.
 
     python benchmarks/samplers.py                          # all, into samplers.csv and samplers.md beside this file
-    python benchmarks/samplers.py --only boston --data DIR # one posterior; DIR has the UCI sets, see `uci`
+    python benchmarks/samplers.py --only boston --data DIR # one posterior; DIR keeps the UCI tables
 
 Each sampler runs in a process of its own, on one core, from the same draws of the prior. What is measured is the
 effective sample size of the network's predictions at points that it has not seen, the smallest and the median over
@@ -94,12 +94,24 @@ their predictions at any of the new points, in joint standard errors. These are 
 # --- posteriors -------------------------------------------------------------------------------------------------------
 
 
-def posterior_of(name: str, data: Path) -> tuple[Posterior, np.ndarray]:
+def posterior_of(name: str, data: Path | None) -> tuple[Posterior, np.ndarray]:
     """The posterior and the points at which it predicts, in float32."""
     import torch
     from torch import nn
 
-    from bnn_utils import Bernoulli, Data, FanInPrior, Gaussian, LogScale, NormalPrior, Posterior, square_grid, tutorial
+    from bnn_utils import (
+        Bernoulli,
+        Data,
+        FanInPrior,
+        Gaussian,
+        LogScale,
+        NormalPrior,
+        Posterior,
+        Standardise,
+        datasets,
+        square_grid,
+        tutorial,
+    )
     from problem import LARGE
 
     if name == "tutorial":
@@ -111,10 +123,11 @@ def posterior_of(name: str, data: Path) -> tuple[Posterior, np.ndarray]:
         return posterior, square_grid(5).numpy()
     if name not in UCI:
         return made_up(name)
-    x, y, new = uci(data / name)
-    net = nn.Sequential(nn.Linear(x.shape[1], 50), nn.ReLU(), nn.Linear(50, 1), LogScale())
-    posterior = Posterior(net, Data(torch.from_numpy(x), torch.from_numpy(y)), FanInPrior(2, 1), Gaussian())
-    return posterior, new
+    train, test = (part.to(torch.float32) for part in datasets.load(name, data).split(0))
+    inputs, targets = Standardise(train.x), Standardise(train.y)
+    net = nn.Sequential(nn.Linear(train.x.shape[1], 50), nn.ReLU(), nn.Linear(50, 1), LogScale())
+    posterior = Posterior(net, Data(inputs(train.x), targets(train.y)), FanInPrior(2, 1), Gaussian())
+    return posterior, inputs(test.x).numpy()
 
 
 def made_up(name: str) -> tuple[Posterior, np.ndarray]:
@@ -140,23 +153,6 @@ def made_up(name: str) -> tuple[Posterior, np.ndarray]:
     gradient: Literal["autograd", "auto"] = "autograd" if "autograd" in name else "auto"
     data = Data(x, (x[:, 0] * x[:, 1] > 0).float())
     return Posterior(net, data, prior, Bernoulli(), gradient), new.numpy()
-
-
-def uci(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Standardised inputs and targets of split 0 (Hernández-Lobato and Adams 2015; Gal and Ghahramani 2016), and the
-    inputs that are held out.
-    """
-    table = np.loadtxt(folder / "data.txt")
-    of = {
-        part: np.loadtxt(folder / f"index_{part}.txt").astype(int)
-        for part in ("features", "target", "train_0", "test_0")
-    }
-    x, y = table[:, of["features"]], table[:, of["target"]].ravel()
-    train, test = of["train_0"], of["test_0"]
-    mean, scale = x[train].mean(0), x[train].std(0)
-    x = ((x - mean) / np.where(scale > 0, scale, 1)).astype(np.float32)
-    y = ((y - y[train].mean()) / y[train].std()).astype(np.float32)
-    return x[train], y[train], x[test]
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------
@@ -360,7 +356,7 @@ SAMPLERS = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, float | list[float]]:
+def measure(name: str, sampler: str, data: Path | None, starts: Path) -> dict[str, float | list[float]]:
     """In this process."""
     import torch
 
@@ -387,7 +383,7 @@ def measure(name: str, sampler: str, data: Path, starts: Path) -> dict[str, floa
     }
 
 
-def start(name: str, data: Path, to: Path) -> None:
+def start(name: str, data: Path | None, to: Path) -> None:
     import torch
 
     posterior, _ = posterior_of(name, data)
@@ -418,7 +414,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=POSTERIORS, choices=POSTERIORS)
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), choices=SAMPLERS)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "uci", help="the folder of UCI sets")
+    parser.add_argument("--data", type=Path, help="the folder of tables; without it, that of `bnn_utils.datasets`")
     parser.add_argument("--one", nargs=3, metavar=("POSTERIOR", "SAMPLER", "STARTS"), help=argparse.SUPPRESS)
     parser.add_argument("--starts", nargs=2, metavar=("POSTERIOR", "TO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -428,20 +424,18 @@ def main() -> None:
     if given.starts:
         start(given.starts[0], given.data, Path(given.starts[1]))
         return
+    kept = [] if given.data is None else ["--data", str(given.data)]
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:
-            if name in UCI and not (given.data / name).is_dir():
-                print(f"{name} is left out: it is not in {given.data}")
-                continue
             starts = str(Path(folder, "starts.npy"))
-            in_process(__file__, "--starts", name, starts, "--data", str(given.data))
+            in_process(__file__, "--starts", name, starts, *kept)
             measured = {}
             for sampler in given.samplers:
                 if SAMPLERS[sampler].library != "bnn_utils" and name in OWN:
                     continue
                 if sampler == "replica exchange" and name in ("boxes 2-50-50-1", *UCI, *OWN):
                     continue  # without native transitions it would take longer than all others together
-                found = json.loads(in_process(__file__, "--one", name, sampler, starts, "--data", str(given.data)))
+                found = json.loads(in_process(__file__, "--one", name, sampler, starts, *kept))
                 measured[sampler] = found
                 numbers = {key: value for key, value in found.items() if not isinstance(value, list)}
                 row = {"posterior": name, "sampler": sampler, "library": SAMPLERS[sampler].library} | numbers

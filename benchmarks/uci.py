@@ -27,10 +27,12 @@ from samplers import HERE, NUM_CHAINS, UCI, Budget, Compiled, blackjax_nuts, in_
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributions import Distribution
 
     from bnn_utils import Posterior
 
 SPLITS, HIDDEN, SEED = 20, 50, 5
+R_HAT = 1.01
 PREDICTIVE_DRAWS = 2000  # by which intervals and CRPS are judged
 KEYS = ["data", "split", "method"]
 
@@ -67,6 +69,7 @@ class Method(NamedTuple):
     told: Callable[[Posterior, Tensor, int, Budget], Told]
     is_chain: bool = False  # where R-hat and ESS mean something
     package: str = "bnn_utils"
+    by_input: bool = False  # whether the network computes the noise too
 
 
 def outputs_of(posterior: Posterior, draws: Tensor, x: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def outputs_of(posterior: Posterior, draws: Tensor, x: Tensor) -> Tensor:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def by(kernel: str) -> Method:
+def by(kernel: str, by_input: bool = False) -> Method:
     """Chains of a kernel, written as a reader would."""
 
     def told(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
@@ -90,7 +93,7 @@ def by(kernel: str) -> Method:
         )
         return Told(outputs_of(posterior, chain.draws, x), chain.stats["n_steps"].double().sum().item())
 
-    return Method(told, True)
+    return Method(told, True, by_input=by_input)
 
 
 def maxima(num: int) -> Method:
@@ -151,7 +154,8 @@ def laplace(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
     from bnn_utils import LogScale, find_map
     from bnn_utils.priors import DiagonalNormal
 
-    same, net, new = plain(posterior, x)
+    posterior = posterior.in_double()  # at a maximum the noise is so small that single precision inverts no curvature
+    same, net, new = plain(posterior, x.double())
     vector_to_parameters(find_map(posterior, 1, seed=seed, progress=False).theta[0], net.parameters())
     mean, last, prior = net[:-1], net[-1], same.prior_distribution
     assert isinstance(last, LogScale)
@@ -160,7 +164,7 @@ def laplace(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
     fitted = Laplace(mean, "regression", "all", "full", prior_precision=precision, sigma_noise=noise)
     fitted.fit(DataLoader(TensorDataset(same.data.x, same.data.y[:, None]), batch_size=100))
     draws = fitted.functional_samples(new, "glm", n_samples=1000, generator=torch.Generator().manual_seed(seed))
-    return Told(last(draws.detach()).detach()[None])
+    return Told(last(draws.detach()).detach()[None].float())
 
 
 def ensemble_of_chains(posterior: Posterior, x: Tensor, seed: int, budget: Budget) -> Told:
@@ -186,6 +190,7 @@ METHODS = {
     "Laplace (laplace-torch)": Method(laplace, package="laplace"),
     "bde": Method(ensemble_of_chains, package="bde"),
     "HMC()": by("HMC()"),
+    "HMC(), noise by input": by("HMC()", by_input=True),
     "ChEES()": by("ChEES()"),
     "MAMS()": by("MAMS()"),
     "NUTS (BlackJAX)": Method(nuts, True, "blackjax"),
@@ -195,7 +200,7 @@ METHODS = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def posterior_of(name: str, number: int, folder: Path | None) -> tuple[Posterior, Tensor, Tensor]:
+def posterior_of(name: str, number: int, by_input: bool, folder: Path | None) -> tuple[Posterior, Tensor, Tensor]:
     """The posterior of a split in float32, and the inputs and targets that are held out."""
     import torch
     from torch import nn
@@ -203,41 +208,34 @@ def posterior_of(name: str, number: int, folder: Path | None) -> tuple[Posterior
     from bnn_utils import FanInPrior, Gaussian, LogScale, Posterior, Standardise, datasets
 
     train, test = (part.to(torch.float32) for part in datasets.load(name, folder).split(number))
-    net = nn.Sequential(
-        Standardise(train.x), nn.Linear(train.x.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), LogScale()
-    )
-    return Posterior(net, train, FanInPrior(2, 1), Gaussian(units=Standardise(train.y))), test.x, test.y
+    last = [nn.Linear(HIDDEN, 2)] if by_input else [nn.Linear(HIDDEN, 1), LogScale()]
+    net = nn.Sequential(Standardise(train.x), nn.Linear(train.x.shape[1], HIDDEN), nn.ReLU(), *last)
+    likelihood = Gaussian(link="softplus" if by_input else "exp", units=Standardise(train.y))
+    return Posterior(net, train, FanInPrior(2, 1), likelihood), test.x, test.y
 
 
 def measure(name: str, number: int, method: str, folder: Path | None) -> dict[str, float]:
     """In this process."""
     import torch
 
-    from bnn_utils import diagnostics
     from bnn_utils.predict import coverage, crps, log_score
 
     torch.set_num_threads(1)
-    posterior, x, y = posterior_of(name, number, folder)
+    posterior, x, y = posterior_of(name, number, METHODS[method].by_input, folder)
     before = time.process_time()
     told = METHODS[method].told(posterior, x, SEED + number, BUDGETS[name])
     seconds = time.process_time() - before
     noise = posterior.likelihood.distribution(told.outputs)
-    means = noise.mean.double()
     flat = told.outputs.flatten(0, 1)
     some = flat[torch.linspace(0, len(flat) - 1, PREDICTIVE_DRAWS).long()]  # the same several times, if they are few
     one = posterior.likelihood.distribution(some)
     draws = one.mean + one.stddev * torch.randn(one.mean.shape, generator=torch.Generator().manual_seed(SEED))
-    is_chain = METHODS[method].is_chain
     return {
-        "rmse": (means.mean((0, 1)) - y).square().mean().sqrt().item(),
+        "rmse": (noise.mean.double().mean((0, 1)) - y).square().mean().sqrt().item(),
         "log_score": log_score(noise.log_prob(y).double()).mean().item(),
         "crps": crps(draws, y).mean().item(),
         "coverage": coverage(draws, y).value,
-        "r_hat": diagnostics.rhat(means).max().item() if is_chain else np.nan,
-        "median_r_hat": diagnostics.rhat(means).median().item() if is_chain else np.nan,
-        "smallest_ess": diagnostics.ess(means).min().item() if is_chain else np.nan,
-        "median_ess": diagnostics.ess(means).median().item() if is_chain else np.nan,
-        **(of_noise(told.outputs[..., 0, 1].double()) if is_chain else {}),
+        **(agreement(posterior, noise, x) if METHODS[method].is_chain else {}),
         "gradients": told.gradients,
         "seconds": seconds,
         "learned_from": len(posterior.data),
@@ -245,15 +243,28 @@ def measure(name: str, number: int, method: str, folder: Path | None) -> dict[st
     }
 
 
-def of_noise(log_noise: Tensor) -> dict[str, float]:
-    """Whether chains ``(C, T)`` agree about the size of the noise, which is the same at all points."""
-    from bnn_utils import diagnostics
+def agreement(posterior: Posterior, noise: Distribution, x: Tensor) -> dict[str, float]:
+    """Of chains about predictions at points ``(M, P)`` that are held out, and about the size of the noise."""
+    import torch
 
-    by_chain = log_noise.mean(1)
+    from bnn_utils import Standardise, diagnostics
+
+    means, log_noise = noise.mean.double(), noise.stddev.double().log().mean(-1)  # (chains, draws, M), (chains, draws)
+    log_noise = log_noise - posterior.data.y.std(correction=0).log()
+    r_hat, ess, of_noise = diagnostics.rhat(means), diagnostics.ess(means), log_noise.mean(1)
+    scaling, apart = Standardise(posterior.data.x), r_hat > R_HAT
+    to_nearest = torch.cdist(scaling(x), scaling(posterior.data.x)).amin(1)
     return {
+        "r_hat": r_hat.max().item(),
+        "median_r_hat": r_hat.median().item(),
+        "smallest_ess": ess.min().item(),
+        "median_ess": ess.median().item(),
+        "apart": apart.sum().item(),
+        "distance_apart": to_nearest[apart].median().item(),  # to the nearest row that is learned from
+        "distance_others": to_nearest[~apart].median().item(),
         "noise_r_hat": diagnostics.rhat(log_noise).item(),
-        "least_log_noise": by_chain.min().item(),
-        "largest_log_noise": by_chain.max().item(),
+        "least_log_noise": of_noise.min().item(),
+        "largest_log_noise": of_noise.max().item(),
         "sd_of_log_noise": log_noise.std(1).mean().item(),  # within chains
     }
 
@@ -285,7 +296,7 @@ def table(rows: pd.DataFrame) -> str:
         behind = (of_best - part.set_index("split")["log_score"]).dropna()
         overlap = (part["held_out"] / part["learned_from"]).iloc[0]
         difference = mean_difference(behind.to_numpy(), overlap) if len(behind) > 1 and method != best else None
-        is_chain = part["r_hat"].notna().all()
+        is_chain = METHODS[str(method)].is_chain
         lines.append(
             [
                 method,
@@ -331,7 +342,11 @@ def main() -> None:
     todo = [key for key in todo if key not in done]
     folder = [] if given.data is None else ["--data", str(given.data)]
     for count, (name, number, method) in enumerate(todo, start=1):
-        found = json.loads(in_process(__file__, "--one", name, str(number), method, *folder))
+        try:
+            found = json.loads(in_process(__file__, "--one", name, str(number), method, *folder))
+        except SystemExit as error:  # the others need not wait for it
+            print(f"{count} of {len(todo)}: {error}", flush=True)
+            continue
         row = dict(zip(KEYS, (name, number, method), strict=True)) | found
         print(f"{count} of {len(todo)}: {json.dumps(row)}", flush=True)
         rows = stored()  # again, as another process may have added to it

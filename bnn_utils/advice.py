@@ -48,6 +48,9 @@ LEAST_BFMI = 0.3  # Betancourt (2016), as in Stan and ArviZ
 SETTLING = 150  # transitions of Stan's schedule before its phases are squeezed (reference manual 2.20, section 15.2)
 ONLY_STEPS = 20  # the same: a shorter warm-up adapts the step size alone
 LEAST_SWAP_RATE = 0.05
+# Units of time of a trajectory of HMC. Of a normal direction with the scale that the mass says, neighbouring draws are
+# correlated by the cosine of it, and 1,000 draws are worth 1,000 tan^2(time / 2): 23 at this.
+LEAST_TIME = 0.3
 
 
 def warnings(chain: Chain) -> list[str]:
@@ -282,8 +285,10 @@ def step_sizes(chain: Chain) -> str | None:
 
 
 def trajectory(chain: Chain) -> str | None:
-    """A learned length that is more than the steps a transition makes."""
+    """A learned length that is more than the steps a transition makes, or steps too few for what the mass tells."""
     kernel = kernel_of(chain)
+    if isinstance(kernel, HMC):
+        return _short(kernel) if chain.warmup else None
     if not isinstance(kernel, (ChEES, MAMS)):
         return None
     steps = kernel.trajectory_length / kernel.step_size
@@ -292,6 +297,21 @@ def trajectory(chain: Chain) -> str | None:
     return (
         f"The trajectory length is {steps:,.0f} steps, and a transition makes at most {MAX_STEPS:,}: wide directions "
         "are explored slowly. Take a longer warm-up, which fits the mass to them."
+    )
+
+
+def _short(kernel: HMC) -> str | None:
+    """Of HMC with a mass by which parameters vary by about 1 and turn back after a time of pi."""
+    if kernel.inv_mass is None or kernel.num_steps in (None, 1):  # single steps are Langevin's, and meant to be
+        return None
+    time = kernel.num_steps * kernel.step_size
+    if time >= LEAST_TIME:
+        return None
+    enough = math.pi / 2 / kernel.step_size
+    return (
+        f"Trajectories of {kernel.num_steps:,} steps take {time:.2g} units of time, and parameters forget where they "
+        f"were in {math.pi / 2:.2g}, as some directions are narrow. Take about {float(f'{enough:.1g}'):,.0f} steps by "
+        "num_steps=, or keep the noise from 0."
     )
 
 

@@ -148,7 +148,7 @@ class Table:
         number = _check.whole("number", number, 0)
         if number >= NUM_SPLITS:
             raise ValueError(f"there are {NUM_SPLITS} splits, 0 to {NUM_SPLITS - 1}, got {number}")
-        random, num = np.random.RandomState(1), len(self.data)  # noqa: NPY002: the generator that they were made by
+        random, num = np.random.RandomState(1), len(self.data)
         for _ in range(number + 1):
             rows = torch.from_numpy(random.permutation(num))
         learned = round(0.9 * num)

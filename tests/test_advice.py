@@ -19,6 +19,7 @@ from bnn_utils import (
     SGLD,
     Chain,
     ChEES,
+    Data,
     Gaussian,
     NormalPrior,
     Posterior,
@@ -202,6 +203,11 @@ FAULTS = {
     "a trajectory that is cut": (
         planted(ChEES(0.001, 13.6)),
         "trajectory length is 13,600 steps, and a transition makes at most 1,000: ",
+    ),
+    "trajectories that go nowhere": (
+        planted(HMC(1e-4, 500, torch.ones(2))),
+        "Trajectories of 500 steps take 0.05 units of time, and parameters forget where they were in 1.6, as some "
+        "directions are narrow. Take about 20,000 steps by num_steps=",
     ),
     "slow energies": (
         planted(energy=normal(CHAINS, DRAWS).cumsum(1)),
@@ -445,6 +451,16 @@ def test_warmups_that_are_too_short():
     assert says(short(SILENT, ChEES(), 200, 8, warmup=15)[0], "The warm-up had 15 transitions")
     found = short(REGRESSION, ReplicaExchange(HMC(0.1, 5), 4), 200, 2, warmup=15)
     assert any(says(warning, "The warm-up had 15 transitions, too few to set the temperatures") for warning in found)
+
+
+def test_trajectories_that_go_nowhere():
+    """Two inputs that are nearly one: their difference is known a hundred times as well as no single weight is."""
+    x = normal(100, 1)
+    data = Data(x + 1e-3 * normal(100, 2, seed=1), x[:, 0])
+    found = short(
+        Posterior(nn.Linear(2, 1, bias=False), data, NormalPrior(1.0), Gaussian(0.02)), HMC(0.1, 5), 100, 4, warmup=300
+    )
+    assert any(says(warning, "Trajectories of 5 steps take 0. ... Take about") for warning in found)
 
 
 def test_temperatures_that_do_not_meet():

@@ -26,7 +26,8 @@ def the_folder(name):
 @each_name
 def test_tables_have_the_rows_and_columns_that_are_published(name):
     table = datasets.load(name, the_folder(name))
-    assert table.data.x.shape == (COUNTS[name], len(table.columns)) and table.data.y.shape == (COUNTS[name],)
+    assert table.data.x.shape == (COUNTS[name], len(table.columns))
+    assert table.data.y.shape == (COUNTS[name],)
     assert table.data.x.dtype == torch.float64
     assert all(word in repr(table) for word in (name, table.target, table.licence, table.citation))
 
