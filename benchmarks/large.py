@@ -132,7 +132,7 @@ def by(kernel: str, warmup: int, draws: int, thin: int = 1) -> Method:
             keep=keep,
             keep_draws=False,
         )
-        return chain.stats["p"]
+        return chain.kept["p"]
 
     return Method(probabilities)
 
