@@ -77,7 +77,7 @@ def mclmc(train: Data, x: Tensor) -> Tensor:
     )  # fmt: skip
     posterior = Posterior(net, train, NormalPrior(1.0), likelihood)
     chain = sample(
-        posterior, MCLMC(energy_variance=ENERGY_VARIANCE), 1000, NUM_CHAINS, warmup=200_000, thin=60,
+        posterior, MCLMC(energy_variance=ENERGY_VARIANCE), 1000, NUM_CHAINS, warmup=400_000, thin=120,
         init=pilot.draws[:, -1], seed=SEED, progress=False, workers=1,
     )  # fmt: skip
     return torch.stack([posterior.outputs(draws, x) for draws in chain.draws])

@@ -178,6 +178,7 @@ FAULTS = [
         "_Assembly._end",
         "lane.is_less(lane.on_one(lane.one.log, uniform), log_ratio)",
         "I1(1)",
+        "large_networks",
     ),
     Fault(
         "HMC of a density that is called: last half step made whole",
@@ -185,6 +186,7 @@ FAULTS = [
         "_Assembly._arrive",
         "b.select(is_last, self._half(lane), lane.get('size'))",
         "lane.get('size')",
+        "large_networks",
     ),
     Fault(
         "HMC of a density that is called: one momentum for all lanes",
@@ -192,6 +194,7 @@ FAULTS = [
         "_Assembly._begin",
         "lane.array('momenta', b.mul(drawn, lane.dim))",
         "lane.array('momenta', b.mul(b.mul(lane.get('transition'), lane.field('num_lanes')), lane.dim))",
+        "large_networks",
     ),
     Fault(
         "HMC of a density that is called: velocity without the mass",
@@ -199,6 +202,7 @@ FAULTS = [
         "Hamiltonian._velocity",
         "lane.v.mul(inv_mass, one)",
         "one",
+        "large_networks",
     ),
     Fault(
         "NUTS takes the last state of a doubling, in native code",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import chi2, norm
 
-from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, sample
+from bnn_utils import HMC, MAMS, NUTS, ChEES, NormalPrior, ReplicaExchange, Symmetric, density, sample
 from bnn_utils.diagnostics import ess, mcse
+from bnn_utils.gradients.caller import Caller
 from samplers import ROUGHLY, SAMPLERS, WALKS, each_sampler, placed, swap_rates
 from targets import (
     FALSE_ALARM,
@@ -85,6 +86,20 @@ def test_gaussian(sampler, target):
     if len(mean) < sampler.fewest_parameters:
         pytest.skip("it is not for one parameter")
     draws = sampler.draw(posterior, covariance, 1000, 100, seed=1).draws[:, 200:]
+    assert_expectation_is_0(surprises(standardised(draws, mean, covariance)))
+
+
+@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS(), MAMS()], ids=lambda kernel: type(kernel).__name__)
+def test_gaussian_by_transitions_of_large_networks(kernel, monkeypatch):
+    """The same of a linear regression that is taken for large, whose density native transitions call.
+
+    Fails when accepted and rejected positions trade places there, when a step leaves out half a kick, and when the
+    energy of the momentum is left out.
+    """
+    monkeypatch.setattr(density, "is_small", lambda posterior: False)
+    posterior, mean, covariance = TARGETS["3, rotated"]
+    assert isinstance(posterior.density(100, compile=True).joint.hmc, Caller)
+    draws = sample(posterior, kernel, 1000, 100, warmup=300, seed=1, progress=False).draws
     assert_expectation_is_0(surprises(standardised(draws, mean, covariance)))
 
 

@@ -17,8 +17,8 @@ RMSE, LOG_SCORE = 0.64, -1.18
 @pytest.mark.statistical
 @pytest.mark.skipif(not (UCI / "yacht").is_dir(), reason=f"yacht is not in {UCI}")
 def test_scores_on_a_split_of_yacht():
-    """Of 12 seeds RMSE was 0.28 to 0.38 (standard deviation 0.04), the log score 0.32 to 0.52 (0.07): a false alarm
-    takes eight standard deviations. It fails where targets come back in other units, and where chains don't move.
+    """Of 12 seeds RMSE was 0.24 to 0.42 (standard deviation 0.05), the log score 0.32 to 0.54 (0.06): a false alarm
+    takes five standard deviations or more. It fails where noise is in other units, and where chains don't move.
 
     So short a run has not converged, and has to say so.
     """
@@ -28,6 +28,6 @@ def test_scores_on_a_split_of_yacht():
     chain = sample(posterior, HMC(), 100, 8, warmup=150, seed=1, progress=False)
     predicted = posterior.predict(chain.draws, new.x)
     assert (predicted.mean((0, 1)) - new.y).square().mean().sqrt() < RMSE
-    assert log_score(posterior.log_likelihoods(chain.draws, new)).mean() > LOG_SCORE + 1
+    assert LOG_SCORE + 1 < log_score(posterior.log_likelihoods(chain.draws, new)).mean() < 1.5  # units would add 2.7
     assert coverage(posterior.predictive_draws(chain.draws, new.x, seed=0).flatten(0, 1), new.y).value > 0.7
     assert any("R-hat of lp is" in warning for warning in chain.warnings)
