@@ -386,6 +386,10 @@ print("verdict: ten parameters that converge predict areas better than a network
 # been the better ones, it would have been an ensemble with a good score, which one may use, and
 # not a posterior, of which one may say what is likely.
 #
+# Four tables about which others have published results stand in `benchmarks/uci.md`, with other
+# methods beside HMC: where chains agree, where they don't, and in what they differ there.
+# `bnn_utils.datasets` downloads these tables.
+#
 # ## What to report
 # Enough for a reader to judge, and to repeat:
 #
