@@ -38,8 +38,8 @@ REPORT = """# Airfoil noise, beside bde's paper
 `benchmarks/airfoil.py` makes this table: four hidden layers of 16 ReLU, standard normal priors, noise that depends on
 the input, the paper's split 0. RMSE and NLL, the negative log predictive density per row, are of standardised targets,
 lower is better. In brackets the NLL of a normal distribution with the predictive mean and variance, which is what the
-paper reports. Chains don't agree, ours no more than bde's (R-hat is that of predictions, the largest and the median):
-these are ensembles that predict well, and no posteriors.
+paper reports. Chains of this posterior don't agree (R-hat is that of predictions, the largest and the median): what
+predicts so well is an ensemble of chains, and no posterior of which one may say what is likely.
 
 """
 

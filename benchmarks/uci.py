@@ -39,11 +39,11 @@ KEYS = ["data", "split", "method"]
 # Transitions of our chains: as many as it took until they agreed on bostonHousing, and elsewhere about as long.
 BUDGETS = {
     "bostonHousing": Budget(500, 2000),
-    "concrete": Budget(500, 1500),
+    "concrete": Budget(1000, 5000),
     "energy": Budget(500, 1000),
     "yacht": Budget(500, 1000),
 }
-LONG = Budget(1000, 5000)
+BY_INPUT = Budget(500, 1500)  # of chains of a network that computes the noise too
 NUTS_BUDGET = Budget(300, 300)  # of 1,023 steps each
 
 REPORT = """# Regression on UCI data
@@ -201,8 +201,7 @@ METHODS = {
     "Laplace (laplace-torch)": Method(laplace, package="laplace"),
     "bde": Method(ensemble_of_chains, package="bde"),
     "HMC()": by("HMC()"),
-    "HMC(), noise by input": by("HMC()", by_input=True),
-    "HMC(), 5,000 draws": by("HMC()", own=LONG),
+    "HMC(), noise by input": by("HMC()", by_input=True, own=BY_INPUT),
     "HMC(), from maxima": by("HMC()", init="map"),
     "HMC(num_steps=5000)": by("HMC(num_steps=5000)"),
     "replica exchange": by("ReplicaExchange(HMC(0.005, 200), 30)"),
@@ -338,7 +337,9 @@ def reasons(rows: pd.DataFrame) -> str:
     if apart.empty:
         return said
     ratio = (apart["distance_apart"] / apart["distance_others"]).median()  # no number where all are apart
-    far = f"which lie {ratio:.1f} times as far from the nearest row that was learned from as the rest. " * (ratio > 0)
+    far = f"which lie {ratio:.1f} times as far from the nearest row that was learned from as the rest. " * bool(
+        ratio > 0
+    )
     range_of_noise = apart["largest_log_noise"] - apart["least_log_noise"]
     return (
         f"{said} In the others R-hat exceeds {R_HAT} at {apart['apart'].min():.0f} to {apart['apart'].max():.0f} of "

@@ -331,6 +331,15 @@ def test_trajectories_turn_back_after_half_a_period(lanes):
         assert 0.95 * expected < found < 1.05 * expected + 0.1
 
 
+def test_trajectories_of_many_steps_turn_back_too():
+    """A transition makes half of these steps, and so at most as many as it may: it is followed for twice as many."""
+    posterior, step_size = gaussian(2000 * [1.0]), math.pi / (1.9 * MAX_STEPS)
+    density, theta = posterior.density(8), normal(8, 2000)
+    start = Position(theta, *density.joint.log_prob_and_grad(theta))
+    found = turning_time(generator(1), start, density.joint, step_size, metric(None, theta))
+    assert 0.95 * math.pi < found < 1.05 * math.pi
+
+
 def test_steps_that_are_found():
     """As many as a quarter of a period takes, once the mass is known; the kernel goes on with them and tells them."""
     kernel, posterior = HMC(), gaussian(50 * [1.0])
