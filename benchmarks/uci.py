@@ -59,13 +59,15 @@ PUBLISHED = {
 REPORT = """# Regression on UCI data
 
 `make uci` makes this table: one hidden layer of 50 ReLU, `FanInPrior(2, 1)`, noise inferred (`LogScale`), inputs and
-targets standardised by those that are learned from, scores of the points held out in the data's units. Means over
-splits with their standard errors; of chains the largest R-hat and the smallest ESS of any prediction in any split, and
-how many million gradients their draws took. The log score is that of the predictive density, higher is better; 90 %
-intervals should cover 90 %. Seconds are of one core, with warm-up, predictions and the compilation of other packages.
-How far a method's log score is behind the best is the mean over splits that both have, in pairs, with an error that
-allows for rows that splits share. Published numbers are of PBP and deep ensembles over all 20 splits, and of MC dropout
-over the first 8 (bostonHousing, yacht) or 3.
+targets standardised by those that are learned from, scores of the points held out in the data's units. Scores are means
+over splits with their standard errors. The log score is that of the predictive density, higher is better; how far it is
+behind the best is the mean over splits that both methods have, in pairs, with an error that allows for rows that splits
+share. 90 % intervals should cover 90 %. Published numbers are of PBP and deep ensembles over all 20 splits, and of MC
+dropout over the first 8 (bostonHousing, yacht) or 3.
+
+There are eight chains of each kernel. R-hat and ESS are of the predictions at all points held out: the largest R-hat
+and the smallest ESS of all splits, and the median. Gradients are those of the draws. Seconds are of one core, with
+warm-up, predictions and the compilation of other packages.
 
 """
 
@@ -305,42 +307,63 @@ def write(rows: pd.DataFrame) -> None:
     order = {"data": list(UCI).index, "split": int, "method": list(METHODS).index}
     rows = rows.sort_values(KEYS, key=lambda column: column.map(order[column.name]))
     rows.to_csv(HERE / "uci.csv", index=False, float_format="%.5g")
-    parts = [f"## {name}\n\n{table(part)}\n\n{reasons(part)}" for name, part in rows.groupby("data", sort=False)]
+    of_sets = rows.groupby("data", sort=False)
+    parts = ["\n\n".join([f"## {name}", scores(part), chains(part), reasons(part)]) for name, part in of_sets]
     (HERE / "uci.md").write_text(REPORT + "\n\n".join(parts) + f"\n\nOn one core of {processor_name()}.\n")
 
 
-def table(rows: pd.DataFrame) -> str:
+def scores(rows: pd.DataFrame) -> str:
     """A line for each method; differences of log scores are paired by split, and from the best that has all splits."""
     from bnn_utils.predict import mean_difference
 
     everywhere = rows.groupby("method").filter(lambda part: part["split"].nunique() == rows["split"].nunique())
     best = everywhere.groupby("method")["log_score"].mean().idxmax()
     of_best = rows[rows["method"] == best].set_index("split")["log_score"]
-    head = ["method", "splits", "RMSE", "log score", "behind the best", "CRPS", "90 % cover", "R-hat", "ESS"]
-    head += ["million gradients", "s a split"]
-    lines = [head, ["---"] * len(head)]
+    lines = [["method", "splits", "RMSE", "log score", "behind the best", "CRPS", "90 % cover"]]
     for method, part in rows.groupby("method", sort=False):
         behind = (of_best - part.set_index("split")["log_score"]).dropna()
         overlap = (part["held_out"] / part["learned_from"]).iloc[0]
         difference = mean_difference(behind.to_numpy(), overlap) if len(behind) > 1 and method != best else None
-        is_chain = METHODS[str(method)].is_chain
         lines.append(
             [
                 method,
                 str(len(part)),
                 *(mean_and_error(part[score]) for score in ("rmse", "log_score")),
-                "-" if difference is None else f"{difference.value:.2f} ± {difference.se:.2f}",
+                "-" if difference is None else with_error(difference.value, difference.se),
                 mean_and_error(part["crps"]),
                 f"{np.average(part['coverage'], weights=part['held_out']):.0%}",
-                f"{part['r_hat'].max():.3f}" if is_chain else "-",
-                f"{part['smallest_ess'].min():.0f}" if is_chain else "-",
-                f"{part['gradients'].mean() / 1e6:.1f}" if part["gradients"].notna().all() else "-",
-                f"{part['seconds'].mean():.0f}",
             ]
         )
     for method, (rmse, score) in PUBLISHED[str(rows["data"].iloc[0])].items():
-        lines.append([f"{method}, published", "", f"{rmse:.2f}", f"{score:.2f}", *(len(head) - 4) * [""]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([f"{method}, published", "", f"{rmse:.2f}", f"{score:.2f}", "", "", ""])
+    return table(lines)
+
+
+def chains(rows: pd.DataFrame) -> str:
+    """A line for each method that makes chains."""
+    lines = [
+        ["chains", "splits", "largest R-hat", "median", "smallest ESS", "median", "million gradients", "s a split"]
+    ]
+    for method, part in rows.groupby("method", sort=False):
+        if METHODS[str(method)].is_chain:
+            lines.append(
+                [
+                    method,
+                    str(len(part)),
+                    f"{part['r_hat'].max():.3f}",
+                    f"{part['median_r_hat'].median():.3f}",
+                    f"{part['smallest_ess'].min():.0f}",
+                    f"{part['median_ess'].median():.0f}",
+                    f"{part['gradients'].mean() / 1e6:.1f}" if part["gradients"].notna().all() else "-",
+                    f"{part['seconds'].mean():.0f}",
+                ]
+            )
+    return table(lines) if len(lines) > 1 else ""
+
+
+def table(lines: list[list[str]]) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def reasons(rows: pd.DataFrame) -> str:
@@ -372,7 +395,12 @@ def reasons(rows: pd.DataFrame) -> str:
 
 
 def mean_and_error(values: pd.Series) -> str:
-    return f"{values.mean():.2f}" + (f" ± {values.sem():.2f}" if len(values) > 1 else "")
+    return with_error(values.mean(), values.sem()) if len(values) > 1 else f"{values.mean():.2f}"
+
+
+def with_error(value: float, error: float) -> str:
+    digits = 2 if error < 10 else 0
+    return f"{value:.{digits}f}\u00a0±\u00a0{error:.{digits}f}"  # in one line
 
 
 def main() -> None:
