@@ -182,8 +182,12 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Table:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     source, path = SOURCES[name], (_cache() if folder is None else Path(folder)) / name / "data.txt"
     if path.exists():
-        numbers = np.loadtxt(path, ndmin=2)
-        _check_numbers(numbers, source, f"{path}, which was kept before; delete it to download it again")
+        where = f"{path}, which was kept before; delete it to download it again"
+        try:
+            numbers = np.loadtxt(path, ndmin=2)
+        except ValueError as error:
+            raise ValueError(f"there is no table in {where}: {error}") from error
+        _check_numbers(numbers, source, where)
     else:
         url = f"{ARCHIVE}/{source.path}"
         numbers = _read(_download(url, name, path), source, url)

@@ -102,9 +102,13 @@ def test_kept_numbers_that_were_changed_are_refused(archive, tmp_path):
     datasets.load("yacht", tmp_path)
     kept = tmp_path / "yacht" / "data.txt"
     first, rest = kept.read_text().split("\n", 1)
-    kept.write_text(f"{first}9\n{rest}")
-    with pytest.raises(ValueError, match=r"was kept before; delete it to download it again"):
-        datasets.load("yacht", tmp_path)
+    for changed, said in (
+        (f"{first}9\n{rest}", "these are not the numbers"),
+        (f"words {rest}", "there is no table in"),
+    ):
+        kept.write_text(changed)
+        with pytest.raises(ValueError, match=rf"{said}.*was kept before; delete it to download it again"):
+            datasets.load("yacht", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"<html>Moved</html>", b"\xff\xfe", b""])
