@@ -381,17 +381,22 @@ def reasons(rows: pd.DataFrame) -> str:
         ratio = (known["distance_apart"] / known["distance_others"]).median()  # no number where all are apart
         far = f", which lie {ratio:.1f} times as far from the nearest row that was learned from as the rest"
         points = (
-            f" R-hat exceeds {R_HAT} at {known['apart'].min():.0f} to {known['apart'].max():.0f} of "
-            f"{known['held_out'].iloc[0]} points{far * bool(ratio > 0)}."
+            f" R-hat exceeds {R_HAT} at {from_to(known['apart'], '.0f')} of {known['held_out'].iloc[0]} points"
+            f"{far * bool(ratio > 0)}."
         )
     range_of_noise = apart["largest_log_noise"] - apart["least_log_noise"]
     return (
-        f"{said} In the others:{points} R-hat of the noise is {apart['noise_r_hat'].min():.3f} to "
-        f"{apart['noise_r_hat'].max():.3f}: means of chains lie up to {100 * np.expm1(range_of_noise.max()):.0f} % "
+        f"{said} In the others:{points} R-hat of the noise is {from_to(apart['noise_r_hat'], '.3f')}: "
+        f"means of chains lie up to {100 * np.expm1(range_of_noise.max()):.0f} % "
         f"apart, {(range_of_noise / apart['sd_of_log_noise']).max():.1f} standard deviations of one chain. It is "
         f"{np.exp(rows['least_log_noise'].min()):.2g} to {np.exp(rows['largest_log_noise'].max()):.2g} standard "
         "deviations of the targets."
     )
+
+
+def from_to(values: pd.Series, form: str) -> str:
+    ends = f"{values.min():{form}}", f"{values.max():{form}}"
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def mean_and_error(values: pd.Series) -> str:
