@@ -380,9 +380,10 @@ def reasons(rows: pd.DataFrame) -> str:
     if len(known):
         ratio = (known["distance_apart"] / known["distance_others"]).median()  # no number where all are apart
         far = f", which lie {ratio:.1f} times as far from the nearest row that was learned from as the rest"
+        recorded = f" (recorded in {len(known)} of {len(apart)})" * (len(known) < len(apart))
         points = (
             f" R-hat exceeds {R_HAT} at {from_to(known['apart'], '.0f')} of {known['held_out'].iloc[0]} points"
-            f"{far * bool(ratio > 0)}."
+            f"{far * bool(ratio > 0)}{recorded}."
         )
     range_of_noise = apart["largest_log_noise"] - apart["least_log_noise"]
     return (
