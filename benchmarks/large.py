@@ -42,7 +42,7 @@ R-hat is at most {limit}. Log scores are per digit, higher is better.
 The last layer alone is a posterior of its own, given the features of one trained network, and HMC samples it exactly.
 Of all weights, MCLMC is what fits into minutes, and it has no Metropolis step: with a quarter of the variance of its
 energy error its bias falls too, so that differences between the two are what the bias does. Where the average over this
-posterior predicts worse than one trained network, as here, it is the prior that has to be thought over.
+posterior predicts worse than one trained network, the prior has to be thought over.
 
 """
 

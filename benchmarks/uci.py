@@ -116,8 +116,7 @@ def by(kernel: str, by_input: bool = False, init: Literal["map"] | None = None, 
             progress=False,
             workers=1,
         )
-        gradients = made.lanes_per_chain * chain.stats["n_steps"].double().sum().item()
-        return Told(outputs_of(posterior, chain.draws, x), gradients)
+        return Told(outputs_of(posterior, chain.draws, x), chain.stats["n_steps"].double().sum().item())
 
     return Method(told, True, by_input=by_input)
 
@@ -219,8 +218,6 @@ METHODS = {
     "HMC(), noise by input": by("HMC()", by_input=True, own=BY_INPUT),
     "HMC(), from maxima": by("HMC()", init="map"),
     "HMC(num_steps=5000)": by("HMC(num_steps=5000)"),
-    "replica exchange": by("ReplicaExchange(HMC(0.005, 200), 30)"),
-    "ChEES()": by("ChEES()"),
     "NUTS (BlackJAX)": Method(nuts, True, "blackjax"),
 }
 
