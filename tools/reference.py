@@ -72,7 +72,6 @@ def chains(
     """Long runs of one of the library's kernels, each chain from a draw of the prior; a chain is a replicate."""
 
     def run(asked: Problem, folder: Path, seed: int) -> Run:
-        before = time.process_time()
         chain = sample(
             asked.posterior,
             kernel,
@@ -86,7 +85,11 @@ def chains(
             store=folder / f"{type(kernel).__name__}.zarr",
         )
         how = f"{num_chains} chains of {kernel}, {num_draws:,} draws each, one in {thin}, after {warmup:,} of warm-up"
-        facts = {"seed": seed, **diagnosed(asked, chain), "processor seconds": round(time.process_time() - before)}
+        facts = {
+            "seed": seed,
+            **diagnosed(asked, chain),
+            "seconds": round(chain.wall_time),
+        }
         evidence = None if chain.tempering is None else chain.tempering.log_evidence().stepping_stones
         return Run(list(chain.draws), equal(num_chains), evidence, how, facts)
 
@@ -113,19 +116,21 @@ def smc(num_runs: int, num_particles: int, num_moves: int, num_steps: int = 8) -
     """Independent runs of sequential Monte Carlo, each a replicate that counts as much as its evidence."""
 
     def run(asked: Problem, folder: Path, seed: int) -> Run:
-        before, found, about = time.process_time(), [], ""
+        found, about, seconds = [], "", 0.0
         # Not of consecutive seeds, whose streams go together in torch.
         for number, stream in enumerate(spawn(seed, num_runs, asked.posterior.device)):
             path = folder / f"smc-{num_particles}-{num_moves}-{num_steps}-{number}.npz"
             if not path.exists():
+                before = time.perf_counter()
                 made = sequential_monte_carlo(asked.posterior, num_particles, num_moves, num_steps, stream)
                 about = f"{made.num_stages} temperatures, acceptance rate {made.acceptance_rate:.2f}"
                 part = path.with_suffix(".part.npz")
-                np.savez(part, theta=made.theta.numpy(), log_evidence=made.log_evidence, about=about)
+                took = time.perf_counter() - before
+                np.savez(part, theta=made.theta.numpy(), log_evidence=made.log_evidence, about=about, seconds=took)
                 part.rename(path)
             with np.load(path) as file:
                 found.append((torch.from_numpy(file["theta"]), float(file["log_evidence"])))
-                about = str(file["about"])
+                about, seconds = str(file["about"]), seconds + float(file["seconds"])
         logs = torch.tensor([log_evidence for _, log_evidence in found], dtype=torch.float64)
         weights = logs.softmax(0)
         log_evidence = float(logs.logsumexp(0)) - math.log(num_runs)
@@ -141,7 +146,7 @@ def smc(num_runs: int, num_particles: int, num_moves: int, num_steps: int = 8) -
             "last run": about,
             "runs that count": round(1 / float(weights.square().sum()), 1),
             "standard deviation of their log evidence": round(float(logs.std()), 3),
-            "processor seconds": round(time.process_time() - before),
+            "seconds": round(seconds),
         }
         return Run([theta for theta, _ in found], weights, evidence, how, facts)
 
@@ -256,6 +261,7 @@ def compare(name: str, data: Path | None, folder: Path, recipe: Recipe) -> Compa
         best, found = sides[0], agreement(*sides, scores)
     others = [run.log_evidence for run in runs if run.log_evidence not in (None, truth.log_evidence)]
     certificate = {
+        "fingerprint": asked.fingerprint(),
         "first": recipe.is_exact * "closed form, and " + runs[0].how,
         "first run": runs[0].facts,
         "second": runs[1].how,

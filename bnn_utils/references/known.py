@@ -17,6 +17,8 @@ from bnn_utils import _check
 from bnn_utils.evidence import Estimate
 from bnn_utils.references.problems import PROBLEMS, Folder, Problem, problem
 
+ROUNDING = 1e-6  # between processors, of sums over data in float64
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reference:
@@ -50,8 +52,20 @@ class Reference:
     certificate: Mapping[str, Any]
 
     def problem(self, folder: Folder = None) -> Problem:
-        """The posterior that this is known of; the folder is that of `bnn_utils.references.problem`."""
-        return problem(self.name, folder)
+        """The posterior that this is known of; the folder is that of `bnn_utils.references.problem`.
+
+        Raises:
+            ValueError: if that is another posterior than the one whose answers these are.
+        """
+        found = problem(self.name, folder)
+        here, wanted = found.fingerprint(), self.certificate["fingerprint"]
+        if not np.allclose(here, wanted, rtol=ROUNDING, atol=ROUNDING):
+            raise ValueError(
+                f"the posterior {self.name!r} is not the one that this reference is of: at one vector, its log "
+                f"density and two sums of its predictions are {here}, and were {wanted}. Have data "
+                "that come with scikit-learn, or from a folder, changed?"
+            )
+        return found
 
     def __repr__(self) -> str:
         facts = [
