@@ -17,7 +17,8 @@ from torch import Tensor
 LEVELS = (0.005, 0.025, *(k / 20 for k in range(1, 20)), 0.975, 0.995)  # of quantiles
 SIMULATIONS = 200  # of the largest difference by chance
 DRAWS_OF_SIMULATION = 1_000
-SAME = 1e-9  # of numbers without an error
+TIED = 1e-3  # more probability than this at a single value
+SAME, ROUNDING = 1e-9, 1e-13  # relative: of numbers without an error, and errors that are none
 TOO_LARGE = 0.01  # a probability: a largest difference that is less probable by chance is a disagreement
 
 
@@ -27,6 +28,7 @@ class Marginals(NamedTuple):
     mean: Tensor  # (Q,)
     sd: Tensor  # (Q,)
     quantiles: Tensor  # (levels, Q)
+    is_tied: Tensor  # (levels, Q), where many draws equal the quantile, such as probabilities that are rounded to 1
 
 
 class Replicates(NamedTuple):
@@ -61,22 +63,29 @@ def marginals(values: Sequence[Tensor], weights: Tensor) -> Marginals:
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     columns = torch.cat([v.T for v in values], dim=1)  # (Q, draws), each in one piece of memory
     quantiles = torch.empty(len(LEVELS), len(columns), dtype=torch.float64)
+    is_tied = torch.empty(quantiles.shape, dtype=torch.bool)
     for k, column in enumerate(columns):
         ordered, order = column.sort()
-        places = torch.searchsorted(of_draws[order].cumsum(0), levels).clamp(max=len(column) - 1)
-        quantiles[:, k] = ordered[places].double()
-    return Marginals(torch.as_tensor(mean), torch.as_tensor(variance).sqrt(), quantiles)
+        below = of_draws[order].cumsum(0)
+        quantiles[:, k] = ordered[torch.searchsorted(below, levels).clamp(max=len(column) - 1)].double()
+        last = torch.searchsorted(ordered, quantiles[:, k].to(ordered).contiguous(), right=True) - 1
+        is_tied[:, k] = below[last] - levels > TIED
+    return Marginals(torch.as_tensor(mean), torch.as_tensor(variance).sqrt(), quantiles, is_tied)
 
 
 def influences(values: Tensor, known: Marginals) -> Tensor:
     """What each draw adds to the averages: ``(n, Q)`` -> ``(n, (2 + levels) Q)``, linear statistics of one draw.
 
-    The standard deviation is that of the known mean, to first order: ``sd + ((q - mean)^2 - sd^2) / (2 sd)``.
+    The standard deviation is that of the known mean, to first order: ``sd + ((q - mean)^2 - sd^2) / (2 sd)``. Where
+    draws are tied at a quantile, what is below it depends on rounding: there the level itself stands for it.
     """
     values = values.double()
     sd = known.sd.clamp(min=torch.finfo(torch.float64).tiny)
     of_sd = known.sd + ((values - known.mean).square() - known.sd.square()) / (2 * sd)
-    below = [(values <= quantiles).double() for quantiles in known.quantiles]
+    below = [
+        torch.where(is_tied, level, (values <= quantiles).double())
+        for level, quantiles, is_tied in zip(LEVELS, known.quantiles, known.is_tied, strict=True)
+    ]
     return torch.cat([values, of_sd, *below], dim=1)
 
 
@@ -136,8 +145,7 @@ def agreement(one: Replicates, other: Replicates, draws: Tensor, seed: int = 0) 
         seed: of the simulation.
     """
     sides = [side for side in (one, other) if len(side.weights) > 1]
-    difference = one.estimate - other.estimate
-    z = _in_errors(difference, [side.se for side in sides])
+    z = _in_errors(one.estimate - other.estimate, [side.se for side in sides], one.estimate.abs())
     chosen = torch.linspace(0, len(draws) - 1, min(len(draws), DRAWS_OF_SIMULATION)).long()
     scores = draws[chosen].float()
     scores = (scores - scores.mean(0)) / scores.std(0).clamp(min=1e-12) / len(scores) ** 0.5
@@ -146,10 +154,11 @@ def agreement(one: Replicates, other: Replicates, draws: Tensor, seed: int = 0) 
     return Agreement(z, z.abs().max().item(), torch.tensor(largest, dtype=torch.float64))
 
 
-def _in_errors(difference: Tensor, errors: list[Tensor]) -> Tensor:
+def _in_errors(difference: Tensor, errors: list[Tensor], size: Tensor) -> Tensor:
     se = torch.stack(errors).square().sum(0).sqrt()
-    # A number without an error, such as a probability of 0, has to be the same on both sides.
-    return torch.where(se > 0, difference / se, torch.where(difference.abs() < SAME, 0.0, torch.inf))
+    # A number without an error, such as a probability of 0, has to be the same on both sides, up to rounding.
+    without = torch.where(difference.abs() <= SAME * size.clamp(min=1), 0.0, torch.inf)
+    return torch.where(se > ROUNDING * size, difference / se, without)
 
 
 def _by_chance(scores: Tensor, sides: list[Replicates], generator: torch.Generator) -> float:
@@ -162,4 +171,4 @@ def _by_chance(scores: Tensor, sides: list[Replicates], generator: torch.Generat
         found = Replicates(rows * scale, side.weights.float())
         difference += sign * found.estimate
         errors.append(found.se)
-    return _in_errors(difference, errors).abs().max().item()
+    return _in_errors(difference, errors, torch.zeros_like(difference)).nan_to_num().abs().max().item()

@@ -17,6 +17,7 @@ from bnn_utils import _check
 from bnn_utils.evidence import Estimate
 from bnn_utils.references.problems import PROBLEMS, Folder, Problem, problem
 
+ARRAYS = ("mean", "mean_se", "sd", "sd_se", "levels", "quantiles", "below_se")
 ROUNDING = 1e-6  # between processors, of sums over data in float64
 
 
@@ -31,7 +32,8 @@ class Reference:
         sd: posterior standard deviations, shape ``(Q,)``.
         levels: of the quantiles, L probabilities, shape ``(L,)``.
         quantiles: shape ``(L, Q)``.
-        below_se: errors of the probabilities below the quantiles, shape ``(L, Q)``.
+        below_se: errors of the probabilities below the quantiles, shape ``(L, Q)``; NaN where many draws equal the
+            quantile, such as probabilities that are rounded to 1.
         log_score: mean log density of the points that are held out.
         log_evidence: log p(y), every constant kept; None where it is not known.
         mode: the mass of the mode that has a name; None where there is none.
@@ -112,8 +114,7 @@ def reference(name: str = "boxes") -> Reference:
 def read(stream: Any) -> Reference:
     """From a file of `write`, or its name."""
     with np.load(stream) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in ("mean", "mean_se", "sd", "sd_se", "levels")}
-        arrays |= {key: torch.from_numpy(file[key]).double() for key in ("quantiles", "below_se")}
+        arrays = {key: torch.from_numpy(file[key]).double() for key in ARRAYS}
         estimates = {
             key: Estimate(*file[key].tolist()) if key in file else None for key in ("log_score", "log_evidence", "mode")
         }
@@ -122,9 +123,8 @@ def read(stream: Any) -> Reference:
 
 
 def write(known: Reference, path: str | os.PathLike[str]) -> None:
-    """A file that `read` takes; quantiles are kept in single precision."""
-    arrays = {key: getattr(known, key).numpy() for key in ("mean", "mean_se", "sd", "sd_se", "levels")}
-    arrays |= {key: getattr(known, key).float().numpy() for key in ("quantiles", "below_se")}
+    """A file that `read` takes; errors are kept in single precision."""
+    arrays = {key: getattr(known, key).to(torch.float32 if "_se" in key else torch.float64).numpy() for key in ARRAYS}
     for key in ("log_score", "log_evidence", "mode"):
         if getattr(known, key) is not None:
             arrays[key] = np.array(getattr(known, key))

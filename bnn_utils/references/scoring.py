@@ -360,6 +360,9 @@ def _linear(values: Tensor, is_mode: Tensor | None, truth: _Truth) -> Iterator[t
     yield (off.square() - 1) / 2, truth.sd_se / truth.sd, None
     for level in TESTED:
         row = truth.at(level)
-        yield (values <= truth.quantiles[row]).double() - level, truth.below_se[row], level
+        # Where draws of the posterior are tied, what is below depends on rounding.
+        is_tied = truth.below_se[row].isnan()
+        below = torch.where(is_tied, 0.0, (values <= truth.quantiles[row]).double() - level)
+        yield below, truth.below_se[row].nan_to_num(), level
     if is_mode is not None:
         yield is_mode - truth.mode.value, torch.tensor([truth.mode.se]), truth.mode.value
