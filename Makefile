@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: notebooks html test lab refresh bench uci faults robust lock clean
+.PHONY: notebooks html test lab refresh bench uci references faults robust lock clean
 
 notebooks: $(READY)
 	$(BIN)/python tools/notebooks.py build
@@ -42,6 +42,11 @@ uci: $(READY)
 	$(BIN)/python benchmarks/uci.py
 	$(BIN)/python benchmarks/airfoil.py
 	$(BIN)/python benchmarks/large.py
+
+# Some two hours on one core; what was done before is kept in build/references.
+references: $(READY)
+	$(BIN)/python tools/reference.py all
+	$(BIN)/python benchmarks/references.py
 
 # About an hour and a half on two cores.
 faults: $(READY)

@@ -342,6 +342,7 @@ def installed(methods):
 
 # %%
 known = reference()
+grid, truth = known.problem().inputs, known.mean[:625]  # first come predictions on the grid
 
 
 def corners(draws):
@@ -354,7 +355,7 @@ def corners(draws):
 def predictions(chain):
     """On the grid; of long chains every so many draws, 3,000 at most, to save memory."""
     apart = -(-chain.num_chains * chain.num_draws // 3000)
-    return posterior.predict(chain.draws[:, ::apart], known.grid)
+    return posterior.predict(chain.draws[:, ::apart], grid)
 
 
 # %%
@@ -363,10 +364,10 @@ def judge(chain):
     p = predictions(chain)
     is_and, is_or = corners(chain.draws) == 1, corners(chain.draws) == 3
     row = {"draws": f"{chain.num_chains} x {chain.num_draws:,}"}
-    row["distance"] = (p.mean((0, 1)) - known.mean).abs().mean().item()
+    row["distance"] = (p.mean((0, 1)) - truth).abs().mean().item()
     row |= {"AND": is_and.double().mean().item(), "OR": is_or.double().mean().item()}
     if chain.num_chains > 1:
-        found = convergence(p, known.grid)
+        found = convergence(p, grid)
         row["both"] = (is_and.any(1) & is_or.any(1)).double().mean().item()
         row["R-hat"] = found.r_hat.nan_to_num(nan=1).max().item()
         row["ESS"] = found.ess_bulk.nan_to_num(nan=torch.inf).min().item()
@@ -406,7 +407,7 @@ pd.DataFrame(
 
 # %% tags=["nbval-ignore-output"]
 plots.decision_maps(
-    {"reference": known.mean} | maps, known.grid, data,
+    {"reference": truth} | maps, grid, data,
     title="One point bends the borders, a Gaussian there blurs them; who has arrived agrees",
 )  # fmt: skip
 
@@ -490,7 +491,7 @@ def hill(mode):
     """What a point at a mode says, and the Gaussian there: distances, kinds, mean log joint."""
     point, cloud = torch.from_numpy(mode)[None], gaussian_at(posterior, mode).draws[0]
     row = {
-        name: (posterior.predict(draws, known.grid).mean(0) - known.mean).abs().mean().item()
+        name: (posterior.predict(draws, grid).mean(0) - truth).abs().mean().item()
         for name, draws in {"point": point, "Laplace": cloud}.items()
     }
     row |= {name: (corners(cloud) == k).double().mean().item() for name, k in kind.items()}
@@ -617,7 +618,7 @@ guest
 # output. Here too? (With four chains that depends on luck: all may be of one kind.)
 
 # %% tags=["nbval-ignore-output"]
-print(convergence(predictions(guest), known.grid))
+print(convergence(predictions(guest), grid))
 
 # %% tags=["nbval-ignore-output"]
 raw, folded = rhat(guest.draws), rhat(fold(guest.draws, posterior.flat))
