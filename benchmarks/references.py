@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from bnn_utils.plots.style import probability_contours, scatter, square
 from bnn_utils.references import Problem, Reference, names, reference
@@ -176,13 +177,12 @@ def ordered(ax: Axes, found: Reference, asked: Problem | None) -> None:
     ax.set(xlabel="inputs and classes, in order", ylabel="prediction")
 
 
-def bands(ax: Axes, x: list[float], found: Reference, places: object) -> None:
-    rows = {
-        level: found.quantiles[int((found.levels - level).abs().argmin())][places] for level in (0.05, 0.25, 0.75, 0.95)
-    }  # type: ignore[index]
+def bands(ax: Axes, x: list[float], found: Reference, places: slice | Tensor) -> None:
+    levels = found.levels.tolist()
+    rows = {level: found.quantiles[levels.index(level), places] for level in (0.05, 0.25, 0.75, 0.95)}
     ax.fill_between(x, rows[0.05], rows[0.95], color=BAND, alpha=0.45, linewidth=0)
     ax.fill_between(x, rows[0.25], rows[0.75], color=BAND, linewidth=0)
-    ax.plot(x, found.mean[places], color=INK)  # type: ignore[index]
+    ax.plot(x, found.mean[places], color=INK)
 
 
 if __name__ == "__main__":
