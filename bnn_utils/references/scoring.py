@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TESTED = (0.05, 0.25, 0.5, 0.75, 0.95)  # levels of the quantiles at which probabilities are compared
 INTERVAL = (0.05, 0.95)
+INNER = 0.7  # the least share of a quantity's variance that its quantiles from 0.5 % to 99.5 % tell of
 FALSE_ALARM = 0.05  # that draws from the posterior itself are told from it
 FEWEST = 48  # draws from which errors can be computed
 GROUPS = 24  # of draws, one of which is left out at a time to see how much the distances vary
@@ -48,7 +49,8 @@ class Distance(NamedTuple):
 class Score:
     """How far draws are from what is known; prints as its verdict.
 
-    Distances are in posterior standard deviations, over all quantities of `Problem.values` that vary.
+    Distances are in posterior standard deviations, over all quantities of `Problem.values` that vary; without those
+    whose spread hangs on less than one draw in a hundred, such as probabilities that are nearly always 1.
 
     Attributes:
         name: of the problem.
@@ -58,7 +60,8 @@ class Score:
         coverage: posterior mass inside of the draws' central 90 % intervals, on average; 0.9 for the posterior.
         mode: the mass of the mode that has a name, and the known one; None where there is none.
         log_score_lost: how much lower the mean log density of held-out points is; None where it can't be computed.
-        largest: the largest difference of all means, standard deviations and probabilities, in standard errors.
+        largest: the largest difference of all probabilities below quantiles, of averages of these that see location
+            and spread, and of the mode's mass, in standard errors.
         allowed: what draws from the posterior itself exceed in one of 20 cases.
         num_draws: how many there were.
     """
@@ -163,7 +166,7 @@ def score(
             f"log likelihoods are of {tuple(logs.shape[:2])} chains and draws, and function values of "
             f"{tuple(values.shape[:2])}"
         )
-    varies = known.sd[: values.shape[-1]] > 0
+    varies = _compared(known)[: values.shape[-1]]
     truth = _Truth.of(known, varies)
     is_mode = problem.is_mode(values).double()[..., None] if problem.mode and known.mode else None
     values = values[..., varies]
@@ -172,7 +175,7 @@ def score(
     errors, chances, largest, allowed = torch.full((5,), torch.nan), 3 * [math.nan], math.inf, math.nan
     if num >= FEWEST:
         errors = _jackknife(values, logs, truth)
-        chances = truth.by_chance(mcse(values))
+        chances = truth.by_chance(values)
         largest, allowed = _largest(values, is_mode, truth, seed)
     mean, sd, wasserstein, coverage, own_score = found.tolist()
     mode, lost = None, None
@@ -228,8 +231,20 @@ def _three(name: str, values: Any, widths: tuple[int, ...]) -> Tensor:
     return found if found.ndim == 3 else found[None]
 
 
+def _compared(known: Reference) -> Tensor:
+    """Which quantities vary, and not by a draw in a hundred alone: of these no short run knows the spread."""
+    inner = _weights(known.levels) @ (known.quantiles - known.mean).square()
+    return (known.sd > 0) & (inner >= INNER * known.sd.square())
+
+
+def _weights(levels: Tensor) -> Tensor:
+    """How much probability lies next to each of the quantiles, ``(L,)``."""
+    zero, one = levels.new_tensor([0.0]), levels.new_tensor([1.0])
+    return torch.cat([zero, (levels[1:] + levels[:-1]) / 2, one]).diff()
+
+
 class _Truth(NamedTuple):
-    """What is known of the quantities that vary."""
+    """What is known of the quantities that are compared."""
 
     mean: Tensor  # (Q,), as the next three
     mean_se: Tensor
@@ -258,27 +273,28 @@ class _Truth(NamedTuple):
             known.mode or Estimate(math.nan, math.nan),
         )
 
-    def at(self, level: float) -> int:
-        """Which row of the quantiles is that of a level."""
-        return int((self.levels - level).abs().argmin())
+    def by_chance(self, values: Tensor) -> list[float]:
+        """Distances of means, standard deviations and distributions of as many draws from the posterior.
 
-    def by_chance(self, se: Tensor) -> list[float]:
-        """Distances of means, standard deviations and distributions of draws from the posterior, with these errors.
-
-        As of independent draws that give such errors of the mean.
+        As of independent draws that give such errors of the mean, and whose tails are as heavy.
         """
+        se, centred = mcse(values).nan_to_num(), values - values.mean((0, 1))
+        variance = centred.square().mean((0, 1))
         relative = torch.where(se > 0, se / self.sd, torch.inf).square()
+        kurtosis = (centred.pow(4).mean((0, 1)) / variance.square()).nan_to_num(nan=1)
         # The error of a quantile is that of the probability below it, by the slope of the quantiles.
         slope = torch.gradient(self.quantiles, spacing=(self.levels,), dim=0)[0] / self.sd
         of_quantiles = (self.levels * (1 - self.levels))[:, None].sqrt() * slope
         of_all = math.sqrt(2 / math.pi) * (self.weights @ of_quantiles) * relative.sqrt()
-        return [relative.mean().sqrt().item(), (relative / 2).mean().sqrt().item(), of_all.mean().item()]
+        return [
+            relative.mean().sqrt().item(),
+            (relative * (kurtosis - 1) / 4).mean().sqrt().item(),
+            of_all.mean().item(),
+        ]
 
     @property
     def weights(self) -> Tensor:
-        """How much probability lies next to each of the quantiles, ``(L,)``."""
-        ends = self.levels.new_tensor([0.0]), self.levels.new_tensor([1.0])
-        return torch.cat([ends[0], (self.levels[1:] + self.levels[:-1]) / 2, ends[1]]).diff()
+        return _weights(self.levels)
 
     def below(self, values: Tensor) -> Tensor:
         """The posterior probability of less than each value, ``(Q,)`` -> ``(Q,)``.
@@ -355,14 +371,20 @@ def _largest(values: Tensor, is_mode: Tensor | None, truth: _Truth, seed: int) -
 
 def _linear(values: Tensor, is_mode: Tensor | None, truth: _Truth) -> Iterator[tuple[Tensor, Tensor, float | None]]:
     """What is compared, ``(chains, draws, ...)`` with a mean of 0; errors of what is known; of a probability, it."""
-    off = (values - truth.mean) / truth.sd
-    yield off, truth.mean_se / truth.sd, None
-    yield (off.square() - 1) / 2, truth.sd_se / truth.sd, None
-    for level in TESTED:
-        row = truth.at(level)
+    # Bounded scores of location and spread: means and deviations may hang on a few draws, whose number no error tells.
+    location, spread = torch.zeros_like(values), torch.zeros_like(values)
+    of_location, of_spread = torch.zeros_like(truth.mean), torch.zeros_like(truth.mean)
+    for row, (level, weight) in enumerate(zip(truth.levels.tolist(), truth.weights.tolist(), strict=True)):
         # Where draws of the posterior are tied, what is below depends on rounding.
-        is_tied = truth.below_se[row].isnan()
+        se, is_tied = truth.below_se[row].nan_to_num(), truth.below_se[row].isnan()
         below = torch.where(is_tied, 0.0, (values <= truth.quantiles[row]).double() - level)
-        yield below, truth.below_se[row].nan_to_num(), level
+        location += weight * below
+        spread += weight * (1 - 2 * level) * below
+        of_location += weight * se
+        of_spread += weight * abs(1 - 2 * level) * se
+        if round(level, 3) in TESTED:
+            yield below, se, level
+    yield location, of_location, None
+    yield spread, of_spread, None
     if is_mode is not None:
         yield is_mode - truth.mode.value, torch.tensor([truth.mode.se]), truth.mode.value
