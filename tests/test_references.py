@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, norm
+from scipy.stats import t as student
 
-from bnn_utils import HMC, Chain, Data, NormalPrior, Posterior, ReplicaExchange, find_map, sample
+from bnn_utils import HMC, Chain, Data, NormalPrior, Posterior, ReplicaExchange, boxes, find_map, sample
 from bnn_utils.random import spawn
-from bnn_utils.references import PROBLEMS, names, problem, reference, score
+from bnn_utils.references import PROBLEMS, names, problem, reference, score, smc
 from bnn_utils.references import known as files
-from bnn_utils.references.agreement import LEVELS, Replicates, agreement, influences, marginals, replicates
+from bnn_utils.references.agreement import LEVELS, Replicates, agreement, influences, marginals, moved_mass, replicates
 from bnn_utils.references.smc import sequential_monte_carlo
 from targets import FALSE_ALARM, generator, normal
 
@@ -30,27 +31,50 @@ def exchange(asked, num_samples, num_chains, thin, seed, posterior=None, num_ste
 # --- sequential Monte Carlo -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.statistical
-def test_sequential_monte_carlo_of_a_regression():
-    """Means, deviations and evidence of 24 runs against the closed form.
-
-    Fails when moves are always accepted, when resampling ignores the weights, and when the evidence is the mean of log
-    weights; see also the planted faults.
-    """
+def is_right():
+    """Whether means, deviations and evidence of 24 runs are those of the closed form; a false alarm in 10,000 times."""
     known = reference("line")
     asked = known.problem()
-    runs = [
-        sequential_monte_carlo(asked.posterior, 2_000, 5, 4, stream) for stream in spawn(3, 24, torch.device("cpu"))
-    ]
+    streams = spawn(3, 24, torch.device("cpu"))
+    runs = [sequential_monte_carlo(asked.posterior, 2_000, 5, 4, stream) for stream in streams]
     values = torch.stack([asked.values(run.theta) for run in runs])
     means, squares = values.mean(1), (values - known.mean).square().mean(1)
     logs = torch.tensor([run.log_evidence for run in runs], dtype=torch.float64)
     evidence = (logs - known.log_evidence.value).exp()[:, None] - 1  # whose mean is 0, of whatever number of particles
     off = torch.cat([means - known.mean, squares - known.sd.square(), evidence], dim=1)
     t = off.mean(0) / off.std(0) * len(off) ** 0.5
-    from scipy.stats import t as student
+    return t.abs().max() < student.isf(FALSE_ALARM / 2 / len(t), len(off) - 1)
 
-    assert t.abs().max() < student.isf(FALSE_ALARM / 2 / len(t), len(off) - 1)
+
+@pytest.mark.statistical
+def test_sequential_monte_carlo_of_a_regression():
+    assert is_right()
+
+
+def no_resampling(weights, stream):
+    return torch.arange(len(weights))
+
+
+def always_accept(density, beta, sizes, num_steps, stream, theta, log_likelihood, grad):
+    """One leapfrog step that is far too long, and stays where it ends."""
+    p = torch.randn(theta.shape, generator=stream, dtype=theta.dtype)
+    there = theta + 3 * sizes * (p + 1.5 * sizes * (density.prior.grad(theta) + beta * grad))
+    return there, *density.likelihood.log_prob_and_grad(there), 0.8
+
+
+def too_hot(move):
+    return lambda density, beta, *others: move(density, 0.9 * beta, *others)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("_systematic", no_resampling), ("_move", always_accept), ("_move", too_hot(smc._move))],
+    ids=["no resampling", "always accepted", "too hot"],
+)
+def test_faults_of_sequential_monte_carlo_are_seen(name, fault, monkeypatch):
+    monkeypatch.setattr(smc, name, fault)
+    assert not is_right()
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -140,11 +164,6 @@ def test_unknown_names():
         problem("boxen")
 
 
-def surprise(found, num):
-    """The bound on the largest difference of a score, and of as many numbers, by Bonferroni."""
-    return norm.isf(FALSE_ALARM / 2 / num)
-
-
 @pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ("boxes", "sine_tanh", "wine") if name in names()])
@@ -153,8 +172,8 @@ def test_reference_by_a_short_run(name):
     known = reference(name)
     asked = known.problem()
     found = score(exchange(asked, 400, 8, 15, seed=11), known)
-    assert found.largest < surprise(found, 7 * len(known.mean) + 1)
-    assert found.mean.value < 0.2
+    assert found.largest < norm.isf(FALSE_ALARM / 2 / (7 * len(known.mean) + 1))
+    assert found.mean.value < 3 * found.mean.by_chance
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -165,16 +184,24 @@ def long_run():
     """Draws of the tutorial's posterior, and the function values that are compared."""
     asked = problem("boxes")
     chain = exchange(asked, 500, 64, 10, seed=5)
-    return asked, chain, asked.values(chain.draws)
+    return asked, asked.values(chain.draws)
+
+
+def with_moved_mass(asked, values, share=0.05):
+    """Of each chain so many of the draws of one mode replaced by draws of the other."""
+    return torch.stack([chain[moved_mass(asked.is_mode(chain), share)] for chain in values])
 
 
 @pytest.mark.statistical
 @pytest.mark.slow
 def test_the_truth_is_indistinguishable_from_itself(long_run):
-    """In 95 % of the splits of a long run. Fails when errors leave autocorrelation out."""
+    """In 95 % of the splits of a long run. Fails when standard errors are halved.
+
+    Of 224 such splits of the shipped runs of four references 11 were told from them, 4.9 %.
+    """
     known = reference("boxes")
-    found = [score(part, known).is_indistinguishable for part in long_run[2].split(4)]
-    assert found.count(False) <= binom.isf(1e-3, len(found), 0.05)
+    found = [score(part, known).is_indistinguishable for part in long_run[1].split(4)]
+    assert found.count(False) <= binom.isf(FALSE_ALARM, len(found), 0.05)
 
 
 @pytest.mark.statistical
@@ -186,9 +213,8 @@ def test_laplace_is_always_told():
     for seed in range(5):
         theta = find_map(asked.posterior, seed=seed).theta[0]
         precision = -torch.autograd.functional.hessian(asked.posterior.log_prob, theta)
-        draws = torch.distributions.MultivariateNormal(theta, precision_matrix=precision)
-        torch.manual_seed(seed)
-        found = score(asked.values(draws.sample((1_000,))), known)
+        root = torch.linalg.cholesky(torch.linalg.inv(precision))
+        found = score(asked.values(theta + normal(1_000, asked.posterior.dim, seed=seed) @ root.T), known)
         assert not found.is_indistinguishable
         assert found.mean.value > 0.1
 
@@ -198,14 +224,12 @@ def test_laplace_is_always_told():
 @pytest.mark.parametrize("what", ["prior", "data"])
 def test_wrong_posteriors_are_told(what):
     """Of a prior of precision 0.12 in place of 0.09, and of points drawn with the next seed."""
-    from bnn_utils import boxes
-
     asked = problem("boxes")
     data = boxes(seed=1235) if what == "data" else asked.posterior.data
     other = Posterior(
         asked.posterior.flat.module, data, NormalPrior(0.12 if what == "prior" else 0.09), asked.posterior.likelihood
     )
-    found = score(exchange(asked, 500, 64, 10, seed=6, posterior=other), reference("boxes"))
+    found = score(exchange(asked, 500, 32, 10, seed=6, posterior=other), reference("boxes"))
     assert not found.is_indistinguishable
 
 
@@ -213,16 +237,24 @@ def test_wrong_posteriors_are_told(what):
 @pytest.mark.slow
 def test_moved_mass_of_a_mode_is_told(long_run):
     """A twentieth of the draws of one mode replaced by draws of the other."""
-    asked, _, values = long_run
-    of_mode = asked.is_mode(values)
-    moved = values.clone()
-    for chain, mode in zip(moved, of_mode, strict=True):
-        inside, outside = mode.nonzero().flatten(), (~mode).nonzero().flatten()
-        if len(inside) and len(outside):
-            taken = inside[::20]
-            chain[taken] = chain[outside[torch.arange(len(taken)) % len(outside)]]
-    assert score(values, reference("boxes")).is_indistinguishable
+    moved = with_moved_mass(*long_run)
     assert not score(moved, reference("boxes")).is_indistinguishable
+
+
+@pytest.mark.statistical
+@pytest.mark.slow
+def test_wrong_references_disagree(long_run):
+    """Half of a run agrees with the other half, and not with a tenth of one mode's mass moved, nor with another prior.
+
+    Of a twentieth, which the runs of `tools/reference.py` see, eight times as long, benchmarks/references.csv tells.
+    """
+    asked, values = long_run
+    half, rest = values[::2], values[1::2]
+    assert compared(list(half), list(rest)).agrees
+    assert not compared(list(values), list(with_moved_mass(asked, values, 0.1))).agrees
+    prior = Posterior(asked.posterior.flat.module, boxes(), NormalPrior(0.12), asked.posterior.likelihood)
+    other = asked.values(exchange(asked, 500, 16, 10, seed=8, posterior=prior).draws)
+    assert not compared(list(half), list(other)).agrees
 
 
 def test_all_forms_of_draws_score_alike():

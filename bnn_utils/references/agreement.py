@@ -172,3 +172,13 @@ def _by_chance(scores: Tensor, sides: list[Replicates], generator: torch.Generat
         difference += sign * found.estimate
         errors.append(found.se)
     return _in_errors(difference, errors, torch.zeros_like(difference)).nan_to_num().abs().max().item()
+
+
+def moved_mass(is_mode: Tensor, share: float) -> Tensor:
+    """A fault to plant: of draws ``(n,)`` those to take so that a share of one mode's are replaced by the other's."""
+    taken = torch.arange(len(is_mode))
+    inside, outside = is_mode.nonzero().flatten(), (~is_mode).nonzero().flatten()
+    if len(outside):
+        moved = inside[:: round(1 / share)]
+        taken[moved] = outside[torch.arange(len(moved)) % len(outside)]
+    return taken
