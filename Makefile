@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/independent.py
+	$(BIN)/python benchmarks/certificates.py
 
 # Hours; tables are downloaded, and what is in the first page is not run again.
 uci: $(READY)

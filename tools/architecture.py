@@ -29,7 +29,7 @@ ROOMS = {
     "runs": ["checkpoints", "executors", "facts", "files", "keep", "packing", "run", "starts", "stores"],
     "chain": ["advice", "chain", "stored"],
     "front door": ["batches", "choice", "maxima", "sampling"],
-    "uses": ["datasets", "estimators", "predict", "predictor", "references", "sbc", "tutorial"],
+    "uses": ["certificates", "datasets", "estimators", "predict", "predictor", "references", "sbc", "tutorial"],
     "pictures": ["animate", "plots", "widgets"],
 }
 
