@@ -108,7 +108,7 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        """In words: right or wrong, by how much, and whether the posterior is reached."""
+        """In words: exact or not, by how much, and whether the posterior is reached."""
         failed, far = (
             ", ".join(finding.instrument for finding in findings if not finding.passed)
             for findings in (self.findings, self.mixing)
@@ -116,7 +116,7 @@ class Certificate:
         worst = max(self.findings, key=lambda finding: abs(finding.bias.value))
         reached = f"chains do not come to the posterior ({far})" if far else "chains come to the posterior"
         return (
-            f"{self.sampler}: {f'wrong on {failed}' if failed else 'no sign of a fault'}; "
+            f"{self.sampler}: {f'not exact on {failed}' if failed else 'no sign of a fault'}; "
             f"the largest bias is {_told(worst.bias)} posterior standard deviations ({worst.bias_of}, "
             f"{worst.instrument}); {reached}"
         )
@@ -183,7 +183,7 @@ def regression() -> Target:
         return torch.cat([theta, z * z.roll(1, dims=-1), z.square().sum(-1, keepdim=True)], dim=-1)
 
     names = [f"{what} {k}" for what in ("weight", "product") for k in range(dim)] + ["log density"]
-    asks = "a normal posterior stays as it is, from exact draws"
+    asks = "does a normal posterior stay?"
     return Target("linear regression", asks, posterior, exact, names, values)
 
 
@@ -216,7 +216,7 @@ def two_modes() -> Target:
     def values(theta: Tensor) -> Tensor:
         return torch.cat([theta, posterior.log_prob(theta)[:, None]], dim=1)
 
-    asks = "two modes of known weights stay as they are, from exact draws"
+    asks = "do two modes keep their weights?"
     return Target("two modes", asks, posterior, exact, ["place", "other parameter", "log density"], values)
 
 
@@ -244,7 +244,7 @@ def network() -> Target:
 
     names = ["log likelihood", "log density", "size of the first layer", "size of the second layer"]
     names += [f"output {k}" for k in range(len(places))]
-    asks = "a network's posterior stays as it is, from exact draws by rejection"
+    asks = "does a network's posterior stay?"
     return Target("neural network", asks, posterior, exact, names, values)
 
 
@@ -428,7 +428,7 @@ def _mixing(
     """
     start = target.posterior.sample_prior(num_chains, generator)
     draws = _drawn(draw, target, start, num_draws, generator)[:, num_draws // 2 :]
-    asks = f"{num_draws // 2:,} transitions from the prior reach the network's posterior"
+    asks = f"is that reached in {num_draws // 2:,} transitions?"
     return [judge(target, draws, None, exact, FALSE_ALARM)._replace(instrument="from the prior", asks=asks)]
 
 
