@@ -42,9 +42,9 @@ are p-values, each the smallest of an instrument's tests times their number. A s
 the first three are at least 1e-4 / 3; a right one fails with a probability of 1e-4.
 
 The bias is the largest that was found of any mean or standard deviation, in posterior standard deviations, with its
-standard error; of 64 estimates without any bias the largest is two or three of these errors. MCLMC and SGLD leave out the correction and are biased on purpose: the question is by how much. "From the prior" asks something
-else, whether chains reach the network's posterior from draws of the prior in the time they have; a right sampler may
-need longer.
+standard error; of 64 estimates without any bias the largest is two or three of these errors. MCLMC and SGLD leave out
+the correction and are biased on purpose: the question is by how much. "From the prior" asks something else, whether
+chains reach the network's posterior from draws of the prior in the time they have; a right sampler may need longer.
 
 Samplers that take longer made fewer draws, by which smaller faults are not seen.
 
