@@ -22,7 +22,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 1 of 14, and takes some 3 s on two cores. After it comes [2. One network,
+# This is notebook 1 of 16, and takes some 3 s on two cores. After it comes [2. One network,
 # one vector](02_model.ipynb).
 
 # %%

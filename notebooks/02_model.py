@@ -24,7 +24,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 2 of 14, and takes some 6 s on two cores. Before it comes [1. Four boxes of
+# This is notebook 2 of 16, and takes some 6 s on two cores. Before it comes [1. Four boxes of
 # points](01_data.ipynb), after it [3. Hamiltonian Monte Carlo](03_hmc.ipynb).
 
 # %%

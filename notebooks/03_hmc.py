@@ -23,7 +23,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 3 of 14, and takes some 7 s on two cores. Before it comes [2. One network,
+# This is notebook 3 of 16, and takes some 7 s on two cores. Before it comes [2. One network,
 # one vector](02_model.ipynb), after it [4. Should we believe the
 # chain?](04_diagnostics.ipynb).
 

@@ -21,7 +21,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 4 of 14, and takes some 6 s on two cores. Before it comes [3. Hamiltonian
+# This is notebook 4 of 16, and takes some 6 s on two cores. Before it comes [3. Hamiltonian
 # Monte Carlo](03_hmc.ipynb), after it [5. What the network predicts](05_predictions.ipynb).
 
 # %%

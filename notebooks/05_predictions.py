@@ -22,7 +22,7 @@
 # One warning goes with all of it. The chain has not converged ([notebook
 # 4](04_diagnostics.ipynb) shows that), so these maps are good for shapes and not for decimals.
 #
-# This is notebook 5 of 14, and takes some 10 s on two cores. Before it comes [4. Should we
+# This is notebook 5 of 16, and takes some 10 s on two cores. Before it comes [4. Should we
 # believe the chain?](04_diagnostics.ipynb), after it [6. A posterior that has
 # converged](06_convergence.ipynb).
 

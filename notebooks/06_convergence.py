@@ -24,7 +24,7 @@
 #
 # It computes for under a minute, in single precision, which is enough for this and faster.
 #
-# This is notebook 6 of 14, and takes some 19 s on two cores. Before it comes [5. What the
+# This is notebook 6 of 16, and takes some 19 s on two cores. Before it comes [5. What the
 # network predicts](05_predictions.ipynb), after it [7. Why believe the
 # sampler?](07_trust.ipynb).
 

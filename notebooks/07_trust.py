@@ -23,7 +23,7 @@
 # - made-up data whose true parameters are known, and where the truth ranks among the draws,
 # - how two runs that start a hair's breadth apart part, and what a seed is worth.
 #
-# This is notebook 7 of 14, and takes some 22 s on two cores. Before it comes [6. A posterior
+# This is notebook 7 of 16, and takes some 22 s on two cores. Before it comes [6. A posterior
 # that has converged](06_convergence.ipynb), after it [8. The
 # playground](08_playground.ipynb).
 

@@ -24,7 +24,7 @@
 # *Run All Cells*. Below each explorer stands a picture that it makes, for those who only read.
 # All controls can be reached by the Tab key and moved by the arrow keys.
 #
-# This is notebook 8 of 14, and takes some 9 s on two cores. Before it comes [7. Why believe
+# This is notebook 8 of 16, and takes some 9 s on two cores. Before it comes [7. Why believe
 # the sampler?](07_trust.ipynb), after it [9. Your own network, your own
 # data](09_your_own.ipynb).
 

@@ -27,7 +27,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 9 of 14, and takes some 77 s on two cores. Before it comes [8. The
+# This is notebook 9 of 16, and takes some 77 s on two cores. Before it comes [8. The
 # playground](08_playground.ipynb), after it [10. One vector, many
 # packages](10_one_vector_many_packages.ipynb).
 

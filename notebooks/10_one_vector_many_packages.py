@@ -26,7 +26,7 @@
 # None of the other packages has to be there. What is not installed is left out, by name:
 # `pip install -e '.[peers]'` gets all of them.
 #
-# This is notebook 10 of 14, and takes some 45 s on two cores. Before it comes [9. Your own
+# This is notebook 10 of 16, and takes some 45 s on two cores. Before it comes [9. Your own
 # network, your own data](09_your_own.ipynb), after it [11. Samplers](11_samplers.ipynb).
 
 # %%

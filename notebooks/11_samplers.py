@@ -24,7 +24,7 @@
 # - scales that are inferred with the weights,
 # - what each sampler is for, and when it fails.
 #
-# This is notebook 11 of 14, and takes some 26 s on two cores. Before it comes [10. One
+# This is notebook 11 of 16, and takes some 26 s on two cores. Before it comes [10. One
 # vector, many packages](10_one_vector_many_packages.ipynb), after it [12. Long
 # runs](12_long_runs.ipynb).
 

@@ -23,7 +23,7 @@
 # - what it saves, and what it costs, to keep one draw of each ten,
 # - a kernel of your own, in a dozen lines, which gets all of this for nothing.
 #
-# This is notebook 12 of 14, and takes some 59 s on two cores. Before it comes [11.
+# This is notebook 12 of 16, and takes some 59 s on two cores. Before it comes [11.
 # Samplers](11_samplers.ipynb), after it [13. From a table to a posterior that one may
 # believe](13_real_data.ipynb).
 

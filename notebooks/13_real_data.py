@@ -22,7 +22,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 13 of 14, and takes some 35 s on two cores. Before it comes [12. Long
+# This is notebook 13 of 16, and takes some 35 s on two cores. Before it comes [12. Long
 # runs](12_long_runs.ipynb), after it [14. A kernel, a likelihood and a prior of your
 # own](14_your_own_kernel.ipynb).
 

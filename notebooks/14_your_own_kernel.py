@@ -23,8 +23,9 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 14 of 14, and takes some 16 s on two cores. Before it comes [13. From a
-# table to a posterior that one may believe](13_real_data.ipynb).
+# This is notebook 14 of 16, and takes some 16 s on two cores. Before it comes [13. From a
+# table to a posterior that one may believe](13_real_data.ipynb), after it [15. The price of
+# approximation](15_price_of_approximation.ipynb)
 
 # %%
 from typing import NamedTuple
@@ -361,4 +362,4 @@ except ValueError as error:
 # - A likelihood is a function from outputs to a distribution; a prior is a class with one
 #   method. Both are tried when a posterior is made.
 #
-# Back to [1. Four boxes of points](01_data.ipynb).
+# **Next:** [15. The price of approximation](15_price_of_approximation.ipynb)
