@@ -25,7 +25,7 @@
 #
 # This is notebook 14 of 16, and takes some 16 s on two cores. Before it comes [13. From a
 # table to a posterior that one may believe](13_real_data.ipynb), after it [15. The price of
-# approximation](15_price_of_approximation.ipynb)
+# approximation](15_price_of_approximation.ipynb).
 
 # %%
 from typing import NamedTuple
