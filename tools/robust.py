@@ -41,6 +41,7 @@ LONG = (
     "11_samplers",
     "12_long_runs",
     "13_real_data",
+    "16_questions",
 )
 SEEDS = {"tests": 50} | dict.fromkeys(LONG, 8)
 SEEDS_OF_OTHERS = 20
