@@ -186,7 +186,7 @@ RECIPES = {
     "sine_relu": Recipe(exchange(16, 16, thin=25), isokinetic(thin=4)),
     "noise_by_input": Recipe(exchange(16, 16, thin=20), isokinetic(thin=4)),
     "wine": Recipe(exchange(14, 16, thin=4), smc(32, 4_096, num_moves=10)),
-    "convolution": Recipe(exchange(10, 8, thin=2, num_chains=32), smc(16, 2_048, num_moves=10)),
+    "convolution": Recipe(exchange(10, 8, thin=1, num_chains=32), smc(16, 1_024, num_moves=10)),
     "boston": Recipe(chains(HMC(), 16, 1_000, 2, 1_000), chains(MAMS(), 16, 800, 2, 1_500)),
     "digits": Recipe(chains(HMC(), 16, 500, 1, 500), chains(MAMS(), 16, 500, 2, 500)),
 }
