@@ -36,6 +36,14 @@ def p(posterior, chain, grid):
 UNIFORM = Calibration(torch.arange(320)[:, None] % 16, 15, ["first"])
 
 BAND = torch.tensor([[-1.0, -2.0, -3.0], [0.0, 0.5, 1.0], [1.0, 2.0, 3.0]])
+PRICES = pd.DataFrame(
+    {
+        "problem": ["line", "line", "line", "boxes"],
+        "method": ["HMC", "HMC", "MAP", "MAP"],
+        "gradients": [1e4, 1e5, 2e3, 3e3],
+        "wasserstein": [0.5, 0.1, 0.8, 2.0],
+    }
+)
 SCORES = pd.DataFrame(
     {"method": ["a", "b", "a", "b"], "log score": [-1.0, -2.0, -3.0, -5.0], "accuracy": [0.9, 0.8, 0.7, 0.5]}
 )
@@ -111,6 +119,7 @@ FIGURES = {
         {"a": BAND, "b": BAND}, torch.arange(3.0), Data(torch.rand(5, 1), torch.rand(5)), torch.ones(3), title="finding"
     ),
     "scores": lambda chain, grid, p, posterior: plots.scores(SCORES, ["log score", "accuracy"], title="finding"),
+    "prices": lambda chain, grid, p, posterior: plots.prices(PRICES, PRICES[:1], title="finding"),
     "answers": lambda chain, grid, p, posterior: plots.answers(
         torch.rand(2, 4, 4), {"a": torch.eye(5)[:2], "b": torch.eye(5)[2:4]}, title="finding"
     ),
@@ -186,6 +195,16 @@ def test_scores_draw_every_split_and_the_mean():
     assert dots.get_xdata().tolist() == [-1, -3]
     assert list(bar.get_xdata()) == [-2, -2]
     np.testing.assert_allclose(second.lines[3].get_xdata(), 0.65)
+
+
+def test_prices_have_a_panel_for_each_problem_and_a_large_mark_for_each_row_of_ones_own():
+    first, second = plots.prices(PRICES, PRICES[-1:]).axes
+    assert [ax.get_title() for ax in (first, second)] == ["line", "boxes"]
+    chains, end, on = first.lines
+    assert chains.get_ydata().tolist() == [0.5, 0.1]
+    assert (end.get_linestyle(), list(on.get_xdata())) == ("-", [2e3, 1e5]), "a point goes on as a dotted line"
+    *_, own = second.lines
+    assert (list(own.get_ydata()), own.get_markersize()) == ([2.0], 10)
 
 
 def test_answers_stand_below_their_images():

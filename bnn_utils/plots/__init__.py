@@ -20,7 +20,7 @@ from bnn_utils.plots.predictions import (
 )
 from bnn_utils.plots.regression import predictive_bands
 from bnn_utils.plots.runs import thinning, watched
-from bnn_utils.plots.scores import answers, scores
+from bnn_utils.plots.scores import answers, prices, scores
 from bnn_utils.plots.style import Figure, image_bundle, probability_contours, scatter
 from bnn_utils.plots.tempering import evidence, kinds, ladder
 from bnn_utils.plots.trust import calibrations, energy_slopes, partings
@@ -48,6 +48,7 @@ __all__ = [
     "paths",
     "points",
     "predictive_bands",
+    "prices",
     "prior_predictive",
     "probability_contours",
     "ranks",
