@@ -38,7 +38,7 @@ from bnn_utils.references import Problem
 from bnn_utils.run import Plan, advance, begin
 
 NUM_CHAINS = 8  # at most
-DRAWS, DRAWS_OF_MANY, MANY = 125, 500, 1_000_000  # that are kept of each chain, and from how many gradients on more
+DRAWS, DRAWS_OF_MANY, MANY = 125, 250, 1_000_000  # that are kept of each chain, and from how many gradients on more
 GRADIENTS_OF_A_LANE = 1000  # at least: where there would be fewer, there are fewer chains
 AT_ONCE = 20_000  # transitions of which all draws are in memory
 WARMUP = 1 / 3  # of the budget, as of that for whatever comes before the draws

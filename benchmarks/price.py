@@ -53,7 +53,7 @@ minibatches count in proportion, and so does all that comes before the draws: cl
 Distances are in posterior standard deviations. The Wasserstein distance is that of each quantity's distribution, on
 average over the quantities: predictions at given inputs, differences between some of them, and the size of the noise.
 Up to 100,000 gradients there are three seeds, and numbers are their medians; 1,000 independent draws of the posterior
-would be some {floor:.2f} away by chance. Beyond there is one seed, and up to 4,000 draws are kept.
+would be some {floor:.2f} away by chance. Beyond there is one seed, and up to 2,000 draws are kept.
 
 MAP, Laplace and ensembles end on their own: more gradients would not change what they say. Chains start at draws of the
 prior, eight of them, or fewer where each lane would have less than 1,000 gradients, and a third of the budget is for
