@@ -175,8 +175,9 @@ def score(
     errors, chances, largest, allowed = torch.full((5,), torch.nan), 3 * [math.nan], math.inf, math.nan
     if num >= FEWEST:
         errors = _jackknife(values, logs, truth)
-        chances = truth.by_chance(values)
-        largest, allowed = _largest(values, is_mode, truth, seed)
+        relative_se = (mcse(values) / values.std((0, 1))).nan_to_num()  # 1 / sqrt(effective sample size)
+        chances = truth.by_chance(values, relative_se)
+        largest, allowed = _largest(values, is_mode, truth, relative_se, seed)
     mean, sd, wasserstein, coverage, own_score = found.tolist()
     mode, lost = None, None
     if is_mode is not None and known.mode is not None:
@@ -246,10 +247,8 @@ def _weights(levels: Tensor) -> Tensor:
 class _Truth(NamedTuple):
     """What is known of the quantities that are compared."""
 
-    mean: Tensor  # (Q,), as the next three
-    mean_se: Tensor
-    sd: Tensor
-    sd_se: Tensor
+    mean: Tensor  # (Q,)
+    sd: Tensor  # (Q,)
     levels: Tensor  # (L,)
     quantiles: Tensor  # (L, Q)
     below_se: Tensor  # (L, Q)
@@ -264,24 +263,21 @@ class _Truth(NamedTuple):
 
         return cls(
             of_varying(known.mean),
-            of_varying(known.mean_se),
             of_varying(known.sd),
-            of_varying(known.sd_se),
             known.levels,
             of_varying(known.quantiles),
             of_varying(known.below_se),
             known.mode or Estimate(math.nan, math.nan),
         )
 
-    def by_chance(self, values: Tensor) -> list[float]:
+    def by_chance(self, values: Tensor, relative_se: Tensor) -> list[float]:
         """Distances of means, standard deviations and distributions of as many draws from the posterior.
 
         As of independent draws that give such errors of the mean, and whose tails are as heavy.
         """
-        se, centred = mcse(values).nan_to_num(), values - values.mean((0, 1))
-        variance = centred.square().mean((0, 1))
-        relative = torch.where(se > 0, se / self.sd, torch.inf).square()
-        kurtosis = (centred.pow(4).mean((0, 1)) / variance.square()).nan_to_num(nan=1)
+        centred = values - values.mean((0, 1))
+        kurtosis = (centred.pow(4).mean((0, 1)) / centred.square().mean((0, 1)).square()).nan_to_num(nan=1)
+        relative = torch.where(relative_se > 0, relative_se, torch.inf).square()
         # The error of a quantile is that of the probability below it, by the slope of the quantiles.
         slope = torch.gradient(self.quantiles, spacing=(self.levels,), dim=0)[0] / self.sd
         of_quantiles = (self.levels * (1 - self.levels))[:, None].sqrt() * slope
@@ -342,7 +338,9 @@ def _jackknife(values: Tensor, logs: Tensor | None, truth: _Truth) -> Tensor:
     return ((len(rows) - 1) * (rows - rows.mean(0)).square().mean(0)).sqrt()
 
 
-def _largest(values: Tensor, is_mode: Tensor | None, truth: _Truth, seed: int) -> tuple[float, float]:
+def _largest(
+    values: Tensor, is_mode: Tensor | None, truth: _Truth, relative_se: Tensor, seed: int
+) -> tuple[float, float]:
     """The largest difference in standard errors, and what is exceeded in one of 20 cases where there is none.
 
     Chance is simulated: sums of independent draws, normal, with the correlation of all that is compared.
@@ -355,9 +353,10 @@ def _largest(values: Tensor, is_mode: Tensor | None, truth: _Truth, seed: int) -
             # Of a probability, the error that it would have if it were the known one: a small one, by chance, must not
             # bring a small error with it. What never changed is as dependent as the quantity itself.
             share = (level + mean).clamp(0, 1)
-            of_quantity = (level * (1 - level)) ** 0.5 * (mcse(values) / values.std((0, 1))).nan_to_num()
             changes = (share * (1 - share) > 0) & (se > 0)
-            se = torch.where(changes, se * (level * (1 - level) / (share * (1 - share))).sqrt(), of_quantity)
+            alike = relative_se if len(se) == len(relative_se) else relative_se.max()
+            relative = torch.where(changes, se / (share * (1 - share)).sqrt(), alike)
+            se = (level * (1 - level)) ** 0.5 * relative
         joint = torch.hypot(se, known_se)
         z = torch.where(joint > 0, mean.abs() / joint, torch.where(mean.abs() < SAME, 0.0, torch.inf))
         largest = max(largest, z.max().item())
