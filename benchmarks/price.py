@@ -77,7 +77,7 @@ below {small}, it says nothing.
 
 """
 
-SMALL = 0.1
+SMALL, NO_WIDTH = 0.1, 0.01
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
@@ -183,7 +183,9 @@ def write() -> None:
     rows = stored()
     found = medians(rows)
     found[[*KEYS[:-1], "gradients", "wasserstein"]].to_csv(FOR_NOTEBOOK, index=False, float_format="%.4g")
-    plots.prices(found).savefig(PICTURE)
+    plots.prices(found.sort_values("method", key=lambda names: names.map(list(METHODS).index), kind="stable")).savefig(
+        PICTURE
+    )
     last = found.groupby(["problem", "method"], sort=False).tail(1)
     parts = [f"## {name}\n\n{by_budget(part)}\n{at_last(last[last['problem'] == name])}"
              for name, part in found.groupby("problem", sort=False)]  # fmt: skip
@@ -224,7 +226,7 @@ def at_last(rows: pd.DataFrame) -> str:
 
 def most_wrong(row: pd.Series) -> str:
     """The largest error, in words."""
-    if row["width"] == 0:
+    if row["width"] < NO_WIDTH:
         return "no spread"
     wide = "too wide" if row["width"] > 1 else "too narrow"
     errors = {

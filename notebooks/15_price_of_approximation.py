@@ -23,9 +23,9 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 15 of 16, and takes some 40 s on two cores. Before it comes [14. A kernel,
-# a likelihood and a prior of your own](14_your_own_kernel.ipynb), after it [16. Questions
-# that only known posteriors can answer](16_questions.ipynb).
+# This is notebook 15 of 16, and takes some 40 s on two cores. Before it comes [14. A kernel, a
+# likelihood and a prior of your own](14_your_own_kernel.ipynb), after it [16. Questions that
+# only known posteriors can answer](16_questions.ipynb).
 
 # %%
 from collections.abc import Callable
@@ -240,8 +240,10 @@ table[table["problem"] == "boxes"].drop(columns="problem").round(3)
 # %%
 by_method = table[table["problem"] == "boxes"].set_index("method")["wasserstein"]
 without_chains = by_method.drop(["HMC", "replica exchange"])
-assert without_chains.min() > 2 * by_method["replica exchange"]
-print("verdict: each method without chains is at least twice as far off as replica exchange")
+assert without_chains.min() > 3 * by_method["replica exchange"]
+print(
+    "verdict: each method without chains is at least three times as far off as replica exchange"
+)
 
 # %% [markdown]
 # The column "mode" is the share of networks that are an OR (notebook 6), which should be a
@@ -293,7 +295,9 @@ table[table["problem"] == "sine_tanh"].drop(columns=["problem", "mode"]).round(3
 # The climbs come from twenty different starts, and most of them end at the same function. An
 # ensemble's spread is one of tops, or of climbs that were stopped before they got there, and
 # neither is the posterior's. The Laplace approximation does better here than on the boxes: this
-# posterior has one top that counts. Both kinds of chains are near the truth.
+# posterior has one top that counts. Replica exchange is near the truth. So is HMC, unless one
+# of its eight chains has not come down from the draw of the prior at which it began: with other
+# seeds you may see that, and R-hat would have told.
 #
 # ## What gradients buy
 # What you have seen is one budget for each method. `benchmarks/price.py` gave fourteen methods
@@ -332,4 +336,4 @@ print(
 #   there the methods differ most.
 # - Whatever you use: try it on a posterior that is known. It takes one call of `score`.
 #
-# Next: [16. Questions that only known posteriors can answer](16_questions.ipynb).
+# **Next:** [16. Questions that only known posteriors can answer](16_questions.ipynb).

@@ -100,11 +100,11 @@ def prices(table: pd.DataFrame, own: pd.DataFrame | None = None, title: str = ""
             style = styles[row["method"]] | {"ls": ""}
             ax.plot(row["gradients"], row["wasserstein"], ms=10, mec=INK, mew=1.2, zorder=4, **style)
         ax.set(xscale="log", yscale="log")
+        ax.set_xlabel("gradients of the log density", fontsize=10)
         ax.set_title(problem, fontsize=10)
         ax.grid(color=GREY, alpha=0.3, lw=0.6)
     for ax in axes.flat[len(problems) :]:
         ax.set_visible(False)
-    figure.supxlabel("gradients of the log density of all the data", fontsize=10)
     figure.supylabel("distance, in posterior standard deviations", fontsize=10)
     handles = [Line2D([], [], label=method, **style) for method, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, fontsize=8.5, frameon=False)
