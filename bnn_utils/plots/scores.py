@@ -13,7 +13,9 @@ from torch import Tensor
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, LINE_STYLES, Figure, shared_legend
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from typing import Any
+
+import pandas as pd
 
 
 def scores(table: pd.DataFrame, columns: Sequence[str], title: str = "") -> Figure:
@@ -85,7 +87,7 @@ def prices(table: pd.DataFrame, own: pd.DataFrame | None = None, title: str = ""
         alt=f"Distance from the posterior against gradients, for {', '.join(problems)}; lines are {', '.join(methods)}",
     )
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         method: {"color": CHAIN_COLOURS[k % 4], "ls": LINE_STYLES[k // 4 % 4], "marker": "osD^"[k // 4 % 4], "lw": 1.3}
         for k, method in enumerate(methods)
     }
