@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -13,9 +13,7 @@ from torch import Tensor
 from bnn_utils.plots.style import CHAIN_COLOURS, GREY, INK, LINE_STYLES, Figure, shared_legend
 
 if TYPE_CHECKING:
-    from typing import Any
-
-import pandas as pd
+    import pandas as pd
 
 
 def scores(table: pd.DataFrame, columns: Sequence[str], title: str = "") -> Figure:
