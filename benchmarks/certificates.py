@@ -261,8 +261,8 @@ OURS = [
 ]
 METHODS = {
     **{name: Method(name, "bnn_utils") for name in OURS},
-    "hamiltorch, HMC": Method(hamiltorch_hmc, "hamiltorch", 100, 20),
-    "Pyro, HMC": Method(pyro_hmc, "pyro", 100, 20),
+    "hamiltorch, HMC": Method(hamiltorch_hmc, "hamiltorch", 100, 10),
+    "Pyro, HMC": Method(pyro_hmc, "pyro", 100, 10),
     "NumPyro, HMC": Method(by_numpyro("HMC"), "numpyro"),
     "NumPyro, NUTS": Method(by_numpyro("NUTS"), "numpyro", 500, 20),
     "BlackJAX, HMC": Method(by_blackjax(blackjax_hmc), "blackjax"),

@@ -1,6 +1,7 @@
 """Certificates: right samplers pass, planted faults don't, and what can't be judged is refused in words.
 
-Each fault was rejected under 20 other seeds, and each right sampler passed under 50.
+HMC, NUTS, ChEES and MAMS passed under 65 other seeds, the other right samplers under 12; each fault was rejected under
+20.
 """
 
 import doctest
@@ -110,7 +111,8 @@ FAULTS = [
     "one momentum for all chains",
     "only what was accepted",
 ]
-WRONG = {"forgetful random walk": Metropolis(forgets=True)} | {fault: partial(hmc, fault=fault) for fault in FAULTS}
+WRONG = {"forgetful random walk": Metropolis(forgets=True)}
+WRONG |= {fault: partial(hmc, fault=fault, step_size=0.45) for fault in FAULTS}
 
 SIZES = {"num_chains": 1000, "num_draws": 50}
 
