@@ -54,6 +54,7 @@ Distances are in posterior standard deviations. The Wasserstein distance is that
 average over the quantities: predictions at given inputs, differences between some of them, and the size of the noise.
 Up to 100,000 gradients there are three seeds, and numbers are their medians; 1,000 independent draws of the posterior
 would be some {floor:.2f} away by chance. Beyond there is one seed, and up to 2,000 draws are kept.
+What is empty was not run.
 
 MAP, Laplace and ensembles end on their own: more gradients would not change what they say. Chains start at draws of the
 prior, eight of them, or fewer where each lane would have less than 1,000 gradients, and a third of the budget is for
@@ -158,8 +159,8 @@ def too_long(rows: pd.DataFrame, problem: str, method: str, budget: int) -> str:
 
 
 def stored() -> pd.DataFrame:
-    columns = [*KEYS, "gradients", "seconds", "why"]
-    return pd.read_csv(TABLE, keep_default_na=True) if TABLE.exists() else pd.DataFrame(columns=columns)
+    rows = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=[*KEYS, "gradients", "seconds"])
+    return rows if "why" in rows else rows.assign(why=None)
 
 
 def add(row: dict[str, float | str]) -> None:
