@@ -54,7 +54,6 @@ Distances are in posterior standard deviations. The Wasserstein distance is that
 average over the quantities: predictions at given inputs, differences between some of them, and the size of the noise.
 Up to 100,000 gradients there are three seeds, and numbers are their medians; 1,000 independent draws of the posterior
 would be some {floor:.2f} away by chance. Beyond there is one seed, and up to 2,000 draws are kept.
-What is empty was not run.
 
 MAP, Laplace and ensembles end on their own: more gradients would not change what they say. Chains start at draws of the
 prior, eight of them, or fewer where each lane would have less than 1,000 gradients, and a third of the budget is for
@@ -229,10 +228,12 @@ def most_wrong(row: pd.Series) -> str:
     """The largest error, in words."""
     if row["width"] < NO_WIDTH:
         return "no spread"
-    wide = "too wide" if row["width"] > 1 else "too narrow"
+    log_width = math.log(row["width"])
+    spread = row["sd"] if np.isfinite(row["sd"]) else abs(log_width)  # of those that have some, as where noise is held
+    wide = "too wide" if log_width > 0 else "too narrow"
     errors = {
         "means": row["mean"],
-        f"spread, {wide}": row["sd"],
+        f"spread, {wide if abs(log_width) > spread / 2 else 'too wide or too narrow'}": spread,
         "correlations": row["correlation"],
         "tails": row["tails"],
         "modes": 2 * abs(row["mode"]),
@@ -255,7 +256,7 @@ def not_run(rows: pd.DataFrame) -> str:
         lines.append(f"- {method}, {'; '.join(places)}: {why}.")
     left_out = [name for name in METHODS if name not in set(rows["method"])]
     lines += [f"- {name}: the package {METHODS[name].package} was not installed." for name in left_out]
-    return "\n## What was not run\n\n" + "\n".join(lines) + "\n"
+    return "\n## What was not run\n\n" + "\n".join([*lines, "- Other empty places."]) + "\n"
 
 
 def main() -> None:
