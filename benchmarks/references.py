@@ -47,7 +47,8 @@ the order of their means.
 {table}
 
 The best sampler so far is the one with the smallest Wasserstein distance (in posterior standard deviations) in
-[the price of approximation](price.md), and the gradients that it took.
+[the price of approximation](price.md), and the gradients that it took. Below some 0.03, which so many draws of the
+posterior itself would have, methods can't be ranked.
 
 ## Confirmed twice
 

@@ -127,7 +127,7 @@ def _boxes(name: str, about: str, net: nn.Module, precision: float = 0.09) -> Pr
 
 
 def _tutorial(_: Folder) -> Problem:
-    return _boxes("boxes", "two modes of equal mass, networks that are an AND and networks that are an OR", network())
+    return _boxes("boxes", "two modes of nearly equal mass, networks that are an AND and networks that are an OR", network())
 
 
 def _boxes_relu(_: Folder) -> Problem:
