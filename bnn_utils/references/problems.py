@@ -127,7 +127,8 @@ def _boxes(name: str, about: str, net: nn.Module, precision: float = 0.09) -> Pr
 
 
 def _tutorial(_: Folder) -> Problem:
-    return _boxes("boxes", "two modes of nearly equal mass, networks that are an AND and networks that are an OR", network())
+    about = "two modes of nearly equal mass, networks that are an AND and networks that are an OR"
+    return _boxes("boxes", about, network())
 
 
 def _boxes_relu(_: Folder) -> Problem:
