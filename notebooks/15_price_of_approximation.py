@@ -23,7 +23,7 @@
 #
 # Words in bold are in the [glossary](glossary.md).
 #
-# This is notebook 15 of 16, and takes some 40 s on two cores. Before it comes [14. A kernel,
+# This is notebook 15 of 16, and takes some 25 s on two cores. Before it comes [14. A kernel,
 # a likelihood and a prior of your own](14_your_own_kernel.ipynb), after it [16. Questions
 # that only known posteriors can answer](16_questions.ipynb).
 

@@ -22,7 +22,7 @@
 # Words in bold are in the [glossary](glossary.md). Numbers have two standard errors beside
 # them in figures, and one behind the sign ± in print.
 #
-# This is notebook 16 of 16, and takes some 60 s on two cores. Before it comes [15. The price
+# This is notebook 16 of 16, and takes some 75 s on two cores. Before it comes [15. The price
 # of approximation](15_price_of_approximation.ipynb).
 
 # %%
