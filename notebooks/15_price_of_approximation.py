@@ -76,8 +76,8 @@ def told_by(posterior, theta, gradients):
 
 
 # %% [markdown]
-# One network, the highest point of the density (**maximum a posteriori**), or a **deep
-# ensemble** of twenty, each climbed to from its own draw of the prior ([Lakshminarayanan,
+# One network, the highest point of the density (**maximum a posteriori**), or twenty, a
+# **deep ensemble**, each climbed to from its own draw of the prior ([Lakshminarayanan,
 # Pritzel and Blundell 2017](https://arxiv.org/abs/1612.01474)). A climb is a thousand steps of
 # Adam and some hundreds of L-BFGS.
 
@@ -153,9 +153,9 @@ def mean_field(posterior, seed, steps=2000, particles=10):
 
 
 # %% [markdown]
-# And chains, which are only as wrong as they are short: eight of HMC, and eight of **replica
-# exchange** ([notebook 6](06_convergence.ipynb)), each from draws of the prior. Of the draws
-# 125 of each chain are kept, as many as the score needs.
+# And chains, which are only as wrong as they are short: eight of HMC, and eight of
+# **replica exchange** ([notebook 6](06_convergence.ipynb)), each from draws of the prior. Of the
+# draws 125 of each chain are kept, as many as the score needs.
 
 
 # %%

@@ -8,7 +8,8 @@ RESULT is a JSON file: which assertions were checked, which failed with what mes
 compared lay from their limits. A cell that warns of something counts as failed too.
 
 Every seed is replaced by another one where a random stream is made from it, in this process only, so that neither the
-library nor the notebooks need to know. The tutorial's data stay: their seed says which problem is solved.
+library nor the notebooks need to know. The data of the tutorial and of references stay: their seeds say which problem
+is solved.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_MODULE = "bnn_utils.tutorial"
+DATA_MODULES = ("bnn_utils.tutorial", "bnn_utils.references.problems")
 SYMBOLS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.*?)```", re.DOTALL)
@@ -127,7 +128,7 @@ def reseed(number: int) -> None:
     """From now on, in this process, a seed stands for the random stream of another one."""
 
     def other(seed: Any) -> Any:
-        if not isinstance(seed, (int, np.integer)) or sys._getframe(2).f_globals.get("__name__") == DATA_MODULE:
+        if not isinstance(seed, (int, np.integer)) or sys._getframe(2).f_globals.get("__name__") in DATA_MODULES:
             return seed
         return int(hashlib.blake2b(f"{number} {seed}".encode(), digest_size=4).hexdigest(), 16)
 
