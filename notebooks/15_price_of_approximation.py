@@ -154,8 +154,8 @@ def mean_field(posterior, seed, steps=2000, particles=10):
 
 # %% [markdown]
 # And chains, which are only as wrong as they are short: eight of HMC, and eight of
-# **replica exchange** ([notebook 6](06_convergence.ipynb)), each from draws of the prior. Of the
-# draws 125 of each chain are kept, as many as the score needs.
+# **replica exchange** ([notebook 6](06_convergence.ipynb)), each from draws of the prior. Of
+# the draws 125 of each chain are kept, as many as the score needs.
 
 
 # %%
