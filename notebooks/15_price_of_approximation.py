@@ -240,10 +240,8 @@ table[table["problem"] == "boxes"].drop(columns="problem").round(3)
 # %%
 by_method = table[table["problem"] == "boxes"].set_index("method")["wasserstein"]
 without_chains = by_method.drop(["HMC", "replica exchange"])
-assert without_chains.min() > 3 * by_method["replica exchange"]
-print(
-    "verdict: each method without chains is at least three times as far off as replica exchange"
-)
+assert without_chains.min() > 2 * by_method["replica exchange"]
+print("verdict: each method without chains is at least twice as far off as replica exchange")
 
 # %% [markdown]
 # The column "mode" is the share of networks that are an OR (notebook 6), which should be a

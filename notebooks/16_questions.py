@@ -22,7 +22,7 @@
 # Words in bold are in the [glossary](glossary.md). Numbers have two standard errors beside
 # them in figures, and one behind the sign ± in print.
 #
-# This is notebook 16 of 16, and takes some 75 s on two cores. Before it comes [15. The price
+# This is notebook 16 of 16, and takes some 80 s on two cores. Before it comes [15. The price
 # of approximation](15_price_of_approximation.ipynb).
 
 # %%
@@ -226,7 +226,8 @@ print("the best, and on average it is better than that of precision 0.1 by more 
 # %% [markdown]
 # The evidence did well, with no point held out. It need not: it asks how well the *prior*
 # predicts the data, from the first point on, and the score asks how well the *posterior*
-# predicts the next one.
+# predicts the next one. (The best prior may be wider still than 0.003. There these chains are
+# too short to tell.)
 #
 # Now the question that was left over. With the precision 0.01, what does a cold likelihood of
 # $T = 0.3$ gain?

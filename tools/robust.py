@@ -43,7 +43,7 @@ LONG = (
     "13_real_data",
     "15_price_of_approximation",
 )
-SEEDS = {"tests": 50} | dict.fromkeys(LONG, 8) | {"16_questions": 3}
+SEEDS = {"tests": 50} | dict.fromkeys(LONG, 8) | {"16_questions": 1}
 SEEDS_OF_OTHERS = 20
 # Stand-ins for other processors: how PyTorch's kernels compute, and in which order they add.
 INSTRUCTION_SETS = ("default", "avx2", "avx512")
