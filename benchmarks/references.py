@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bnn_utils.plots.style import probability_contours, scatter, square
-from bnn_utils.references import Problem, Reference, names, reference
+from bnn_utils.references import PROBLEMS, Problem, Reference, names, reference
 
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs" / "references.png"
@@ -54,7 +54,8 @@ posterior itself would have, methods can't be ranked.
 
 Each was computed by two algorithms that share as little as could be found: replica exchange from the prior, and
 sequential Monte Carlo, which has particles in place of chains; or, where noise that is inferred makes weights so stiff
-that particles hardly move, and for the two large networks, MAMS, which moves at constant speed. Standard errors are
+that particles hardly move, MAMS, which moves at constant speed. The largest network was too large for the first two:
+there it was HMC and MAMS. Standard errors are
 from the spread of replicates, chains or runs. The largest of thousands of differences between the two, in joint
 standard errors, is held against what it would be by chance, which is simulated: a difference that comes up less than
 once in 100 times is a disagreement, and then nothing is written down. Nor is it where the comparison would not see that
@@ -73,6 +74,8 @@ def main() -> None:
     table = pd.read_csv(HERE / "references.csv").set_index("problem")
     missing = [name for name in table.index if not table.loc[name, "agrees"]]
     kept = f"So {', '.join(missing)} had to be left out." if missing else "All that were tried agree."
+    rest = [name for name in PROBLEMS if name not in table.index]
+    kept += f" Of {', '.join(rest)} there is a recipe that was not run to its end." if rest else ""
     asked = {name: found.problem() for name, found in known.items() if name != "boston"}
     page = PAGE.format(
         num=len(known),
