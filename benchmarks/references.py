@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bnn_utils.plots.style import probability_contours, scatter, square
 from bnn_utils.references import PROBLEMS, Problem, Reference, names, reference
+from samplers import as_markdown
 
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs" / "references.png"
@@ -59,7 +60,9 @@ there it was HMC and MAMS. Standard errors are
 from the spread of replicates, chains or runs. The largest of thousands of differences between the two, in joint
 standard errors, is held against what it would be by chance, which is simulated: a difference that comes up less than
 once in 100 times is a disagreement, and then nothing is written down. Nor is it where the comparison would not see that
-a twentieth of one mode's mass went to the other, which is tried by doing so. {kept}
+a twentieth of one mode's mass went to the other, which is tried by doing so.
+
+{kept}
 
 {agreement}
 
@@ -79,8 +82,8 @@ def main() -> None:
     asked = {name: found.problem() for name, found in known.items() if name != "boston"}
     page = PAGE.format(
         num=len(known),
-        table=summary(known, asked, best_samplers()).to_markdown(index=False),
-        agreement=confirmed(table).to_markdown(index=False),
+        table=as_markdown(summary(known, asked, best_samplers())),
+        agreement=as_markdown(confirmed(table)),
         kept=kept,
     )
     (HERE / "references.md").write_text(page)
